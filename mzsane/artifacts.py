@@ -1,0 +1,427 @@
+"""The artifact store: fingerprint, manifest, atomic publish, verified open. The only user of fsspec.
+
+An artifact is a folder `<root>/<kind>/<fingerprint>/` of data files and a `manifest.json` that is written last and only if
+there is none yet. It exists if and only if its manifest does, and never changes afterwards. The stored name of a data file
+carries the start of its hash, so that two writers of one artifact cannot overwrite each other's files: the first manifest
+wins, and the second writer removes what the winner does not name.
+
+Work in progress (chunks, training checkpoints) lives in `<root>/partial/<kind>/<fingerprint>/` until its artifact is out.
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")
+
+
+class ArtifactRef(BaseModel):
+    """The name of an artifact: small, and the only thing about it that crosses a task border."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work that leads to one artifact, known before it is done.
+
+    Attributes:
+        kind: what is made: zoo, tokens, backbone, ...
+        version: the stage's `VERSION`.
+        config: every setting that shapes the result, as JSON data.
+        inputs: the artifacts that are read, by role.
+        seed: the root seed, for the manifest; it must be in `config` too.
+    """
+
+    kind: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    seed: int = 0
+
+    @cached_property
+    def ref(self) -> ArtifactRef:
+        """The artifact's name: sha256 of kind, version, config and input fingerprints in canonical JSON."""
+        identity = {
+            "kind": self.kind,
+            "version": self.version,
+            "config": self.config,
+            "inputs": {role: str(ref) for role, ref in self.inputs.items()},
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return ArtifactRef(kind=self.kind, fingerprint=hashlib.sha256(text.encode()).hexdigest())
+
+
+class FileEntry(BaseModel):
+    """One data file in a manifest: its stored name, size in bytes, and sha256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a published artifact is and where it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int
+    kind: str
+    fingerprint: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    counts: dict[str, Any]
+    libraries: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+class Artifact:
+    """A published artifact. Files are verified against the manifest when they are read."""
+
+    def __init__(self, store: "ArtifactStore", manifest: Manifest) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.ref = ArtifactRef(kind=manifest.kind, fingerprint=manifest.fingerprint)
+
+    @property
+    def address(self) -> str:
+        """The artifact's URL."""
+        return self.store.address(self.ref)
+
+    def path(self, name: str) -> Path:
+        """Return a local path of a data file whose bytes have been verified; a remote file is cached first.
+
+        Raises:
+            CorruptArtifactError: the file is missing or its bytes are not those of the manifest.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise CorruptArtifactError(f"{self.address} has no file {name}; it has {', '.join(self.manifest.files)}")
+        return self.store.fetch(self.ref, entry)
+
+
+class Partial:
+    """The unfinished files of one piece of work: written atomically, readable by the next attempt, removed at the end."""
+
+    def __init__(self, store: "ArtifactStore", ref: ArtifactRef) -> None:
+        self._store = store
+        self._folder = f"partial/{ref}"
+
+    def names(self) -> set[str]:
+        """Return the names of the files that are there."""
+        return self._store.list_names(self._folder)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return self._store.read(f"{self._folder}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file; a reader sees all of it or none."""
+        self._store.write(f"{self._folder}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone already is fine."""
+        self._store.remove(f"{self._folder}/{name}")
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._store.remove(self._folder)
+
+
+class ArtifactStore:
+    """Artifacts below one root, a local folder or any fsspec URL.
+
+    Args:
+        root: a folder or URL such as `s3://bucket/prefix`.
+        cache: local folder for verified copies of remote files.
+        options: fsspec's storage options.
+    """
+
+    def __init__(self, root: str, cache: Path | None = None, options: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._fs, path = fsspec.core.url_to_fs(root, **(options or {}))
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}") from None
+        self._root = path.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)
+        self._cache = cache or Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
+
+    @classmethod
+    def from_environment(cls) -> "ArtifactStore":
+        """Open the store at `MZSANE_ROOT` (default `.mzsane/store`), S3 at `MZSANE_S3_ENDPOINT` when that is set."""
+        root = os.environ.get("MZSANE_ROOT") or ".mzsane/store"
+        options: dict[str, Any] = {}
+        if root.startswith(("s3://", "s3a://")):
+            options = {
+                "use_listings_cache": False,
+                "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
+            }
+            if endpoint := os.environ.get("MZSANE_S3_ENDPOINT"):
+                options["endpoint_url"] = endpoint
+        cache = os.environ.get("MZSANE_CACHE")
+        return cls(root, cache=Path(cache) if cache else None, options=options)
+
+    def address(self, ref: ArtifactRef) -> str:
+        """Return the URL of an artifact's folder, published or not."""
+        return f"{self.root}/{ref}"
+
+    def check(self) -> None:
+        """Write and remove a small file, so that a store that cannot work is noticed before the work.
+
+        Raises:
+            StoreError: it cannot be reached, refuses, or is full.
+        """
+        probe = f"partial/probe-{uuid.uuid4().hex}"
+        self.write(probe, b"mzsane")
+        self.remove(probe)
+
+    def exists(self, ref: ArtifactRef) -> bool:
+        """Tell whether an artifact is published."""
+        with self._explained(str(ref)):
+            return bool(self._fs.exists(self._path(f"{ref}/{MANIFEST}")))
+
+    def find(self, ref: ArtifactRef) -> Artifact | None:
+        """Open an artifact, or return None when it is not published."""
+        return self.open(ref) if self.exists(ref) else None
+
+    def open(self, ref: ArtifactRef) -> Artifact:
+        """Open a published artifact.
+
+        Raises:
+            CorruptArtifactError: there is no manifest, or it is not one of this artifact.
+        """
+        try:
+            manifest = Manifest.model_validate_json(self.read(f"{ref}/{MANIFEST}"))
+        except FileNotFoundError:
+            raise CorruptArtifactError(f"{self.address(ref)} is not there (no {MANIFEST})") from None
+        except ValidationError:
+            raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} is not a manifest; {_REMEDY}") from None
+        if (manifest.kind, manifest.fingerprint) != (ref.kind, ref.fingerprint):
+            raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} belongs to another artifact; {_REMEDY}")
+        return Artifact(self, manifest)
+
+    def partial(self, work: Work) -> Partial:
+        """Return the place for the unfinished files of a piece of work."""
+        return Partial(self, work.ref)
+
+    def publish(self, work: Work, files: Mapping[str, Path | bytes], counts: Mapping[str, Any]) -> Artifact:
+        """Publish an artifact: data files first, the manifest last, then the unfinished files go.
+
+        Args:
+            work: what was done.
+            files: local files or bytes by name, such as `index.parquet`.
+            counts: small numbers for people: models, tokens, steps.
+
+        Returns:
+            The published artifact: another writer's, when that was first.
+        """
+        entries = {name: self._upload(work.ref, name, content) for name, content in files.items()}
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            kind=work.kind,
+            fingerprint=work.ref.fingerprint,
+            version=work.version,
+            config=dict(work.config),
+            inputs={role: str(ref) for role, ref in work.inputs.items()},
+            seed=work.seed,
+            counts=dict(counts),
+            libraries=_library_versions(),
+            files=entries,
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+        if not self._create(f"{work.ref}/{MANIFEST}", text):
+            winner = {entry.path for entry in self.open(work.ref).manifest.files.values()}
+            for entry in entries.values():
+                if entry.path not in winner:
+                    self.remove(f"{work.ref}/{entry.path}")
+        self.partial(work).clear()
+        return self.open(work.ref)
+
+    def fetch(self, ref: ArtifactRef, entry: FileEntry) -> Path:
+        """Return a verified local path of an artifact's file (see `Artifact.path`)."""
+        name = f"{ref}/{entry.path}"
+        with self._explained(name):
+            if self._local:
+                path = Path(self._path(name))
+                self._verify(path, entry, name)
+                return path
+            cached = self._cache / f"{entry.sha256}{PurePosixPath(entry.path).suffix}"
+            if not (cached.exists() and _hash_file(cached) == entry.sha256):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
+                try:
+                    self._fs.get_file(self._path(name), str(fresh))
+                    self._verify(fresh, entry, name)
+                    fresh.replace(cached)
+                finally:
+                    fresh.unlink(missing_ok=True)
+            return cached
+
+    def list_names(self, folder: str) -> set[str]:
+        """Return the names of the complete files in a folder; a folder that is not there is empty."""
+        with self._explained(folder):
+            try:
+                paths = self._fs.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
+                return set()
+        names = {PurePosixPath(path).name for path in paths}
+        return {name for name in names if not name.startswith(".")}
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes. Raises FileNotFoundError when there is none."""
+        with self._explained(name):
+            return bytes(self._fs.cat_file(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file; a reader sees the old bytes or the new ones."""
+        with self._explained(name, writing=True):
+            if self._local:
+                fresh = self._write_hidden(name, data)
+                fresh.replace(self._path(name))
+            else:
+                self._fs.pipe_file(self._path(name), data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder; one that is gone already is fine."""
+        with self._explained(name):
+            try:
+                self._fs.rm(self._path(name), recursive=True)
+            except FileNotFoundError:
+                pass
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _upload(self, ref: ArtifactRef, name: str, content: Path | bytes) -> FileEntry:
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        stem, dot, suffix = name.partition(".")
+        entry = FileEntry(path=f"{stem}-{digest[:12]}{dot}{suffix}", bytes=len(data), sha256=digest)
+        self.write(f"{ref}/{entry.path}", data)
+        return entry
+
+    def _create(self, name: str, data: bytes) -> bool:
+        """Create a file if there is none, in one step; tell whether it was created."""
+        with self._explained(name, writing=True):
+            if self._local:
+                fresh = self._write_hidden(name, data)
+                try:
+                    os.link(fresh, self._path(name))
+                except FileExistsError:
+                    return False
+                finally:
+                    fresh.unlink()
+                return True
+            try:
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except (FileExistsError, OSError) as error:
+                # Servers word a failed precondition in their own ways; that the file is there is what counts.
+                if self._fs.exists(self._path(name)):
+                    return False
+                raise error
+            return True
+
+    def _write_hidden(self, name: str, data: bytes) -> Path:
+        target = Path(self._path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        return fresh
+
+    def _verify(self, path: Path, entry: FileEntry, name: str) -> None:
+        if not path.exists():
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}")
+        size = path.stat().st_size
+        if size != entry.bytes or _hash_file(path) != entry.sha256:
+            raise CorruptArtifactError(
+                f"{self.root}/{name} was changed after it was published (sha256 does not match its manifest, {size} bytes "
+                f"where {entry.bytes} are promised); {_REMEDY}"
+            )
+
+    @contextmanager
+    def _explained(self, name: str, writing: bool = False) -> Iterator[None]:
+        """Turn the many errors of file systems and servers into a StoreError that says what to do."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            if "bucket does not exist" in str(error).lower():
+                raise StoreError(f"the bucket of {self.root} does not exist: create it, or set MZSANE_ROOT") from None
+            if writing:
+                raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+            raise
+        except PermissionError as error:
+            advice = (
+                "the folder cannot be written: set MZSANE_ROOT to one that can"
+                if self._local
+                else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
+            )
+            raise StoreError(f"the store {self.root} refused access to {name} ({error}); {advice}") from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"no space left in the store {self.root} while writing {name}: free some or set MZSANE_ROOT to "
+                    "another place; the same command then continues where this one stopped"
+                ) from None
+            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+                raise
+            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+
+    def _reach(self) -> str:
+        if self._local:
+            return "is MZSANE_ROOT the folder you meant?"
+        return "is it running, and are MZSANE_ROOT and MZSANE_S3_ENDPOINT right?"
+
+
+_REMEDY = "remove the artifact's folder and rerun: it is made again from its inputs"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""The MZ-SANE sequence autoencoder, its loss and its pre-training."""

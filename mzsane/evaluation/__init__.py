@@ -1,0 +1,1 @@
+"""Scoring and fine-tuning many models, and the baselines that every score stands beside."""

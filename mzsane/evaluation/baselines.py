@@ -1,0 +1,59 @@
+"""Trivial ways to get a model, which every sampler must beat.
+
+Suffixes: A anchors, S samples, P weights of a model.
+"""
+
+import torch
+from torch import Tensor
+
+from mzsane.tokens.layout import TokenLayout
+from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.images import load_images
+from mzsane.config import ImagesConfig, NetworkConfig
+
+INITIALISATION = "kaiming_uniform"
+
+
+def perturb_anchors(
+    anchors_AP: Tensor, chosen_S: Tensor, distances_S: Tensor, layout: TokenLayout, generator: torch.Generator
+) -> Tensor:
+    """Add Gaussian noise to anchors, as far from each anchor as the sample that was drawn from it.
+
+    The noise of each tensor is proportional to that tensor's deviation over the anchors, as a sampler's would be.
+
+    Args:
+        anchors_AP: flat weights of the anchors.
+        chosen_S: for each sample, its anchor.
+        distances_S: for each sample, its Euclidean distance to that anchor, in weight units.
+        layout: where the tensors are.
+        generator: source of the noise.
+
+    Returns:
+        Flat weights (S, P).
+    """
+    scale_P = torch.cat([part.std().expand(part.shape[-1]) for part in _tensors(anchors_AP, layout)])
+    noise_SP = torch.randn(len(chosen_S), anchors_AP.shape[1], generator=generator) * scale_P
+    length_S = noise_SP.norm(dim=1).clamp(min=torch.finfo(noise_SP.dtype).tiny)
+    return anchors_AP[chosen_S] + noise_SP * (distances_S / length_S)[:, None]
+
+
+def average_anchors(anchors_AP: Tensor) -> Tensor:
+    """Average aligned anchors weight by weight: one model, (1, P)."""
+    return anchors_AP.mean(dim=0, keepdim=True)
+
+
+def draw_random_models(
+    network: NetworkConfig, images: ImagesConfig, layout: TokenLayout, count: int, generator: torch.Generator
+) -> Tensor:
+    """Draw freshly initialised models (Kaiming uniform, biases 0.01): flat weights (count, P)."""
+    dataset = load_images(images)
+    models = []
+    for _ in range(count):
+        model = build_network(network, dataset.channels, dataset.classes)
+        initialise_network(model, INITIALISATION, generator)
+        models.append(layout.flatten({name: value.detach() for name, value in model.named_parameters()}))
+    return torch.stack(models)
+
+
+def _tensors(flat_AP: Tensor, layout: TokenLayout) -> list[Tensor]:
+    return list(flat_AP.split([entry.size for entry in layout.tensors], dim=-1))

@@ -1,0 +1,155 @@
+"""Score one arm's samples on one target, and the target's own baselines.
+
+A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method, sees, model,
+finetune_epochs, accuracy, loss, always on test images. `sees` says what the model was allowed to use of the target: `none`;
+`labels`, of validation images for selection or of training images for fine-tuning.
+"""
+
+import polars as pl
+from torch import Tensor
+
+from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig
+from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
+from mzsane.evaluation.scoring import ModelSet, Score, finetune_models, score_models
+from mzsane.files import to_parquet
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.randomness import make_generator
+from mzsane.sampling.draw import Target, read_populations
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.store import read_tokens
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.images import load_images
+
+VERSION = 1
+SCORE_SCHEMA = {
+    "method": pl.String,
+    "sees": pl.String,
+    "model": pl.Int64,
+    "finetune_epochs": pl.Int64,
+    "accuracy": pl.Float64,
+    "loss": pl.Float64,
+}
+
+
+def plan_scores(config: EvaluationConfig, sampling: SamplingConfig, target: Target, samples: ArtifactRef, seed: int) -> Work:
+    """Name the work of scoring an arm's samples on a target."""
+    settings = {"evaluation": config.recipe(), "keep": sampling.keep, **_describe(target), "seed": seed}
+    return Work("scores", VERSION, settings, {"samples": samples}, seed=seed)
+
+
+def score_samples(
+    config: EvaluationConfig,
+    sampling: SamplingConfig,
+    target: Target,
+    samples: ArtifactRef,
+    seed: int,
+    store: ArtifactStore,
+    execution: ExecutionConfig | None = None,
+    sink: MetricSink = NO_SINK,
+) -> Artifact:
+    """Score samples, the selected ones, reconstructions, anchors, perturbed anchors and their average on test images.
+
+    Selection, of samples and of perturbed anchors alike, is by accuracy on validation images.
+    """
+    work = plan_scores(config, sampling, target, samples, seed)
+    if found := store.find(work.ref):
+        return found
+    populations, records, layout = read_populations(store.open(samples))
+    scorer = _Scorer(config, target, layout, seed, execution, sink)
+    drawn = populations["samples"]
+    best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
+    chosen = records.sort("sample")["anchor"].to_torch()
+    distances = (drawn - populations["anchor_weights"][chosen]).norm(dim=1)
+    noisy = perturb_anchors(
+        populations["anchor_weights"], chosen, distances, layout, make_generator(seed, "scores", "noise")
+    )
+    if target.tokens is None:
+        scorer.add("zoo", populations["originals"])
+    scorer.add("reconstruction", populations["reconstruction"])
+    scorer.add("samples", drawn)
+    scorer.add("selected", drawn[best], sees="labels")
+    scorer.add("anchors", populations["anchors"])
+    scorer.add("anchor_noise", noisy)
+    scorer.add("anchor_noise", scorer.select(noisy, sampling.keep), sees="labels", finetune=False)
+    scorer.add("average", average_anchors(populations["anchor_weights"]))
+    return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+
+
+def plan_baselines(config: EvaluationConfig, target: Target, token_dim: int, seed: int) -> Work:
+    """Name the work of scoring what a target has without any backbone."""
+    inputs = {"target": target.tokens} if target.tokens is not None else {}
+    settings = {"evaluation": config.recipe(), "token_dim": token_dim, **_describe(target), "seed": seed}
+    return Work("baselines", VERSION, settings, inputs, seed=seed)
+
+
+def score_baselines(
+    config: EvaluationConfig,
+    target: Target,
+    token_dim: int,
+    seed: int,
+    store: ArtifactStore,
+    execution: ExecutionConfig | None = None,
+    sink: MetricSink = NO_SINK,
+) -> Artifact:
+    """Score random initialisations, and the held-out models of the target's own zoo when it has one, on test images."""
+    work = plan_baselines(config, target, token_dim, seed)
+    if found := store.find(work.ref):
+        return found
+    images = load_images(target.images)
+    network = build_network(target.network, images.channels, images.classes)
+    layout = TokenLayout.from_state_dict(dict(network.named_parameters()), token_dim)
+    scorer = _Scorer(config, target, layout, seed, execution, sink)
+    if target.tokens is not None:
+        table = read_tokens(store.open(target.tokens))
+        scorer.add("zoo", table.flat_NP[table.pick_rows("test", last_epochs=1)])
+    generator = make_generator(seed, "baselines", "random_init")
+    scorer.add(
+        "random_init", draw_random_models(target.network, target.images, layout, config.finetune_models, generator)
+    )
+    return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+
+
+def _describe(target: Target) -> dict[str, object]:
+    return {"network": target.network.recipe(), "images": target.images.recipe()}
+
+
+class _Scorer:
+    """Collects the score rows of several sets of models on one target."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        target: Target,
+        layout: TokenLayout,
+        seed: int,
+        execution: ExecutionConfig | None,
+        sink: MetricSink,
+    ) -> None:
+        self.config, self.target, self.layout, self.seed = config, target, layout, seed
+        self.execution, self.sink = execution, sink
+        self.rows: list[tuple[str, str, int, int, float, float]] = []
+
+    def add(self, method: str, flat_NP: Tensor, sees: str = "none", finetune: bool = True) -> None:
+        """Score all models as they are, and the first ones after fine-tuning, which sees labels."""
+        self._extend(method, sees, score_models(self._set(flat_NP), "test", self.execution, self.sink))
+        if finetune and self.config.finetune_epochs[-1] > 0:
+            some = self._set(flat_NP[: self.config.finetune_models])
+            tuned = finetune_models(some, self.config, self.seed, self.execution, self.sink)
+            self._extend(method, "labels", [score for score in tuned if score.epochs > 0])
+
+    def select(self, flat_NP: Tensor, keep: int) -> Tensor:
+        """Return the `keep` models that are best on the validation images."""
+        scores = score_models(self._set(flat_NP), "val", self.execution, self.sink)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i].accuracy)
+        return flat_NP[order[:keep]]
+
+    def table(self) -> pl.DataFrame:
+        """Return all rows as a frame."""
+        return pl.DataFrame(self.rows, schema=SCORE_SCHEMA, orient="row")
+
+    def _set(self, flat_NP: Tensor) -> ModelSet:
+        return ModelSet(self.target.network, self.target.images, self.layout, flat_NP)
+
+    def _extend(self, method: str, sees: str, scores: list[Score]) -> None:
+        self.rows.extend((method, sees, s.model, s.epochs, s.accuracy, s.loss) for s in scores)

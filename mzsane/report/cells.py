@@ -1,0 +1,160 @@
+"""The cells of a comparison: measurements averaged over the seeds of their composition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from mzsane.errors import ConfigError
+
+METHODS = ("zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init")
+SEES = ("none", "images", "labels")
+ROW_SCHEMA = {
+    "arm": pl.String,
+    "composition": pl.String,
+    "seed": pl.Int64,
+    "target": pl.String,
+    "in_distribution": pl.Boolean,
+    "method": pl.String,
+    "sees": pl.String,
+    "finetune_epochs": pl.Int64,
+    "n": pl.Int64,
+    "accuracy_mean": pl.Float64,
+    "accuracy_std": pl.Float64,
+    "loss_mean": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the comparison.
+
+    Attributes:
+        composition: What the backbone was trained on.
+        target: What was scored.
+        in_distribution: Whether the target's dataset is among the composition's.
+        method: Where the weights come from.
+        sees: The information about the target that the score used.
+        epochs: Epochs of fine-tuning on the target.
+        accuracy: Mean over seeds, 0 to 1; None when no seed has a finite accuracy.
+        spread: Standard deviation, over seeds when there are several, else over the models; None when unknown.
+        seeds: Seeds with a finite accuracy.
+        failed: Measurements left out because their accuracy is not finite.
+        best: Whether no other method but the zoo is better for this target and number of epochs.
+    """
+
+    composition: str
+    target: str
+    in_distribution: bool
+    method: str
+    sees: str
+    epochs: int
+    accuracy: float | None
+    spread: float | None
+    seeds: int
+    failed: int
+    best: bool
+
+
+def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns the measurements with the report's columns, every missing number as NaN.
+
+    Args:
+        rows: One measurement a row; an empty frame needs no columns.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    if rows.is_empty():
+        return pl.DataFrame(schema=ROW_SCHEMA)
+    missing = [name for name in ROW_SCHEMA if name not in rows.columns]
+    if missing:
+        raise ConfigError(f"the report's rows lack the columns {missing}; they have {rows.columns}")
+    return rows.select(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items()).with_columns(
+        pl.col("accuracy_mean", "accuracy_std", "loss_mean").fill_null(float("nan"))
+    )
+
+
+def list_names(rows: pl.DataFrame, column: str) -> list[str]:
+    """Returns the column's different values in the order in which they first appear."""
+    return check_rows(rows)[column].unique(maintain_order=True).to_list()
+
+
+def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
+    """Returns a sort key: the report's order of methods, then from seeing nothing to seeing labels."""
+    return (
+        METHODS.index(method) if method in METHODS else len(METHODS),
+        method,
+        SEES.index(sees) if sees in SEES else len(SEES),
+        sees,
+    )
+
+
+def average_seeds(rows: pl.DataFrame) -> list[Cell]:
+    """Averages the measurements over seeds.
+
+    Args:
+        rows: One measurement a row.
+
+    Returns:
+        Cells by epochs, target (as first seen), method (the report's order) and composition (as first seen).
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    rows = check_rows(rows)
+    targets, compositions = list_names(rows, "target"), list_names(rows, "composition")
+    finite = pl.col("accuracy_mean").is_finite()
+    groups = rows.group_by("composition", "target", "method", "sees", "finetune_epochs").agg(
+        in_distribution=pl.col("in_distribution").any(),
+        accuracy=pl.col("accuracy_mean").filter(finite).mean(),
+        seeds=pl.col("seed").filter(finite).n_unique(),
+        over_seeds=pl.col("accuracy_mean").filter(finite).std(),
+        over_models=pl.col("accuracy_std").filter(finite & pl.col("accuracy_std").is_finite()).mean(),
+        failed=(~finite).sum(),
+    )
+    groups = groups.with_columns(
+        spread=pl.when(pl.col("seeds") > 1).then("over_seeds").otherwise("over_models"),
+        best=(pl.col("method") != "zoo")
+        & (
+            pl.col("accuracy")
+            == pl.col("accuracy").filter(pl.col("method") != "zoo").max().over("target", "finetune_epochs")
+        ).fill_null(False),
+    ).drop("over_seeds", "over_models")
+    cells = [Cell(epochs=group.pop("finetune_epochs"), **group) for group in groups.to_dicts()]
+    return sorted(
+        cells,
+        key=lambda cell: (
+            cell.epochs,
+            targets.index(cell.target),
+            rank_method(cell.method, cell.sees),
+            compositions.index(cell.composition),
+        ),
+    )
+
+
+def format_accuracy(accuracy: float | None, spread: float | None = None) -> str:
+    """Returns a number such as `0.876 ±.021`, or `n/a` when it is None."""
+    if accuracy is None:
+        return "n/a"
+    return f"{accuracy:.3f}" if spread is None else f"{accuracy:.3f} ±{spread:.3f}".replace("±0", "±")
+
+
+def explain_spread(cells: Sequence[Cell]) -> str:
+    """Returns a sentence on what `±` means in these cells, and on what was left out of their means."""
+    several = {cell.seeds > 1 for cell in cells if cell.accuracy is not None}
+    if several == {True}:
+        text = "± is the standard deviation over seeds."
+    elif several == {True, False}:
+        text = "± is the standard deviation over seeds where a composition has several, else over the models."
+    else:
+        text = "± is the standard deviation over the models (one seed each)."
+    failed = sum(cell.failed for cell in cells)
+    if failed:
+        text += f" Left out: {failed} measurement{'s' * (failed > 1)} without a finite accuracy."
+    return text
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Returns `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

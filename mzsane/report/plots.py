@@ -1,0 +1,241 @@
+"""The figures of an ablation: accuracy, fine-tuning, training curves. No global state of pyplot."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from mzsane.report.appearance import (
+    BAND,
+    MUTED,
+    Look,
+    assign_looks,
+    create_figure,
+    create_message,
+    list_handles,
+    quote,
+    style_axes,
+    to_png,
+    to_svg,
+)
+from mzsane.report.cells import Cell, average_seeds, explain_spread, list_names, rank_method
+from mzsane.report.provenance import plot_provenance
+
+__all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance", "to_png", "to_svg"]
+
+
+def draw_cells(
+    axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Look, line: str = "", alpha: float = 1.0
+) -> None:
+    """Draws cells as markers with error bars, hollow where the target is out of distribution."""
+    ys = [math.nan if cell.accuracy is None else cell.accuracy for cell in cells]
+    spreads = [cell.spread or 0.0 for cell in cells]
+    axes.errorbar(
+        xs, ys, yerr=spreads, color=look.color, linestyle=line, linewidth=1.6, elinewidth=1.2, capsize=2, alpha=alpha
+    )
+    for x, y, cell in zip(xs, ys, cells, strict=True):
+        face = look.color if cell.in_distribution else "white"
+        axes.plot(x, y, look.marker, markersize=6.5, markerfacecolor=face, markeredgecolor=look.color, alpha=alpha)
+
+
+def explain_fill(cells: Iterable[Cell]) -> list[Line2D]:
+    """Returns the legend's entries for filled and hollow markers, as far as the cells have them."""
+    names = {True: "in distribution", False: "out of distribution"}
+    found = sorted({cell.in_distribution for cell in cells}, reverse=True)
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            color=MUTED,
+            markerfacecolor=MUTED if inside else "white",
+            label=names[inside],
+        )
+        for inside in found
+    ]
+
+
+def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None, chance: float | None = None) -> Figure:
+    """Plots zero-shot accuracy: one panel a target, methods along x, one marker for each composition.
+
+    Args:
+        rows: One measurement a row.
+        looks: The look of each composition; by default by its place in the alphabet.
+        chance: Accuracy of guessing, drawn as a line.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    cells = [cell for cell in average_seeds(rows) if cell.epochs == 0]
+    if not cells:
+        return create_message("No zero-shot accuracy in these rows.")
+    compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in cells)]
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    columns = sorted({(cell.method, cell.sees) for cell in cells}, key=lambda column: rank_method(*column))
+    looks = looks or assign_looks(compositions)
+
+    figure = create_figure(
+        max(7.0, 1.6 + 1.18 * len(columns)),
+        1.6 + 2.3 * len(targets),
+        "Zero-shot accuracy: what each method makes of each composition",
+        f"{explain_spread(cells).replace('±', 'Error bar')} Below each method: what its score saw of the target.",
+        [*list_handles({name: looks[name] for name in compositions}, lines=False), *explain_fill(cells)],
+    )
+    panels = figure.subplots(len(targets), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, target in zip(panels, targets, strict=True):
+        style_axes(axes, f"target: {quote(target)}")
+        for x, column in enumerate(columns):
+            if x % 2:
+                axes.axvspan(x - 0.5, x + 0.5, color=BAND, zorder=0, linewidth=0)
+            here = [cell for cell in cells if cell.target == target and (cell.method, cell.sees) == column]
+            if not any(cell.accuracy is not None for cell in here):
+                axes.text(x, 0.5, "not\nmeasured", ha="center", va="center", fontsize=8.5, color=MUTED)
+            for cell in here:
+                offset = (compositions.index(cell.composition) - (len(compositions) - 1) / 2) * 0.75 / len(compositions)
+                draw_cells(axes, [x + offset], [cell], looks[cell.composition])
+        if chance is not None:
+            axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.2)
+            axes.text(-0.47, chance, "chance", va="bottom", fontsize=9, color=MUTED)
+        axes.set_ylabel("accuracy (0 to 1)", fontsize=10)
+    panels[0].set_ylim(0, 1.04)
+    panels[0].set_xlim(-0.5, len(columns) - 0.5)
+    panels[-1].set_xticks(range(len(columns)), [f"{quote(method)}\nsees {quote(sees)}" for method, sees in columns])
+    return figure
+
+
+def arrange_series(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Groups cells to lines over epochs, by (method, sees).
+
+    Fine-tuning itself sees labels, so a method's `sees` may change along the way. Where a method has one value at each
+    number of epochs it is one line; where it has several at once, each is a line of its own.
+    """
+    series: dict[tuple[str, str], list[Cell]] = {}
+    for method, of_method in groupby(sorted(cells, key=lambda cell: rank_method(cell.method, "")), lambda c: c.method):
+        group = list(of_method)
+        places = [(cell.epochs, cell.target, cell.composition) for cell in group]
+        for cell in sorted(group, key=lambda cell: cell.epochs):
+            series.setdefault((method, cell.sees if len(places) > len(set(places)) else ""), []).append(cell)
+    return {key: group for key, group in series.items() if len({cell.epochs for cell in group}) > 1}
+
+
+def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+    """Plots accuracy over epochs of fine-tuning: a row a method, a column a target, a line a composition.
+
+    Training from scratch (`random_init`), averaged over compositions, is repeated in every panel.
+
+    Args:
+        rows: One measurement a row.
+        looks: The look of each composition; by default by its place in the alphabet.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    series = arrange_series(average_seeds(rows))
+    scratch = [cell for (method, _), cells in series.items() if method == "random_init" for cell in cells]
+    shown = {key: cells for key, cells in series.items() if key[0] != "random_init"} or series
+    if not shown:
+        return create_message("No method was scored at more than one number of fine-tuning epochs.")
+    cells = [cell for group in shown.values() for cell in group]
+    targets = [name for name in list_names(rows, "target") if any(cell.target == name for cell in cells)]
+    compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in cells)]
+    looks = looks or assign_looks(compositions)
+    extra = [Line2D([], [], color=MUTED, linestyle="--", label="random_init")] if scratch else []
+
+    figure = create_figure(
+        max(7.0, 1.2 + 3.2 * len(targets)),
+        1.7 + 2.3 * len(shown),
+        "Accuracy while fine-tuning: does a generated start help?",
+        explain_spread(cells).replace("±", "Error bar"),
+        [*list_handles({name: looks[name] for name in compositions}), *extra, *explain_fill(cells)],
+    )
+    panels = figure.subplots(len(shown), len(targets), sharex=True, sharey=True, squeeze=False)
+    epochs = sorted({cell.epochs for cell in cells})
+    for row, ((method, sees), group) in zip(panels, shown.items(), strict=True):
+        for axes, target in zip(row, targets, strict=True):
+            style_axes(axes, f"{quote(method)}{sees and f' (sees {quote(sees)})'} on {quote(target, 18)}")
+            mean = average_accuracy(cell for cell in scratch if cell.target == target)
+            axes.plot(mean.keys(), mean.values(), color=MUTED, linestyle="--", linewidth=1.6, zorder=1.5)
+            for name in compositions:
+                line = [cell for cell in group if cell.target == target and cell.composition == name]
+                draw_cells(axes, [cell.epochs for cell in line], line, looks[name], looks[name].dash)
+        row[0].set_ylabel("accuracy (0 to 1)", fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel("fine-tuning (epochs)", fontsize=10)
+        axes.set_xticks(epochs)
+    return figure
+
+
+def average_accuracy(cells: Iterable[Cell]) -> dict[int, float]:
+    """Returns the mean accuracy for each number of epochs."""
+    found: dict[int, list[float]] = {}
+    for cell in cells:
+        if cell.accuracy is not None:
+            found.setdefault(cell.epochs, []).append(cell.accuracy)
+    return {epochs: sum(values) / len(values) for epochs, values in sorted(found.items())}
+
+
+def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+    """Plots how backbones were trained: one panel for each part of the loss and each R2, one line an arm.
+
+    Args:
+        curves: Long form with the columns arm, composition, seed, step, metric, value. Other metrics than losses and
+            R2 are not shown.
+        looks: The look of each composition; by default by its place in the alphabet.
+    """
+    if curves.is_empty():
+        return create_message("No training curves.")
+    curves = curves.filter(pl.col("metric").str.contains("loss|r2") & pl.col("value").is_finite())
+    metrics = sorted(curves["metric"].unique().to_list(), key=lambda name: ("r2" in name, "val" in name, name))
+    if not metrics:
+        return create_message("No training curve of a loss or of R2.")
+    compositions = curves["composition"].unique(maintain_order=True).to_list()
+    looks = looks or assign_looks(compositions)
+
+    across = min(3, len(metrics))
+    down = math.ceil(len(metrics) / across)
+    figure = create_figure(
+        max(7.0, 3.7 * across),
+        1.5 + 2.3 * down,
+        "How the backbones were trained",
+        "One line an arm (a composition with one seed).",
+        list_handles({name: looks[name] for name in compositions}, markers=False),
+    )
+    panels = figure.subplots(down, across, sharex=True, squeeze=False).flatten()
+    for axes in panels[len(metrics) :]:
+        axes.remove()
+    for axes, metric in zip(panels, metrics, strict=False):
+        of_metric = curves.filter(pl.col("metric") == metric)
+        style_axes(axes, quote(metric, 32))
+        for (_, name), line in of_metric.group_by("arm", "composition", maintain_order=True):
+            line = line.sort("step")
+            axes.plot(
+                line["step"],
+                line["value"],
+                color=looks[name].color,
+                linestyle=looks[name].dash,
+                linewidth=1.3,
+                alpha=0.85,
+            )
+        lowest = of_metric["value"].min()
+        if "r2" in metric:
+            # The first steps can be far below zero; what matters is the way from 0 to 1.
+            axes.set_ylim(max(-0.25, lowest - 0.05), 1.03)
+            axes.set_ylabel("R² (1 is perfect)", fontsize=10)
+        else:
+            axes.set_ylabel("loss", fontsize=10)
+            if lowest > 0:
+                axes.set_yscale("log")
+                axes.set_ylabel("loss (log scale)", fontsize=10)
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_locator(NullLocator())
+    for axes in panels[max(0, len(metrics) - across) : len(metrics)]:
+        axes.set_xlabel("training (steps)", fontsize=10)
+        axes.tick_params(labelbottom=True)
+    return figure

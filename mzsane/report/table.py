@@ -1,0 +1,145 @@
+"""The comparison of compositions as a table, for a terminal and in Markdown."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import polars as pl
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mzsane.report.cells import Cell, average_seeds, explain_spread, format_accuracy, list_names
+
+BEST, INSIDE, MISSING = "★", "•", "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the comparison: a method on a target, with one cell (or None) for each composition."""
+
+    epochs: int
+    target: str
+    method: str
+    sees: str
+    cells: list[Cell | None]
+
+
+def arrange_lines(rows: pl.DataFrame) -> list[Line]:
+    """Turns measurements into the lines of the comparison; a line never mixes two values of `sees`.
+
+    Args:
+        rows: One measurement a row.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    compositions = list_names(rows, "composition")
+    lines = []
+    for key, group in groupby(average_seeds(rows), lambda cell: (cell.epochs, cell.target, cell.method, cell.sees)):
+        by_composition = {cell.composition: cell for cell in group}
+        lines.append(Line(*key, [by_composition.get(name) for name in compositions]))
+    return lines
+
+
+def name_epochs(epochs: int) -> str:
+    """Returns the heading of a block: `zero-shot`, `1 epoch`, `3 epochs`."""
+    return "zero-shot" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)}"
+
+
+def format_marks(cell: Cell) -> str:
+    """Returns the marks of a cell: in distribution, best of its target."""
+    return INSIDE * cell.in_distribution + BEST * cell.best
+
+
+def format_cell(cell: Cell | None) -> str:
+    """Returns the text of a cell: accuracy, spread, marks."""
+    return f"{format_accuracy(cell.accuracy, cell.spread)} {format_marks(cell)}".rstrip() if cell else MISSING
+
+
+def align_cell(cell: Cell | None) -> Text:
+    """Returns the text of a cell padded to the width of both marks, so that numbers stand below each other."""
+    if cell is None:
+        return Text(f"{MISSING}  ")
+    style = "bold" if cell.in_distribution else ""
+    return Text(f"{format_accuracy(cell.accuracy, cell.spread)} {format_marks(cell):<2}", style=style)
+
+
+def write_caption(lines: Sequence[Line]) -> str:
+    """Returns what the numbers and marks of the comparison mean."""
+    spread = explain_spread([cell for line in lines for cell in line.cells if cell])
+    return (
+        f"Accuracy, mean over seeds. {spread} Bold and {INSIDE}: in distribution. "
+        f"{BEST}: best of its target besides the zoo, whatever it sees. {MISSING}: not measured."
+    )
+
+
+def comparison_table(rows: pl.DataFrame) -> Table:
+    """Lays the comparison out for a terminal of 120 columns.
+
+    Args:
+        rows: One measurement a row.
+
+    Returns:
+        A table with one block for each number of fine-tuning epochs, a line for each target, method and `sees`, and
+        a column for each composition.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    lines = arrange_lines(rows)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption=Text(write_caption(lines)),
+        caption_justify="left",
+    )
+    for heading in ("fine-tuned", "target", "method", "sees"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "target")
+    for name in list_names(rows, "composition"):
+        table.add_column(Text(name), justify="right", overflow="fold")
+    shown: tuple[int, str] | None = None
+    for line in lines:
+        if shown and shown != (line.epochs, line.target):
+            table.add_section()
+        same_block, same_target = shown and shown[0] == line.epochs, shown == (line.epochs, line.target)
+        shown = (line.epochs, line.target)
+        table.add_row(
+            "" if same_block else name_epochs(line.epochs),
+            "" if same_target else Text(line.target),
+            Text(line.method),
+            Text(line.sees),
+            *map(align_cell, line.cells),
+        )
+    return table
+
+
+def escape_markdown(text: str) -> str:
+    """Returns text that Markdown shows as it is, also inside a table."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def comparison_markdown(rows: pl.DataFrame) -> str:
+    """Writes the comparison as GitHub Markdown: the content of `comparison_table`, one table a block.
+
+    Args:
+        rows: One measurement a row.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    lines = arrange_lines(rows)
+    headings = ["target", "method", "sees", *map(escape_markdown, list_names(rows, "composition"))]
+    parts = []
+    for epochs, block in groupby(lines, lambda line: line.epochs):
+        table = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3)]
+        for line in block:
+            texts = [
+                f"**{format_cell(cell)}**" if cell and cell.in_distribution else format_cell(cell)
+                for cell in line.cells
+            ]
+            table.append([*map(escape_markdown, (line.target, line.method, line.sees)), *texts])
+        parts.append(f"### {name_epochs(epochs)}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
+    return "\n\n".join([*parts, f"_{write_caption(lines)}_"]) + "\n"

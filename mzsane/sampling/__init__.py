@@ -1,0 +1,1 @@
+"""Drawing new weights from a backbone."""

@@ -1,0 +1,1 @@
+"""Weights as tokens: layout, symmetry, the parquet store, and training windows."""

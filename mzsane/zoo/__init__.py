@@ -1,0 +1,1 @@
+"""What a zoo is and where it comes from."""
