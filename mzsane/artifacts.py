@@ -166,7 +166,9 @@ class ArtifactStore:
         try:
             self._fs, path = fsspec.core.url_to_fs(root, **(options or {}))
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}") from None
+            raise ConfigError(
+                f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}"
+            ) from None
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)

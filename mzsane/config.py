@@ -157,7 +157,9 @@ class BackboneConfig(Config):
         "the batch (the published code), or nothing",
     )
     deviation_floor: float = Field(
-        1e-4, gt=0, description="added to the deviation, in weight units, so that nearly constant tokens do not dominate"
+        1e-4,
+        gt=0,
+        description="added to the deviation, in weight units, so that nearly constant tokens do not dominate",
     )
     target: Literal["clean", "augmented"] = Field(
         "augmented", description="reconstruct each view as it is, noise included (published), or without its noise"
@@ -200,7 +202,9 @@ class SamplingConfig(Config):
 class EvaluationConfig(Config):
     """How models are scored and fine-tuned. Always selected on validation images and reported on test images."""
 
-    finetune_epochs: tuple[int, ...] = Field((0, 1, 3), min_length=1, description="epochs after which models are scored")
+    finetune_epochs: tuple[int, ...] = Field(
+        (0, 1, 3), min_length=1, description="epochs after which models are scored"
+    )
     finetune_models: int = Field(5, ge=1, description="models of each method that are fine-tuned")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate in fine-tuning")
     batch_size: int = Field(16, ge=1, description="images in a fine-tuning step")
@@ -324,7 +328,9 @@ class AblationConfig(Config):
 class ExecutionConfig(Config):
     """How and where the work is done. Nothing here changes what is computed, only how fast."""
 
-    processes: int | None = Field(None, ge=1, le=1024, description="worker processes for populations; all cores if unset")
+    processes: int | None = Field(
+        None, ge=1, le=1024, description="worker processes for populations; all cores if unset"
+    )
     checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
     chunk_models: int = Field(4, ge=1, description="models that are trained and saved together in a zoo")
 

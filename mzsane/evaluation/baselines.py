@@ -6,10 +6,10 @@ Suffixes: A anchors, S samples, P weights of a model.
 import torch
 from torch import Tensor
 
+from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
-from mzsane.config import ImagesConfig, NetworkConfig
 
 INITIALISATION = "kaiming_uniform"
 

@@ -32,7 +32,9 @@ SCORE_SCHEMA = {
 }
 
 
-def plan_scores(config: EvaluationConfig, sampling: SamplingConfig, target: Target, samples: ArtifactRef, seed: int) -> Work:
+def plan_scores(
+    config: EvaluationConfig, sampling: SamplingConfig, target: Target, samples: ArtifactRef, seed: int
+) -> Work:
     """Name the work of scoring an arm's samples on a target."""
     settings = {"evaluation": config.recipe(), "keep": sampling.keep, **_describe(target), "seed": seed}
     return Work("scores", VERSION, settings, {"samples": samples}, seed=seed)

@@ -5,7 +5,6 @@ Suffixes: N models, P weights of a model.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, ImagesConfig, NetworkConfig
@@ -53,9 +52,7 @@ def score_models(
     models: ModelSet, split: str, execution: ExecutionConfig | None = None, sink: MetricSink = NO_SINK
 ) -> list[Score]:
     """Score models as they are on the images of a split; returns one score a model, in order."""
-    jobs = [
-        _Job(_cut(models, first, first + _CHUNK), first, split) for first in range(0, len(models.flat_NP), _CHUNK)
-    ]
+    jobs = [_Job(_cut(models, first, first + _CHUNK), first, split) for first in range(0, len(models.flat_NP), _CHUNK)]
     return _run_jobs(jobs, execution, sink, f"model sets scored on {split} images")
 
 

@@ -134,9 +134,7 @@ def read_populations(samples: Artifact) -> tuple[dict[str, Tensor], pl.DataFrame
     return populations, records, TokenLayout.model_validate(notes["layout"])
 
 
-def _draw_anchors(
-    backbone: Artifact, tables: dict[int, TokenTable], count: int, seed: int
-) -> tuple[list[str], Tensor]:
+def _draw_anchors(backbone: Artifact, tables: dict[int, TokenTable], count: int, seed: int) -> tuple[list[str], Tensor]:
     """Draw training models of the composition at random; return their names and last epoch's weights."""
     used = pl.read_parquet(backbone.path("composition.parquet"))
     models = used.filter(pl.col("slice").is_in(list(tables))).select("slice", "model").unique().sort("slice", "model")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def sample_joint(anchors_ATL: Tensor, bandwidth: float, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_joint(
+    anchors_ATL: Tensor, bandwidth: float, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Sample whole models: one anchor for all tokens of a sample, and fresh Gaussian noise for each latent number.
 
     Args:

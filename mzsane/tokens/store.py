@@ -59,9 +59,7 @@ def plan_tokens(config: TokensConfig, zoo: ZooConfig) -> Work:
     return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
 
 
-def build_tokens(
-    config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sink: MetricSink = NO_SINK
-) -> Artifact:
+def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sink: MetricSink = NO_SINK) -> Artifact:
     """Split a trained zoo by model, bring it to canonical form, and write its flat weights with their layout.
 
     The reference model is the first training model. The permutation is found on each model's last epoch and applied to

@@ -48,7 +48,9 @@ def derive_groups(network: nn.Module) -> tuple[PermutationGroup, ...]:
     """
     chain = network if isinstance(network, nn.Sequential) else next(network.children(), network)
     containers = [module for module in network.modules() if list(module.children()) and module is not network]
-    if list(network.children()) not in ([chain], list(chain)) or not all(isinstance(c, nn.Sequential) for c in containers):
+    if list(network.children()) not in ([chain], list(chain)) or not all(
+        isinstance(c, nn.Sequential) for c in containers
+    ):
         raise ValueError(f"no permutation groups for {type(network).__name__}: it is not a chain of layers")
     groups = []
     open_group: tuple[int, list[GroupMember]] | None = None

@@ -103,7 +103,9 @@ def _render_glyphs(config: GlyphsConfig) -> tuple[Tensor, Tensor]:
             translate=(float(shift_x), float(shift_y)),
         )
         half = IMAGE_SIZE // 2
-        images[i, 0] = np.asarray(turned.crop((half, half, half + IMAGE_SIZE, half + IMAGE_SIZE)), dtype=np.float32) / 255
+        images[i, 0] = (
+            np.asarray(turned.crop((half, half, half + IMAGE_SIZE, half + IMAGE_SIZE)), dtype=np.float32) / 255
+        )
     images += config.noise * random.standard_normal(images.shape, dtype=np.float32)
     return torch.from_numpy(images.clip(0, 1)), torch.from_numpy(labels).long()
 

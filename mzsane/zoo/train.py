@@ -141,7 +141,7 @@ def _gather_chunks(chunks: list[_Chunk], partial: Partial) -> tuple[dict[str, Te
         row["generalisation_gap"] = row["train_accuracy"] - row["test_accuracy"]
     kept = [row for row in history if row["epoch"] > config.epochs - config.keep_epochs]
     rows = [
-        {**row, "architecture": config.network.architecture, "dataset": config.images.source, "recipe": recipe} for row in kept
+        {**row, "architecture": config.network.architecture, "dataset": config.images.source, "recipe": recipe}
+        for row in kept
     ]
     return weights, rows, history
-

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The demo needs no server and uses none that is running: everything it makes is below .mzsane/.
+EMBEDDED := PREFECT_API_URL= PREFECT_HOME=$(CURDIR)/.mzsane/prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+	PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 MZSANE_ROOT=$(CURDIR)/.mzsane/store MLFLOW_TRACKING_URI=
+
+.PHONY: help setup demo test test-all lint up down status clean
+.DEFAULT_GOAL := help
+
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install everything, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about two minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,stack,dev]'
+	@touch $@
+
+demo: $(STAMP) ## run the zoo-composition ablation on embedded defaults
+	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
+
+test: $(STAMP) ## run the tests (minutes)
+	@$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## run all tests, those that need minutes, a browser or a real S3 endpoint too
+	@$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP) ## check style, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+up: $(STAMP) ## start the local stack: Prefect, MLflow, S3, work pool, worker
+	@$(BIN)/python -m infra.stack up
+
+down: $(STAMP) ## stop the local stack
+	@$(BIN)/python -m infra.stack down
+
+status: $(STAMP) ## tell what of the local stack runs
+	@$(BIN)/python -m infra.stack status
+
+clean: ## remove what the demo and the stack have made
+	@rm -rf .mzsane

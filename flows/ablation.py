@@ -1,0 +1,148 @@
+"""Flow `ablation`: compare zoo compositions. Also the command `python -m flows.ablation PRESET`."""
+
+import argparse
+import logging
+import sys
+from typing import Literal
+
+from prefect import flow, get_run_logger
+from rich.console import Console
+from rich.table import Table
+
+from flows.arm import arm
+from flows.dispatch import run_parts
+from flows.presets import DEMO, list_presets, load_preset
+from flows.tokens import tokens
+from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
+from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.errors import ConfigError, MzsaneError
+from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage
+from tasks import stages
+from tasks.logs import quiet_expected_errors
+from tasks.publish import show_comparison
+from tasks.terminal import print_comparison
+from tasks.tracking import Tracker, resend
+
+quiet_expected_errors()
+PresetName = Literal[tuple(list_presets())]  # type: ignore[valid-type]
+
+
+@flow(name="ablation", flow_run_name="ablation-{config.name}")
+def ablation(
+    config: AblationConfig = DEMO,
+    preset: PresetName | None = None,
+    execution: ExecutionConfig = ExecutionConfig(),
+) -> ArtifactRef:
+    """Train a backbone on every composition, sample from it, and compare the scores on all targets.
+
+    What was done before is not done again, by this ablation or any other on the same store.
+
+    Args:
+        config: The whole ablation. The form is filled with the demo's settings.
+        preset: A shipped preset to run in place of the config, which must then be left as it is.
+        execution: How the work is done; changes no result.
+    """
+    if preset is not None:
+        if config != DEMO:
+            raise ConfigError(f"both preset {preset!r} and a config of your own are given: give one of them")
+        config = load_preset(preset)
+    logger = get_run_logger()
+    store = ArtifactStore.from_environment()
+    store.check()
+    planned = plan_comparison_stage(config).work.ref
+    tracker = Tracker.from_environment(logger)
+    run = tracker.open_ablation(config, planned.fingerprint)
+    logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
+    try:
+        zoos = [
+            {"zoo": zoo, "tokens": config.tokens, "execution": execution, "tracking_parent": run} for zoo in config.zoos
+        ]
+        run_parts(tokens, "tokens/build", zoos)
+        arms = [
+            {
+                "composition": item.composition.name,
+                "seed": item.seed,
+                "config": config,
+                "execution": execution,
+                "tracking_parent": run,
+            }
+            for item in list_arms(config)
+        ]
+        run_parts(arm, "arm/run", arms)
+        stages.compare(config, execution)
+    except Exception:
+        tracker.fail(run)
+        raise
+    comparison = store.open(planned)
+    tracker.finish_ablation(run, comparison)
+    show_comparison(config.name, comparison, run)
+    return planned
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.ablation", description="Compare zoo compositions.")
+    parser.add_argument("preset", help=f"a preset ({', '.join(list_presets())}) or the path of a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change one setting")
+    parser.add_argument("--plan", action="store_true", help="print the stages, what is there, and what would run")
+    parser.add_argument(
+        "--resend", action="store_true", help="send a finished ablation to MLflow again, and do no work"
+    )
+    parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
+    options = parser.parse_args(arguments)
+    try:
+        return _run_command(options)
+    except MzsaneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    config = load_preset(options.preset, options.set)
+    store = ArtifactStore.from_environment()
+    if options.plan:
+        _print_plan(config, store)
+        return 0
+    comparison = store.find(plan_comparison_stage(config).work.ref)
+    if options.resend:
+        return _resend(config, comparison, store)
+    if comparison is None:
+        store.check()
+        ablation(config, execution=ExecutionConfig(processes=options.processes))
+        # Prefect's last words come at exit; without this the page's path would not be the last line.
+        logging.getLogger("prefect").setLevel(logging.WARNING)
+        comparison = store.open(plan_comparison_stage(config).work.ref)
+    else:
+        print(f"ablation {config.name}: all of it is there already, nothing to do")
+    print_comparison(comparison)
+    return 0
+
+
+def _resend(config: AblationConfig, comparison: Artifact | None, store: ArtifactStore) -> int:
+    if comparison is None:
+        raise ConfigError(f"ablation {config.name} is not finished, so there is nothing to send: run it first")
+    logging.basicConfig(level=logging.ERROR)
+    tracker = Tracker.from_environment(logging.getLogger("mzsane"))
+    if not tracker.uri:
+        raise ConfigError("MLFLOW_TRACKING_URI is not set: there is no place to send to")
+    sent = resend(config, comparison, store, logging.getLogger("mzsane"))
+    print(f"ablation {config.name}: {'sent to' if sent else 'NOT sent to'} {tracker.uri}")
+    return 0 if sent else 1
+
+
+def _print_plan(config: AblationConfig, store: ArtifactStore) -> None:
+    table = Table("stage", "artifact", "state", title=f"ablation {config.name} in {store.root}")
+    for stage in plan_ablation(config):
+        ref = stage.work.ref
+        if store.exists(ref):
+            state = "there"
+        elif store.partial(stage.work).names():
+            state = "continues"
+        else:
+            state = "to do"
+        table.add_row(stage.label, f"{ref.kind}/{ref.fingerprint[:12]}", state)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Flow `arm`: one composition with one seed, from tokens to scores."""
+
+from prefect import flow, get_run_logger
+
+from flows.chain import make_backbone, make_scores
+from flows.presets import DEMO
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.plan import find_arm
+from tasks.logs import quiet_expected_errors
+from tasks.tracking import Tracker
+
+quiet_expected_errors()
+
+
+@flow(name="arm", flow_run_name="arm-{composition}-s{seed}")
+def arm(
+    composition: str,
+    seed: int = 0,
+    config: AblationConfig = DEMO,
+    execution: ExecutionConfig = ExecutionConfig(),
+    tracking_parent: str | None = None,
+) -> None:
+    """Run one arm: pre-train, then sample and score for every target.
+
+    Args:
+        composition: Name of the composition to train on.
+        seed: Seed of the arm, one of the ablation's.
+        config: The ablation that the arm belongs to.
+        execution: How the work is done; changes no result.
+        tracking_parent: The MLflow run of the ablation, under which this arm is a child run; set by an ablation.
+    """
+    tracker = Tracker.from_environment(get_run_logger())
+    chosen = find_arm(config, composition, seed)
+    run = tracker.open_arm(config, chosen, tracking_parent)
+    try:
+        make_backbone(config, composition, seed, execution, run)
+        for target in config.targets:
+            make_scores(config, composition, seed, target, execution)
+    except Exception:
+        tracker.fail(run)
+        raise
+    tracker.finish_arm(config, chosen, run, ArtifactStore.from_environment())

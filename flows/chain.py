@@ -1,0 +1,53 @@
+"""The chain of stages that leads to an arm's backbone, samples and scores; what is there already is only looked up."""
+
+from mzsane.artifacts import ArtifactRef
+from mzsane.config import AblationConfig, ExecutionConfig, TargetConfig
+from mzsane.errors import ConfigError
+from mzsane.plan import find_arm
+from tasks import stages
+
+
+def make_tokens(config: AblationConfig, zoo_names: list[str], execution: ExecutionConfig, run: str | None) -> None:
+    """Train and tokenize zoos."""
+    for name in zoo_names:
+        zoo = config.find_zoo(name)
+        stages.train_zoo(zoo, execution, run)
+        stages.build_tokens(zoo, config.tokens, execution)
+
+
+def make_backbone(
+    config: AblationConfig, composition: str, seed: int, execution: ExecutionConfig, run: str | None = None
+) -> ArtifactRef:
+    """Make an arm's backbone and what it reads."""
+    arm = find_arm(config, composition, seed)
+    make_tokens(config, [part.zoo for part in arm.composition.slices], execution, run)
+    return stages.pretrain(config, composition, seed, execution, run)
+
+
+def make_samples(
+    config: AblationConfig, composition: str, seed: int, target: TargetConfig, execution: ExecutionConfig
+) -> ArtifactRef:
+    """Make an arm's samples for one target; its backbone must be there."""
+    make_tokens(config, [target.zoo] if target.zoo is not None else [], execution, None)
+    return stages.draw_samples(config, composition, seed, target, execution)
+
+
+def make_scores(
+    config: AblationConfig, composition: str, seed: int, target: TargetConfig, execution: ExecutionConfig
+) -> ArtifactRef:
+    """Make an arm's samples for one target, their scores, and the baselines beside them; its backbone must be there."""
+    make_samples(config, composition, seed, target, execution)
+    stages.score_baselines(config, composition, seed, target, execution)
+    return stages.score_samples(config, composition, seed, target, execution)
+
+
+def find_target(config: AblationConfig, name: str) -> TargetConfig:
+    """Return a target by name.
+
+    Raises:
+        ConfigError: the ablation has no such target.
+    """
+    for target in config.targets:
+        if target.name == name:
+            return target
+    raise ConfigError(f"no target {name!r}; the ablation has {', '.join(target.name for target in config.targets)}")

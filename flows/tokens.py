@@ -1,0 +1,29 @@
+"""Flow `tokens`: tokenize a zoo, which is trained first when it is not there."""
+
+from prefect import flow
+
+from mzsane.artifacts import ArtifactRef
+from mzsane.config import ExecutionConfig, TokensConfig, ZooConfig
+from tasks import stages
+from tasks.logs import quiet_expected_errors
+
+quiet_expected_errors()
+
+
+@flow(name="tokens", flow_run_name="tokens-{zoo.name}")
+def tokens(
+    zoo: ZooConfig,
+    tokens: TokensConfig = TokensConfig(),
+    execution: ExecutionConfig = ExecutionConfig(),
+    tracking_parent: str | None = None,
+) -> ArtifactRef:
+    """Tokenize a zoo, or find its tokens.
+
+    Args:
+        zoo: The population; it is trained first when it is not there.
+        tokens: How the zoo becomes tokens.
+        execution: How the work is done; changes no result.
+        tracking_parent: The MLflow run that metrics go to; set by an ablation.
+    """
+    stages.train_zoo(zoo, execution, tracking_parent)
+    return stages.build_tokens(zoo, tokens, execution)

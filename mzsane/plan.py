@@ -1,0 +1,178 @@
+"""The stages of an ablation and what each reads: all of it known, and named, before any work is done.
+
+A `Stage` is one piece of work with a name for people. `plan_ablation` lists them in an order in which each finds its inputs made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.backbone.pretrain import TokenSlice, plan_backbone, pretrain
+from mzsane.config import (
+    AblationConfig,
+    CompositionConfig,
+    ExecutionConfig,
+    TargetConfig,
+    TokensConfig,
+    ZooConfig,
+)
+from mzsane.errors import ConfigError
+from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
+from mzsane.metrics import MetricSink
+from mzsane.report.compare import ArmParts, compare, plan_comparison
+from mzsane.sampling.draw import Target, draw_samples, plan_samples
+from mzsane.tokens.store import build_tokens, plan_tokens
+from mzsane.zoo.train import plan_zoo, train_zoo
+
+Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work: its name for people, its name for machines, and how to do it."""
+
+    name: str
+    work: Work
+    run: Run
+
+    @property
+    def label(self) -> str:
+        """What logs call this stage: kind and name."""
+        return f"{self.work.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One composition with one seed."""
+
+    composition: CompositionConfig
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What the comparison calls this arm."""
+        return f"{self.composition.name}-s{self.seed}"
+
+
+def list_arms(config: AblationConfig) -> list[Arm]:
+    """Return all arms: every composition with every seed."""
+    return [Arm(composition, seed) for composition in config.compositions for seed in config.seeds]
+
+
+def find_arm(config: AblationConfig, composition: str, seed: int) -> Arm:
+    """Return one arm.
+
+    Raises:
+        ConfigError: the ablation has no such composition or seed.
+    """
+    for arm in list_arms(config):
+        if (arm.composition.name, arm.seed) == (composition, seed):
+            return arm
+    names = ", ".join(arm.name for arm in list_arms(config))
+    raise ConfigError(f"no arm with composition {composition!r} and seed {seed}; the ablation has {names}")
+
+
+def plan_zoo_stage(zoo: ZooConfig) -> Stage:
+    """Return the stage that trains a zoo."""
+    return Stage(zoo.name, plan_zoo(zoo), lambda store, execution, sink: train_zoo(zoo, store, execution, sink))
+
+
+def plan_tokens_stage(tokens: TokensConfig, zoo: ZooConfig) -> Stage:
+    """Return the stage that tokenizes a zoo."""
+    return Stage(zoo.name, plan_tokens(tokens, zoo), lambda store, _, sink: build_tokens(tokens, zoo, store, sink))
+
+
+def plan_ablation(config: AblationConfig) -> list[Stage]:
+    """Return every stage of an ablation once, in an order in which each finds its inputs made; the comparison is last."""
+    stages = [plan_zoo_stage(zoo) for zoo in config.zoos]
+    stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.zoos]
+    stages += [stage for arm in list_arms(config) for stage in ArmPlan(config, arm).stages()]
+    stages.append(plan_comparison_stage(config))
+    unique: dict[ArtifactRef, Stage] = {}
+    for stage in stages:
+        unique.setdefault(stage.work.ref, stage)
+    return list(unique.values())
+
+
+def plan_comparison_stage(config: AblationConfig) -> Stage:
+    """Return the stage that compares all arms."""
+    parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
+    work = plan_comparison(config, parts)
+    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink))
+
+
+def _resolve(config: AblationConfig, target: TargetConfig) -> Target:
+    network, images = config.resolve_target(target)
+    tokens = plan_tokens(config.tokens, config.find_zoo(target.zoo)).ref if target.zoo is not None else None
+    return Target(network, images, tokens)
+
+
+class ArmPlan:
+    """The stages of one arm: its backbone, and for each target its samples, their scores, and the baselines beside them."""
+
+    def __init__(self, config: AblationConfig, arm: Arm) -> None:
+        self.config, self.arm = config, arm
+        self.slices = [
+            TokenSlice(plan_tokens(config.tokens, config.find_zoo(part.zoo)).ref, part.models, part.last_epochs)
+            for part in arm.composition.slices
+        ]
+
+    def stages(self) -> list[Stage]:
+        """Return all stages of the arm in order."""
+        by_target = [
+            stage(target) for target in self.config.targets for stage in (self.baselines, self.samples, self.scores)
+        ]
+        return [self.backbone(), *by_target]
+
+    def backbone(self) -> Stage:
+        """Return the stage that pre-trains the backbone."""
+        config, slices, seed = self.config.backbone, self.slices, self.arm.seed
+        return Stage(
+            self.arm.name,
+            plan_backbone(config, slices, seed),
+            lambda store, execution, sink: pretrain(config, slices, seed, store, execution, sink),
+        )
+
+    def baselines(self, target: TargetConfig) -> Stage:
+        """Return the stage that scores a target's baselines, which all arms of a seed share."""
+        common = (self.config.evaluation, _resolve(self.config, target), self.config.tokens.token_dim, self.arm.seed)
+        return Stage(
+            f"{target.name}-s{self.arm.seed}",
+            plan_baselines(*common),
+            lambda store, execution, sink: score_baselines(*common, store, execution, sink),
+        )
+
+    def samples(self, target: TargetConfig) -> Stage:
+        """Return the stage that draws samples for a target."""
+        slices = self.arm.composition.slices
+        numbers = [slices.index(part) for part in self.config.anchor_slices(self.arm.composition, target)]
+        resolved = _resolve(self.config, target)
+        common = (self.config.sampling, resolved, self.backbone().work.ref, self.slices, numbers, self.arm.seed)
+        return Stage(
+            f"{self.arm.name}/{target.name}",
+            plan_samples(*common),
+            lambda store, execution, sink: draw_samples(*common, store, execution, sink),
+        )
+
+    def scores(self, target: TargetConfig) -> Stage:
+        """Return the stage that scores the samples of a target."""
+        samples, resolved = self.samples(target), _resolve(self.config, target)
+        common = (self.config.evaluation, self.config.sampling, resolved, samples.work.ref, self.arm.seed)
+        return Stage(
+            samples.name,
+            plan_scores(*common),
+            lambda store, execution, sink: score_samples(*common, store, execution, sink),
+        )
+
+    def parts(self) -> ArmParts:
+        """Return the names of the arm's artifacts, for the comparison."""
+        targets = self.config.targets
+        return ArmParts(
+            name=self.arm.name,
+            composition=self.arm.composition,
+            seed=self.arm.seed,
+            backbone=self.backbone().work.ref,
+            samples={target.name: self.samples(target).work.ref for target in targets},
+            scores={target.name: self.scores(target).work.ref for target in targets},
+            baselines={target.name: self.baselines(target).work.ref for target in targets},
+        )

@@ -1,0 +1,165 @@
+"""Compare the arms of an ablation: the last stage, from scores to a table, figures and a page.
+
+The COMPARISON artifact holds `comparison.parquet` and `comparison.json` (a row a measurement, see `cells.ROW_SCHEMA`),
+`curves.parquet` (training curves of all arms), `report.html`, and the page's figures as PNG.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.config import AblationConfig, CompositionConfig
+from mzsane.files import to_parquet
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.report.appearance import assign_looks, to_png
+from mzsane.report.cells import ROW_SCHEMA
+from mzsane.report.page import render_report
+from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
+from mzsane.report.provenance import plot_provenance
+
+VERSION = 1
+_VALIDATION = "val_r2/"
+
+
+@dataclass(frozen=True)
+class ArmParts:
+    """An arm's name and artifacts; those of samples, scores and baselines by target."""
+
+    name: str
+    composition: CompositionConfig
+    seed: int
+    backbone: ArtifactRef
+    samples: Mapping[str, ArtifactRef]
+    scores: Mapping[str, ArtifactRef]
+    baselines: Mapping[str, ArtifactRef]
+
+
+def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
+    """Name the work of comparing arms. Names are part of it, since they are in the table and the page."""
+    inputs = {}
+    for arm in arms:
+        inputs[f"{arm.name}/backbone"] = arm.backbone
+        inputs |= {f"{arm.name}/scores/{target}": ref for target, ref in arm.scores.items()}
+        inputs |= {f"{arm.name}/baselines/{target}": ref for target, ref in arm.baselines.items()}
+    return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json")}, inputs)
+
+
+def compare(
+    config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore, sink: MetricSink = NO_SINK
+) -> Artifact:
+    """Gather all scores in one table, draw the figures, and write the page."""
+    work = plan_comparison(config, arms)
+    if found := store.find(work.ref):
+        return found
+    rows = pl.concat([row_frame for arm in arms for row_frame in _arm_rows(config, arm, store)])
+    curves = pl.concat([arm_curves(arm, store) for arm in arms])
+    provenance = trace_provenance(config, arms, store)
+    sink.progress(1, 3, "parts: measurements gathered")
+    looks = assign_looks([composition.name for composition in config.compositions])
+    figures = {
+        "accuracy.png": to_png(plot_accuracy(rows, looks)),
+        "finetuning.png": to_png(plot_finetuning(rows, looks)),
+        "curves.png": to_png(plot_curves(curves, looks)),
+        "provenance.png": to_png(plot_provenance(provenance)),
+    }
+    sink.progress(2, 3, "parts: figures drawn")
+    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"))
+    files = {
+        "comparison.parquet": to_parquet(rows),
+        "comparison.json": json.dumps(_to_json_rows(rows), indent=1).encode(),
+        "curves.parquet": to_parquet(curves),
+        "report.html": page.encode(),
+        **figures,
+    }
+    sink.progress(3, 3, "parts: page written")
+    return store.publish(work, files, counts={"arms": len(arms), "measurements": len(rows)})
+
+
+def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+    return pl.concat(_arm_rows(config, arm, store))
+
+
+def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return an arm's training curves, long: arm, composition, seed, step, metric, value."""
+    curves = pl.read_parquet(store.open(arm.backbone).path("curves.parquet"))
+    zoos = {f"{_VALIDATION}{i}": f"{_VALIDATION}{part.zoo}" for i, part in enumerate(arm.composition.slices)}
+    return curves.select(
+        pl.lit(arm.name).alias("arm"),
+        pl.lit(arm.composition.name).alias("composition"),
+        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+        "step",
+        pl.col("metric").replace(zoos),
+        "value",
+    )
+
+
+def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore) -> list[dict[str, Any]]:
+    """Return what came from where: for every arm each artifact that leads to its scores, with what it reads."""
+    zoo_names: dict[str, str] = {}
+    records: list[dict[str, Any]] = []
+
+    def visit(arm: ArmParts, ref: ArtifactRef, stage: str, name: str) -> None:
+        manifest = store.open(ref).manifest
+        reads = [
+            ArtifactRef(kind=text.split("/")[0], fingerprint=text.split("/")[1]) for text in manifest.inputs.values()
+        ]
+        records.append(
+            {
+                "arm": arm.name,
+                "stage": stage,
+                "name": name,
+                "fingerprint": ref.fingerprint,
+                "address": store.address(ref),
+                "reads": [read.fingerprint for read in reads],
+            }
+        )
+        for read in reads:
+            if read.kind in ("tokens", "zoo"):
+                visit(arm, read, read.kind, zoo_names.get(read.fingerprint, name))
+
+    for arm in arms:
+        for number, part in enumerate(arm.composition.slices):
+            tokens = store.open(arm.backbone).manifest.inputs[f"tokens/{number}"].split("/")[1]
+            zoo_names[tokens] = part.zoo
+    for arm in arms:
+        visit(arm, arm.backbone, "backbone", arm.name)
+        for target in config.targets:
+            visit(arm, arm.samples[target.name], "samples", f"{arm.name}/{target.name}")
+            visit(arm, arm.scores[target.name], "scores", f"{arm.name}/{target.name}")
+            visit(arm, arm.baselines[target.name], "scores", f"baselines/{target.name}")
+    return records
+
+
+def _arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> list[pl.DataFrame]:
+    frames = []
+    for target in config.targets:
+        parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
+        scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
+        means = scores.group_by("method", "sees", "finetune_epochs", maintain_order=True).agg(
+            pl.len().cast(pl.Int64).alias("n"),
+            pl.col("accuracy").mean().alias("accuracy_mean"),
+            pl.col("accuracy").std().alias("accuracy_std"),
+            pl.col("loss").mean().alias("loss_mean"),
+        )
+        labels = means.with_columns(
+            pl.lit(arm.name).alias("arm"),
+            pl.lit(arm.composition.name).alias("composition"),
+            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+            pl.lit(target.name).alias("target"),
+            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+        )
+        frames.append(labels.select(list(ROW_SCHEMA)))
+    return frames
+
+
+def _to_json_rows(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows.iter_rows(named=True)
+    ]

@@ -1,0 +1,1 @@
+"""Thin Prefect tasks: log, call mzsane, report, return a reference."""

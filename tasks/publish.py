@@ -1,0 +1,40 @@
+"""Show a comparison on Prefect's pages: a table, the figure, and where the rest is."""
+
+import base64
+import os
+
+import polars as pl
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from mzsane.artifacts import Artifact
+from mzsane.report.findings import find_findings
+from mzsane.report.table import comparison_markdown
+
+
+def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -> None:
+    """Create the artifacts of an ablation's flow run.
+
+    Args:
+        name: the ablation's name.
+        comparison: the COMPARISON artifact.
+        tracking_run: its MLflow run, if it is tracked.
+    """
+    rows = pl.read_parquet(comparison.path("comparison.parquet"))
+    create_table_artifact(
+        table=rows.with_columns(pl.col(pl.Float64).round(4)).to_dicts(),
+        key="comparison",
+        description=f"Every measurement of ablation {name}; {comparison.address}",
+    )
+    findings = "\n".join(f"- {sentence}" for sentence in find_findings(rows).overall)
+    places = [f"Artifact: `{comparison.address}`"]
+    if tracking_run is not None:
+        places.append(f"MLflow: {os.environ['MLFLOW_TRACKING_URI']}, run `{tracking_run}`")
+    create_markdown_artifact(
+        markdown=f"# {name}\n\n{findings}\n\n{comparison_markdown(rows)}\n\n" + "\n\n".join(places),
+        key="findings",
+        description=f"What ablation {name} found",
+    )
+    picture = base64.b64encode(comparison.path("accuracy.png").read_bytes()).decode()
+    create_image_artifact(
+        image_url=f"data:image/png;base64,{picture}", key="accuracy", description="Accuracy by arm and target"
+    )

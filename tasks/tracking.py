@@ -1,0 +1,198 @@
+"""Tracking in MLflow, best effort: the science never waits for it and never fails with it.
+
+Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`python -m flows.ablation PRESET
+--resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's start and the step, so
+that a point sent twice is the same point.
+
+Set `MLFLOW_TRACKING_URI` to turn tracking on.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mzsane.artifacts import Artifact, ArtifactStore
+from mzsane.config import AblationConfig
+from mzsane.plan import Arm, ArmPlan, list_arms
+from mzsane.report.appearance import to_png
+from mzsane.report.compare import ArmParts, arm_curves, arm_rows
+from mzsane.report.plots import plot_curves
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_BATCH = 1000  # MLflow's limit of metrics in one request
+_PARENT_TAG = "mlflow.parentRunId"
+_KEY_TAG = "mzsane.key"
+_COMPARISON_FILES = ("accuracy.png", "finetuning.png", "curves.png", "provenance.png", "report.html", "comparison.json")
+
+
+class Tracker:
+    """A client of one MLflow server that gives up, loudly, at the first failure."""
+
+    def __init__(self, uri: str, logger: Logger) -> None:
+        self.uri, self.logger = uri, logger
+        self.lost = False
+
+    @classmethod
+    def from_environment(cls, logger: Logger) -> "Tracker":
+        """Return the tracker of `MLFLOW_TRACKING_URI`; without that variable, one that tracks nothing."""
+        return cls(os.environ.get("MLFLOW_TRACKING_URI", ""), logger)
+
+    def open_ablation(self, config: AblationConfig, key: str) -> str | None:
+        """Return the parent run of an ablation, a new one if there is none; `key` is its comparison's fingerprint."""
+        tags = {"mzsane.ablation": config.name, "mzsane.kind": "ablation"}
+        return self._attempt(lambda client: _open_run(client, config.name, config.name, key, tags))
+
+    def open_arm(self, config: AblationConfig, arm: Arm, parent: str | None) -> str | None:
+        """Return the child run of an arm, a new one if there is none."""
+        if parent is None:
+            return None
+        tags = {"mzsane.ablation": config.name, "mzsane.kind": "arm", _PARENT_TAG: parent}
+        return self._attempt(lambda client: _open_run(client, config.name, arm.name, f"{parent}/{arm.name}", tags))
+
+    def log_points(self, run: str | None, points: list[tuple[str, float, int]]) -> None:
+        """Send metric points: key, value, step."""
+        if run is not None and points:
+            self._attempt(lambda client: _log_points(client, run, points))
+
+    def finish_arm(self, config: AblationConfig, arm: Arm, run: str | None, store: ArtifactStore) -> None:
+        """Send all that an arm's artifacts hold: parameters, curves, scores, addresses and the figure; close the run."""
+        if run is not None:
+            self._attempt(lambda client: _send_arm(client, run, config, arm, store))
+
+    def finish_ablation(self, run: str | None, comparison: Artifact) -> None:
+        """Send the comparison's figures and page and its address, and close the parent run."""
+        if run is not None:
+            self._attempt(lambda client: _send_comparison(client, run, comparison))
+
+    def fail(self, run: str | None) -> None:
+        """Mark a run as failed; the next attempt opens it again."""
+        if run is not None:
+            self._attempt(lambda client: client.set_terminated(run, "FAILED"))
+
+    def _attempt(self, action: Callable[["MlflowClient"], Any]) -> Any:
+        if not self.uri or self.lost:
+            return None
+        try:
+            return action(_make_client(self.uri))
+        except Exception as error:
+            self.lost = True
+            reason = " ".join(str(error).split())[:300]
+            self.logger.error(
+                "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; send "
+                "them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
+                self.uri,
+                reason,
+            )
+            return None
+
+
+def resend(config: AblationConfig, comparison: Artifact, store: ArtifactStore, logger: Logger) -> bool:
+    """Send a finished ablation to MLflow from its artifacts; tell whether all of it arrived."""
+    tracker = Tracker.from_environment(logger)
+    parent = tracker.open_ablation(config, comparison.ref.fingerprint)
+    for arm in list_arms(config):
+        tracker.finish_arm(config, arm, tracker.open_arm(config, arm, parent), store)
+    tracker.finish_ablation(parent, comparison)
+    return parent is not None and not tracker.lost
+
+
+def name_points(arm: ArmParts, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:
+    """Return pre-training metrics as points, named as `_send_arm` names them."""
+    zoos = {f"val_r2/{number}": f"val_r2/{part.zoo}" for number, part in enumerate(arm.composition.slices)}
+    return [(f"pretrain/{zoos.get(key, key)}", value, step) for key, value in values.items()]
+
+
+@lru_cache(maxsize=4)
+def _make_client(uri: str) -> "MlflowClient":
+    # A server that is away must be noticed in seconds, not after MLflow's minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # imported here: slow, and not needed without tracking
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _open_run(client: "MlflowClient", experiment: str, name: str, key: str, tags: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(experiment)
+    try:
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    except MlflowException:  # another process was first
+        experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    runs = client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    if runs:
+        run_id: str = runs[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    run_id = client.create_run(experiment_id, run_name=name, tags={_KEY_TAG: key, **tags}).info.run_id
+    return run_id
+
+
+def _log_points(client: "MlflowClient", run: str, points: list[tuple[str, float, int]]) -> None:
+    from mlflow.entities import Metric
+
+    start = client.get_run(run).info.start_time
+    metrics = [Metric(key, value, start + step, step) for key, value, step in points]
+    for first in range(0, len(metrics), _BATCH):
+        client.log_batch(run, metrics=metrics[first : first + _BATCH])
+
+
+def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm, store: ArtifactStore) -> None:
+    from mlflow.entities import Param, RunTag
+
+    plan = ArmPlan(config, arm)
+    parts = plan.parts()
+    params = [Param(key, value[:6000]) for key, value in _flatten_parameters(config, arm).items()]
+    tags = [
+        RunTag(f"artifact.{stage.label.replace(' ', '.')}", store.address(stage.work.ref)) for stage in plan.stages()
+    ]
+    client.log_batch(run, params=params, tags=tags)
+    curves = arm_curves(parts, store)
+    points = [
+        (f"pretrain/{metric}", value, step) for metric, value, step in curves["metric", "value", "step"].iter_rows()
+    ]
+    for row in arm_rows(config, parts, store).iter_rows(named=True):
+        key = f"{row['target']}/{row['method']}/{row['sees']}"
+        points.append((f"{key}/accuracy", row["accuracy_mean"], row["finetune_epochs"]))
+        points.append((f"{key}/loss", row["loss_mean"], row["finetune_epochs"]))
+    _log_points(client, run, points)
+    _log_file(client, run, "curves.png", to_png(plot_curves(curves)))
+    client.set_terminated(run, "FINISHED")
+
+
+def _send_comparison(client: "MlflowClient", run: str, comparison: Artifact) -> None:
+    client.set_tag(run, "artifact.comparison", comparison.address)
+    for name in _COMPARISON_FILES:
+        _log_file(client, run, name, comparison.path(name).read_bytes())
+    client.set_terminated(run, "FINISHED")
+
+
+def _log_file(client: "MlflowClient", run: str, name: str, data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        client.log_artifact(run, str(path))
+
+
+def _flatten_parameters(config: AblationConfig, arm: Arm) -> dict[str, str]:
+    """Return the settings that people filter and compare by: the arm's own first."""
+    parameters: dict[str, Any] = {
+        "composition": arm.composition.name,
+        "seed": arm.seed,
+        "zoos": ", ".join(part.zoo for part in arm.composition.slices),
+        "datasets": len({config.find_zoo(part.zoo).images for part in arm.composition.slices}),
+        "models": sum(part.models for part in arm.composition.slices),
+    }
+    for section in ("tokens", "backbone", "sampling", "evaluation"):
+        for key, value in getattr(config, section).model_dump(mode="json").items():
+            parameters[f"{section}.{key}"] = value
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in parameters.items()}

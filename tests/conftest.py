@@ -1,0 +1,83 @@
+"""A zoo small enough to train in a test, its tokens, and the stores to put them in."""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+from mzsane.artifacts import Artifact, ArtifactStore
+from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, TokensConfig, ZooConfig
+from mzsane.tokens.store import TokenTable, build_tokens, read_tokens
+from mzsane.zoo.train import train_zoo
+
+# Every run draws the same examples: a failure in CI is one that a developer sees too.
+settings.register_profile("mzsane", deadline=None, derandomize=True, database=None, max_examples=30)
+settings.load_profile("mzsane")
+torch.set_num_threads(1)
+
+SERIAL = ExecutionConfig(processes=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo_config() -> ZooConfig:
+    """Six CNN-s on 120 rendered letters, two epochs, both kept."""
+    images = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
+    return ZooConfig(name="tiny", images=images, models=6, epochs=2, keep_epochs=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens_config() -> TokensConfig:
+    """Four models to train on, one to validate on, one to test on."""
+    return TokensConfig(train_fraction=0.67, validation_fraction=0.17)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_config() -> BackboneConfig:
+    """A backbone that takes a window of a tiny zoo's model whole."""
+    return BackboneConfig(window=66, d_model=16, heads=1, layers=1, latent_dim=8, steps=12, batch_size=4)
+
+
+@pytest.fixture
+def store(tmp_path) -> ArtifactStore:
+    """An empty local store."""
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def trained_store(tmp_path_factory, tiny_zoo_config, tiny_tokens_config) -> ArtifactStore:
+    """A local store with the tiny zoo and its tokens. Read it; publish in a copy (`make_store`)."""
+    store = ArtifactStore(str(tmp_path_factory.mktemp("trained") / "store"))
+    train_zoo(tiny_zoo_config, store, SERIAL)
+    build_tokens(tiny_tokens_config, tiny_zoo_config, store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(trained_store, tiny_zoo_config) -> Artifact:
+    """The tiny zoo, trained."""
+    return train_zoo(tiny_zoo_config, trained_store, SERIAL)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(trained_store, tiny_tokens_config, tiny_zoo_config) -> Artifact:
+    """The tiny zoo's tokens."""
+    return build_tokens(tiny_tokens_config, tiny_zoo_config, trained_store)
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tiny_tokens) -> TokenTable:
+    """The tiny zoo's tokens in memory."""
+    return read_tokens(tiny_tokens)
+
+
+@pytest.fixture
+def make_store(trained_store, tmp_path) -> Callable[[str], ArtifactStore]:
+    """The maker of stores of one's own that start as a copy of `trained_store`."""
+
+    def make(name: str) -> ArtifactStore:
+        shutil.copytree(trained_store.root, tmp_path / name)
+        return ArtifactStore(str(tmp_path / name))
+
+    return make
