@@ -1,4 +1,4 @@
-"""Run a part of an ablation here, or as a flow run of its own on the work pool when the ablation is a deployment's run."""
+"""Run the parts of an ablation here, or as flow runs of their own when the ablation is a deployment's run."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, A
 
     Args:
         flow: the flow, called here one part after the other when this ablation was started by hand.
-        deployment: `flow/deployment`, whose runs the work pool schedules when this ablation is a deployment's run itself.
+        deployment: `flow/deployment`, whose runs the work pool schedules when this ablation is a deployment's run
+            itself.
         parts: the parameters of each run.
 
     Raises:

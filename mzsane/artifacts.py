@@ -1,11 +1,12 @@
 """The artifact store: fingerprint, manifest, atomic publish, verified open. The only user of fsspec.
 
-An artifact is a folder `<root>/<kind>/<fingerprint>/` of data files and a `manifest.json` that is written last and only if
-there is none yet. It exists if and only if its manifest does, and never changes afterwards. The stored name of a data file
-carries the start of its hash, so that two writers of one artifact cannot overwrite each other's files: the first manifest
-wins, and the second writer removes what the winner does not name.
+An artifact is a folder `<root>/<kind>/<fingerprint>/` of data files and a `manifest.json` that is written last and
+only if there is none yet. It exists if and only if its manifest does, and never changes afterwards. The stored name
+of a data file carries the start of its hash, so that two writers of one artifact cannot overwrite each other's files:
+the first manifest wins, and the second writer removes what the winner does not name.
 
-Work in progress (chunks, training checkpoints) lives in `<root>/partial/<kind>/<fingerprint>/` until its artifact is out.
+Work in progress (chunks, training checkpoints) lives in `<root>/partial/<kind>/<fingerprint>/` until its artifact is
+out.
 """
 
 import errno
@@ -16,7 +17,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -126,7 +127,7 @@ class Artifact:
 
 
 class Partial:
-    """The unfinished files of one piece of work: written atomically, readable by the next attempt, removed at the end."""
+    """The unfinished files of a piece of work: written atomically, read by the next attempt, removed at the end."""
 
     def __init__(self, store: "ArtifactStore", ref: ArtifactRef) -> None:
         self._store = store
@@ -311,11 +312,8 @@ class ArtifactStore:
 
     def remove(self, name: str) -> None:
         """Remove a file or folder; one that is gone already is fine."""
-        with self._explained(name):
-            try:
-                self._fs.rm(self._path(name), recursive=True)
-            except FileNotFoundError:
-                pass
+        with self._explained(name), suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -369,8 +367,8 @@ class ArtifactStore:
         size = path.stat().st_size
         if size != entry.bytes or _hash_file(path) != entry.sha256:
             raise CorruptArtifactError(
-                f"{self.root}/{name} was changed after it was published (sha256 does not match its manifest, {size} bytes "
-                f"where {entry.bytes} are promised); {_REMEDY}"
+                f"{self.root}/{name} was changed after it was published: its sha256 is not that of the manifest "
+                f"({size} bytes, {entry.bytes} promised); {_REMEDY}"
             )
 
     @contextmanager

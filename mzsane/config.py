@@ -1,8 +1,8 @@
 """Every setting of mzsane, as frozen pydantic models. Unknown keys are errors; units are in the descriptions.
 
-What changes a result is a setting of a stage and part of its fingerprint. What only changes how fast or where the work is
-done is in `ExecutionConfig` and part of no fingerprint. Names are labels: they are part of no fingerprint either, so that
-two ablations that call one zoo by different names share it.
+What changes a result is a setting of a stage and part of its fingerprint. What only changes how fast or where the
+work is done is in `ExecutionConfig` and part of no fingerprint. Names are labels: they are part of no fingerprint
+either, so that two ablations that call one zoo by different names share it.
 """
 
 from collections.abc import Sequence
@@ -153,8 +153,8 @@ class BackboneConfig(Config):
     projection_dim: int = Field(30, ge=1, description="outputs of the projection head that the contrast sees")
     normalisation: Literal["token", "batch", "none"] = Field(
         "token",
-        description="what the squared error is divided by: each target token's own variance (MZ-SANE), one variance over "
-        "the batch (the published code), or nothing",
+        description="what the squared error is divided by: each target token's own variance (MZ-SANE), one variance "
+        "over the batch (the published code), or nothing",
     )
     deviation_floor: float = Field(
         1e-4,
@@ -274,8 +274,8 @@ class AblationConfig(Config):
             available = self.tokens.count_split(zoo.models)["train"]
             if part.models > available:
                 raise ValueError(
-                    f"composition {composition.name!r} asks for {part.models} training models of zoo {part.zoo!r}, which "
-                    f"has {available} ({zoo.models} models, train_fraction {self.tokens.train_fraction})"
+                    f"composition {composition.name!r} asks for {part.models} training models of zoo {part.zoo!r}, "
+                    f"which has {available} ({zoo.models} models, train_fraction {self.tokens.train_fraction})"
                 )
             if part.last_epochs and part.last_epochs > zoo.keep_epochs:
                 raise ValueError(
@@ -298,7 +298,8 @@ class AblationConfig(Config):
         if target.zoo is not None:
             zoo = self.find_zoo(target.zoo)
             return zoo.network, zoo.images
-        assert target.network is not None and target.images is not None
+        assert target.network is not None
+        assert target.images is not None
         return target.network, target.images
 
     def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
@@ -370,7 +371,9 @@ def explain_validation(error: ValidationError) -> str:
 
 
 def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Read a config from a YAML file and apply `path.to.key=value` overrides (values are YAML; list items by index or name).
+    """Read a config from a YAML file and apply `path.to.key=value` overrides.
+
+    Values are YAML; an item of a list is named by its index or its `name`.
 
     Raises:
         ConfigError: the file is missing or not YAML, an override does not fit, or a setting is wrong.

@@ -55,7 +55,8 @@ def map_processes(
     except BrokenProcessPool:
         _open_pool.cache_clear()
         raise WorkerError(
-            "a worker process was killed, perhaps for lack of memory; rerun to continue, with fewer processes if it recurs"
+            "a worker process was killed, perhaps for lack of memory; rerun to continue, with fewer processes "
+            "if it recurs"
         ) from None
     finally:
         for future in waiting:

@@ -1,6 +1,7 @@
 """The stages of an ablation and what each reads: all of it known, and named, before any work is done.
 
-A `Stage` is one piece of work with a name for people. `plan_ablation` lists them in an order in which each finds its inputs made.
+A `Stage` is one piece of work with a name for people. `plan_ablation` lists them in an order in which each finds its
+inputs made.
 """
 
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def plan_tokens_stage(tokens: TokensConfig, zoo: ZooConfig) -> Stage:
 
 
 def plan_ablation(config: AblationConfig) -> list[Stage]:
-    """Return every stage of an ablation once, in an order in which each finds its inputs made; the comparison is last."""
+    """Return every stage of an ablation once, each after those that it reads; the comparison is last."""
     stages = [plan_zoo_stage(zoo) for zoo in config.zoos]
     stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.zoos]
     stages += [stage for arm in list_arms(config) for stage in ArmPlan(config, arm).stages()]
@@ -108,7 +109,7 @@ def _resolve(config: AblationConfig, target: TargetConfig) -> Target:
 
 
 class ArmPlan:
-    """The stages of one arm: its backbone, and for each target its samples, their scores, and the baselines beside them."""
+    """The stages of one arm: its backbone, and for each target samples, their scores and the baselines."""
 
     def __init__(self, config: AblationConfig, arm: Arm) -> None:
         self.config, self.arm = config, arm

@@ -1,8 +1,8 @@
 """Tracking in MLflow, best effort: the science never waits for it and never fails with it.
 
-Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`python -m flows.ablation PRESET
---resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's start and the step, so
-that a point sent twice is the same point.
+Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`python -m flows.ablation
+PRESET --resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's
+start and the step, so that a point sent twice is the same point.
 
 Set `MLFLOW_TRACKING_URI` to turn tracking on.
 """
@@ -62,7 +62,7 @@ class Tracker:
             self._attempt(lambda client: _log_points(client, run, points))
 
     def finish_arm(self, config: AblationConfig, arm: Arm, run: str | None, store: ArtifactStore) -> None:
-        """Send all that an arm's artifacts hold: parameters, curves, scores, addresses and the figure; close the run."""
+        """Send what an arm's artifacts hold: parameters, curves, scores, addresses, the figure; close the run."""
         if run is not None:
             self._attempt(lambda client: _send_arm(client, run, config, arm, store))
 
@@ -85,8 +85,8 @@ class Tracker:
             self.lost = True
             reason = " ".join(str(error).split())[:300]
             self.logger.error(
-                "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; send "
-                "them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
+                "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; "
+                "send them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
                 self.uri,
                 reason,
             )
@@ -133,8 +133,7 @@ def _open_run(client: "MlflowClient", experiment: str, name: str, key: str, tags
         run_id: str = runs[0].info.run_id
         client.update_run(run_id, status="RUNNING")
         return run_id
-    run_id = client.create_run(experiment_id, run_name=name, tags={_KEY_TAG: key, **tags}).info.run_id
-    return run_id
+    return str(client.create_run(experiment_id, run_name=name, tags={_KEY_TAG: key, **tags}).info.run_id)
 
 
 def _log_points(client: "MlflowClient", run: str, points: list[tuple[str, float, int]]) -> None:

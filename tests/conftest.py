@@ -1,5 +1,6 @@
 """A zoo small enough to train in a test, its tokens, and the stores to put them in."""
 
+import logging
 import shutil
 from collections.abc import Callable
 
@@ -81,3 +82,16 @@ def make_store(trained_store, tmp_path) -> Callable[[str], ArtifactStore]:
         return ArtifactStore(str(tmp_path / name))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """The address of an S3 server for the tests: real HTTP, in memory, any credentials."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -1,4 +1,6 @@
-"""The sequence autoencoder: a pre-norm transformer over the tokens of a window (MZ-SANE, arXiv 2504.10141; SANE, 2406.09997).
+"""The sequence autoencoder: a pre-norm transformer over the tokens of a window.
+
+MZ-SANE, arXiv 2504.10141; SANE, arXiv 2406.09997.
 
 Suffixes: B windows, W tokens of a window, D token width, M model width, L latent width, H heads.
 """
@@ -15,7 +17,7 @@ _INITIAL_DEVIATION = 0.02
 
 
 class PositionEmbedding(nn.Module):
-    """Learned tables for a token's number in the network, its layer and its row: the first two added, the third beside."""
+    """Learned tables for a token's number, layer and row: the first two added, the third beside them."""
 
     def __init__(self, sizes: tuple[int, int, int], d_model: int) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class PositionEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention along the tokens of a window, then a GELU network of four times the width."""
+    """Pre-norm transformer block: attention along the tokens, then a GELU network of four times the width."""
 
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()

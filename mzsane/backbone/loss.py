@@ -13,9 +13,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """Squared error over the target's variance, averaged over real weights; padding never counts.
 
-    With `token`, for each token t with mask m: mu = sum(m t) / sum(m), s = sqrt(sum(m (t - mu)^2) / sum(m)) + floor, and the
-    loss is the sum of (t - t')^2 / s^2 over all weights, divided by their number (MZ-SANE). With `batch`, one mu and s over the
-    whole batch (the released code). With `none`, s = 1.
+    With `token`, for each token t with mask m: mu = sum(m t) / sum(m), s = sqrt(sum(m (t - mu)^2) / sum(m)) + floor,
+    and the loss is the sum of (t - t')^2 / s^2 over all weights, divided by their number (MZ-SANE). With `batch`, one
+    mu and s over the whole batch (the released code). With `none`, s = 1.
     """
     target_BWD = target_BWD * mask_BWD
     error_BWD = (output_BWD - target_BWD).square() * mask_BWD

@@ -33,7 +33,7 @@ _ADAM_BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class TokenSlice:
-    """A slice of a composition: some training models of one TOKENS artifact, and how many of their last epochs (None: all)."""
+    """Some training models of one TOKENS artifact, and how many of their last epochs (None: all)."""
 
     tokens: ArtifactRef
     models: int
@@ -174,7 +174,7 @@ class _Run:
             self.curves = [tuple(row) for row in state["curves"]]
 
     def train(self, checkpoint_steps: int) -> None:
-        """Run the remaining steps. Every step's randomness has its own seed, so that a resumed run needs no other state."""
+        """Run the remaining steps; each has its own seed, so that a resumed run needs no generator's state."""
         config = self.config
         validate_steps = max(1, config.steps // _VALIDATIONS)
         self.sink.progress(self.step, config.steps, f"steps, resumed from {self.step}" if self.step else "steps")
@@ -184,8 +184,8 @@ class _Run:
             if self.step % _LOG_STEPS == 0 or self.step == config.steps:
                 if not math.isfinite(values["loss"]):
                     raise DivergedError(
-                        f"the pre-training loss is {values['loss']} at step {self.step}: lower backbone.learning_rate or "
-                        "raise backbone.deviation_floor; the last good checkpoint is kept"
+                        f"the pre-training loss is {values['loss']} at step {self.step}: lower "
+                        "backbone.learning_rate or raise backbone.deviation_floor; the last good checkpoint is kept"
                     )
                 if self.step % validate_steps < _LOG_STEPS or self.step == config.steps:
                     values |= self._validate()
@@ -211,7 +211,8 @@ class _Run:
         output = self.model.decode(latents, positions, attend)
         target = views if config.target == "augmented" else clean
         reconstruction = reconstruction_loss(output, target, mask, config.normalisation, config.deviation_floor)
-        contrast = contrast_loss(*self.model.project(latents, attend).chunk(2), config.temperature)
+        first, second = self.model.project(latents, attend).chunk(2)
+        contrast = contrast_loss(first, second, config.temperature)
         loss = (1 - config.gamma) * reconstruction + config.gamma * contrast
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -34,7 +34,8 @@ def perturb_anchors(
     scale_P = torch.cat([part.std().expand(part.shape[-1]) for part in _tensors(anchors_AP, layout)])
     noise_SP = torch.randn(len(chosen_S), anchors_AP.shape[1], generator=generator) * scale_P
     length_S = noise_SP.norm(dim=1).clamp(min=torch.finfo(noise_SP.dtype).tiny)
-    return anchors_AP[chosen_S] + noise_SP * (distances_S / length_S)[:, None]
+    perturbed_SP: Tensor = anchors_AP[chosen_S] + noise_SP * (distances_S / length_S)[:, None]
+    return perturbed_SP
 
 
 def average_anchors(anchors_AP: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
-A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method, sees, model,
-finetune_epochs, accuracy, loss, always on test images. `sees` says what the model was allowed to use of the target: `none`;
-`labels`, of validation images for selection or of training images for fine-tuning.
+A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method,
+sees, model, finetune_epochs, accuracy, loss, always on test images. `sees` says what the model was allowed to use of
+the target: `none`; `labels`, of validation images for selection or of training images for fine-tuning.
 """
 
 import polars as pl

@@ -31,7 +31,7 @@ class ModelSet:
 
 @dataclass(frozen=True)
 class Score:
-    """One model's score: its number in the set, training epochs on the target, mean cross-entropy (nats), accuracy (0..1)."""
+    """One model's score: number in the set, epochs of fine-tuning, cross-entropy (nats), accuracy (0..1)."""
 
     model: int
     epochs: int

@@ -35,10 +35,10 @@ class TensorEntry(BaseModel):
 class TokenLayout(BaseModel):
     """The layout of one architecture. Small data with a digest of its own; the index maps are made when first used.
 
-    A tensor with rows (`weight` of two or more axes) is one layer; row `k` is output channel `k`, flattened, followed by
-    the channel's bias where there is one. A `weight` of one axis (a norm) is a layer whose rows are (scale, shift). Any
-    other tensor is a layer of one row. A row longer than `token_dim` is cut into several tokens, the last one padded (MZ-SANE,
-    section 3; SANE, arXiv 2406.09997). Buffers, running statistics among them, are not tokens.
+    A tensor with rows (`weight` of two or more axes) is one layer; row `k` is output channel `k`, flattened, followed
+    by the channel's bias where there is one. A `weight` of one axis (a norm) is a layer whose rows are (scale,
+    shift). Any other tensor is a layer of one row. A row longer than `token_dim` is cut into several tokens, the last
+    one padded (MZ-SANE, section 3; SANE, arXiv 2406.09997). Buffers, running statistics among them, are not tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))

@@ -1,7 +1,7 @@
 """The TOKENS artifact: a zoo's weights as flat rows of parquet with their layout, and reading them back.
 
-`weights.parquet` has one row a checkpoint: model, epoch, split, the metrics as plain columns, and its flat weights, unpadded and
-in canonical form. `layout.json` holds the token layout and the permutation groups of the architecture.
+`weights.parquet` has one row a checkpoint: model, epoch, split, the metrics as plain columns, and its flat weights,
+unpadded and in canonical form. `layout.json` holds the token layout and the permutation groups of the architecture.
 """
 
 import json
@@ -143,7 +143,7 @@ def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
 
 
 def _write_rows(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
-    count, width = flat_NP.shape
+    width = flat_NP.shape[1]
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat_NP.numpy().reshape(-1)), width)
     table = index.to_arrow().append_column("weights", values)
     sink = pa.BufferOutputStream()

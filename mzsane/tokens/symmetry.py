@@ -1,8 +1,8 @@
 """Permutation symmetry: groups of hidden units, permutations as index maps on flat weights, and the canonical form.
 
-A group names the tensor axes that a permutation of one layer's hidden units touches: the rows of its weight and bias and the
-columns of its consumer, the latter in blocks where a flatten stands between. Applying any permutation of any group leaves the
-network's function unchanged (Git Re-Basin, arXiv 2209.04836).
+A group names the tensor axes that a permutation of one layer's hidden units touches: the rows of its weight and bias
+and the columns of its consumer, the latter in blocks where a flatten stands between. Applying any permutation of any
+group leaves the network's function unchanged (Git Re-Basin, arXiv 2209.04836).
 
 Suffixes: B models, P weights of a model, G units of a group.
 """
@@ -41,16 +41,16 @@ class PermutationGroup(BaseModel):
 def derive_groups(network: nn.Module) -> tuple[PermutationGroup, ...]:
     """Derive the permutation groups of a network whose layers form a chain.
 
-    The layers are walked in order; the outputs of one linear or convolution layer are the group that the next one consumes.
+    The layers are walked in order; the outputs of one linear or convolution layer are the group that the next one
+    consumes.
 
     Raises:
         ValueError: the network is not a chain, or has a layer whose effect on the order of units is not known.
     """
-    chain = network if isinstance(network, nn.Sequential) else next(network.children(), network)
-    containers = [module for module in network.modules() if list(module.children()) and module is not network]
-    if list(network.children()) not in ([chain], list(chain)) or not all(
-        isinstance(c, nn.Sequential) for c in containers
-    ):
+    children = list(network.children())
+    one_chain = isinstance(network, nn.Sequential) or (len(children) == 1 and isinstance(children[0], nn.Sequential))
+    inner = [module for module in network.modules() if list(module.children()) and module is not network]
+    if not one_chain or not all(isinstance(module, nn.Sequential) for module in inner):
         raise ValueError(f"no permutation groups for {type(network).__name__}: it is not a chain of layers")
     groups = []
     open_group: tuple[int, list[GroupMember]] | None = None
@@ -116,8 +116,8 @@ def match_weights(
 ) -> list[Tensor]:
     """Find the permutations that bring one model closest to a reference.
 
-    Coordinate descent over groups: one linear assignment a group on the sum of inner products over all tensors it touches,
-    until no group improves (Git Re-Basin, algorithm 1).
+    Coordinate descent over groups: one linear assignment a group on the sum of inner products over all tensors it
+    touches, until no group improves (Git Re-Basin, algorithm 1).
 
     Returns:
         For each group, (units,) int64, in the convention of `build_permutation_map`.
@@ -128,7 +128,9 @@ def match_weights(
     for _ in range(_MAX_SWEEPS):
         improved = False
         for number, group in enumerate(groups):
-            gain = sum(_inner_products(theirs[m.tensor], ours[m.tensor], m, group.units) for m in group.members)
+            gain = np.zeros((group.units, group.units))
+            for member in group.members:
+                gain += _inner_products(theirs[member.tensor], ours[member.tensor], member, group.units)
             _, choice = linear_sum_assignment(gain, maximize=True)
             if gain[np.arange(group.units), choice].sum() > np.trace(gain) + 1e-9:
                 improved = True
@@ -142,9 +144,11 @@ def match_weights(
 
 def _inner_products(theirs: np.ndarray, ours: np.ndarray, member: GroupMember, units: int) -> np.ndarray:
     a, b = (np.moveaxis(x, member.axis, 0).reshape(units, -1) for x in (theirs, ours))
-    return a @ b.T
+    products: np.ndarray = a @ b.T
+    return products
 
 
 def _permute_axis(value: np.ndarray, member: GroupMember, choice: np.ndarray) -> np.ndarray:
     index = (choice[:, None] * member.block + np.arange(member.block)).reshape(-1)
-    return np.take(value, index, axis=member.axis)
+    permuted: np.ndarray = np.take(value, index, axis=member.axis)
+    return permuted

@@ -57,8 +57,8 @@ def check_positions(layouts: Sequence[TokenLayout], max_positions: Sequence[int]
 def draw_windows(sources: Sequence[WindowSource], window: int, batch: int, generator: torch.Generator) -> WindowBatch:
     """Draw windows of checkpoints at random places; every checkpoint of every source weighs the same.
 
-    A model of at most `window` tokens is taken whole and padded. Checkpoints repeat in a batch only if it has more windows
-    than there are checkpoints.
+    A model of at most `window` tokens is taken whole and padded. Checkpoints repeat in a batch only if it has more
+    windows than there are checkpoints.
     """
     counts = [len(source.flat_NP) for source in sources]
     total = sum(counts)

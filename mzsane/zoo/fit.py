@@ -28,7 +28,7 @@ def fit_epochs(
     Yields:
         None after each epoch. The last, smaller batch of an epoch is used.
     """
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     images_NCHW = split.images_NCHW.contiguous(memory_format=torch.channels_last)
     while True:
@@ -43,7 +43,7 @@ def fit_epochs(
 
 @torch.no_grad()
 def measure(network: nn.Module, split: ImageSplit) -> tuple[float, float]:
-    """Return a network's mean cross-entropy (nats; infinite if it is not a number) and accuracy (0..1), in evaluation mode."""
+    """Return the mean cross-entropy (nats; infinite if not a number) and accuracy (0..1) in evaluation mode."""
     network.eval()
     loss, correct = 0.0, 0
     for images_NCHW, labels_N in zip(

@@ -85,7 +85,7 @@ def _load_digits() -> tuple[Tensor, Tensor]:
 
 
 def _render_glyphs(config: GlyphsConfig) -> tuple[Tensor, Tensor]:
-    """Draw each class equally often, in a random font and size, turned and shifted, with pixel noise; values in 0..1."""
+    """Draw each class equally often, in a random font and size, turned, shifted and noisy; values in 0..1."""
     random = np.random.default_rng(derive_seed(config.seed, "glyphs", config.characters))
     labels = np.arange(config.images) % len(config.characters)
     images = np.empty((config.images, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
@@ -100,7 +100,7 @@ def _render_glyphs(config: GlyphsConfig) -> tuple[Tensor, Tensor]:
         turned = canvas.rotate(
             random.uniform(-config.angle, config.angle),
             resample=Image.Resampling.BILINEAR,
-            translate=(float(shift_x), float(shift_y)),
+            translate=(shift_x, shift_y),
         )
         half = IMAGE_SIZE // 2
         images[i, 0] = (

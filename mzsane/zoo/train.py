@@ -1,7 +1,7 @@
 """Train a zoo: many small networks by one recipe, one single-threaded process a core; resumes at the chunk.
 
-The ZOO artifact holds `index.parquet` (a row a checkpoint), `weights.safetensors` (each parameter stacked over the rows of
-the index) and `history.parquet` (a row a model and epoch).
+The ZOO artifact holds `index.parquet` (a row a checkpoint), `weights.safetensors` (each parameter stacked over the
+rows of the index) and `history.parquet` (a row a model and epoch).
 """
 
 import json
