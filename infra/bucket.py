@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 
 def create_bucket(bucket: str) -> None:
-    """Creates a bucket at the endpoint of `MZSANE_S3_ENDPOINT` unless it is there."""
+    """Create a bucket at the endpoint of `MZSANE_S3_ENDPOINT` unless it is there."""
     client = boto3.client("s3", endpoint_url=os.environ["MZSANE_S3_ENDPOINT"])
     try:
         client.head_bucket(Bucket=bucket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -25,17 +26,15 @@ COMPUTE_QUEUE = "compute"  # arms and stages: they use the machine
 
 
 def create_pool(client: SyncPrefectClient, compute_slots: int) -> None:
-    """Creates the work pool and its queues, or brings the queues' limits up to date.
+    """Create the work pool and its queues, or bring the queues' limits up to date.
 
     Args:
         client: client of the stack's Prefect server.
         compute_slots: flow runs of the compute queue at one time.
     """
     template = ProcessWorker.get_default_base_job_template()
-    try:
+    with suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-    except ObjectAlreadyExists:
-        pass
     existing = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
     for name, limit in ((CONTROL_QUEUE, None), (COMPUTE_QUEUE, compute_slots)):
         if name not in existing:
@@ -45,7 +44,7 @@ def create_pool(client: SyncPrefectClient, compute_slots: int) -> None:
 
 
 def crash_orphans(client: SyncPrefectClient) -> None:
-    """Marks the pool's unfinished runs as crashed.
+    """Mark the pool's unfinished runs as crashed.
 
     To be called while no worker runs: such runs have no process any more, and would hold their queue's slots for ever.
     """
@@ -59,7 +58,7 @@ def crash_orphans(client: SyncPrefectClient) -> None:
 
 
 def main() -> None:
-    """Brings the pool into the shape that the command line asks for."""
+    """Bring the pool into the shape that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compute-slots", type=int, required=True, help="flow runs of the compute queue at one time")
     parser.add_argument("--crash-orphans", action="store_true", help="no worker runs: mark unfinished runs as crashed")

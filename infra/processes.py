@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class _Entry(NamedTuple):
 def launch(
     command: Sequence[str], marker: str, environment: Mapping[str, str], folder: Path, log: Path
 ) -> subprocess.Popen:
-    """Starts a process in a session of its own, its output appended to a log file.
+    """Start a process in a session of its own, its output appended to a log file.
 
     Args:
         command: program and arguments.
@@ -67,18 +68,18 @@ def launch(
 
 
 def identify(pid: int) -> Identity | None:
-    """The identity of a running process, or None when there is no such process or it has ended."""
+    """Return the identity of a running process, or None when there is no such process or it has ended."""
     entry = _read_entry(pid)
     return entry.identity if entry else None
 
 
 def is_alive(identity: Identity) -> bool:
-    """Whether this very process still runs; a later process with the same pid does not count."""
+    """Tell whether this very process still runs; a later process with the same pid does not count."""
     return identify(identity.pid) == identity
 
 
 def find_members(marker: str, known: Iterable[Identity] = ()) -> set[Identity]:
-    """Finds the processes of a family: marked ones, their sessions, and all descendants.
+    """Find the processes of a family: marked ones, their sessions, and all descendants.
 
     Args:
         marker: a marker given to `launch`; markers that continue it after a colon match too.
@@ -97,7 +98,7 @@ def find_members(marker: str, known: Iterable[Identity] = ()) -> set[Identity]:
 
 
 def terminate(marker: str, known: Iterable[Identity] = (), grace: float = 10.0) -> None:
-    """Ends a family of processes: asks with SIGTERM, kills what is left after the grace time.
+    """End a family of processes: ask with SIGTERM, kill what is left after the grace time.
 
     Args:
         marker: the family's marker.
@@ -124,10 +125,8 @@ def terminate(marker: str, known: Iterable[Identity] = (), grace: float = 10.0) 
 
 def _send(identity: Identity, number: int) -> None:
     if is_alive(identity):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(identity.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def _carries(pid: int, marker: str) -> bool:
@@ -140,7 +139,7 @@ def _carries(pid: int, marker: str) -> bool:
 
 
 def _read_entry(pid: int) -> _Entry | None:
-    """Reads `/proc/PID/stat` (proc(5)); None for a process that is gone or a zombie."""
+    """Read `/proc/PID/stat` (proc(5)); None for a process that is gone or a zombie."""
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:

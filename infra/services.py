@@ -57,7 +57,7 @@ class Step:
 
 
 def list_services(settings: StackSettings) -> list[Step]:
-    """The services, in the order in which they may be started one by one."""
+    """Return the services, in the order in which they may be started one by one."""
     environment = _build_environment(settings)
     return [
         _describe_s3(settings, environment),
@@ -117,7 +117,7 @@ def list_services(settings: StackSettings) -> list[Step]:
 
 
 def list_jobs(settings: StackSettings, dead: set[str]) -> list[Step]:
-    """The jobs: every one can be repeated without harm.
+    """Return the jobs: every one can be repeated without harm.
 
     Args:
         settings: the stack's settings.
@@ -206,7 +206,7 @@ def _locate_mlflow_database(settings: StackSettings) -> str:
 
 
 def _answers(probe: str, launched: float) -> bool:
-    """Whether anything but a server error comes back; `launched` does not matter here."""
+    """Tell whether anything but a server error comes back; `launched` does not matter here."""
     try:
         with urllib.request.urlopen(probe, timeout=CHECK_TIMEOUT):
             return True
@@ -217,7 +217,7 @@ def _answers(probe: str, launched: float) -> bool:
 
 
 def _is_polling(probe: str, launched: float) -> bool:
-    """Whether the stack's worker has reported to the Prefect server since it was launched."""
+    """Tell whether the stack's worker has reported to the Prefect server since it was launched."""
     request = urllib.request.Request(probe, data=b"{}", headers={"Content-Type": "application/json"}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=CHECK_TIMEOUT) as response:

@@ -80,7 +80,7 @@ class StackSettings(BaseModel):
 
     @classmethod
     def from_environment(cls, project: Path | None = None) -> StackSettings:
-        """Reads the settings from environment variables (`VARIABLES` names them).
+        """Read the settings from environment variables (`VARIABLES` names them).
 
         Args:
             project: folder of `prefect.yaml`; the current directory when not given.
@@ -125,7 +125,7 @@ class StackSettings(BaseModel):
         return self.home / "env"
 
     def environment(self) -> dict[str, str]:
-        """Variables that make a shell, a flow or a notebook use this stack; they include the keys."""
+        """Return the variables that make a shell, a flow or a notebook use this stack, keys included."""
         variables = {
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "PREFECT_HOME": str(self.home / "prefect"),
@@ -156,7 +156,7 @@ class StackSettings(BaseModel):
 
 
 def _describe(problem: dict) -> str:
-    """One line for one pydantic error: the variable, its value, what is allowed."""
+    """Return one line for one pydantic error: the variable, its value, what is allowed."""
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message

@@ -57,7 +57,7 @@ class ServiceStatus:
 
 
 def up(settings: StackSettings, report: Callable[[str], None] = print) -> list[ServiceStatus]:
-    """Starts what does not run yet, and waits until everything is healthy and deployed.
+    """Start what does not run yet, and wait until everything is healthy and deployed.
 
     Args:
         settings: what to start, and where.
@@ -91,7 +91,7 @@ def up(settings: StackSettings, report: Callable[[str], None] = print) -> list[S
 
 
 def down(settings: StackSettings, report: Callable[[str], None] = print) -> None:
-    """Stops everything, flows that are running included; databases and logs stay, the keys in the env file do not.
+    """Stop everything, flows that are running included; databases and logs stay, the keys in the env file do not.
 
     Args:
         settings: only the state folder matters.
@@ -112,7 +112,7 @@ def down(settings: StackSettings, report: Callable[[str], None] = print) -> None
 
 
 def status(settings: StackSettings) -> list[ServiceStatus]:
-    """Looks at every service: its process, and whether it answers where it was started."""
+    """Look at every service: its process, and whether it answers where it was started."""
     rows = []
     for service in list_services(settings):
         record = state.read_record(settings.home, service.name)
@@ -128,7 +128,7 @@ def status(settings: StackSettings) -> list[ServiceStatus]:
 
 
 def _start_all(settings: StackSettings, steps: list[Step], to_start: set[str], report: Callable[[str], None]) -> None:
-    """Starts every step as soon as what it needs is ready, and waits for all of them.
+    """Start every step as soon as what it needs is ready, and wait for all of them.
 
     Steps that are not to be started run already; they only have to be healthy.
     """
@@ -154,7 +154,7 @@ def _start_all(settings: StackSettings, steps: list[Step], to_start: set[str], r
 
 
 def _launch(settings: StackSettings, step: Step) -> Popen | None:
-    """Starts the process of a step, and writes the record of a service."""
+    """Start the process of a step, and write the record of a service."""
     child, identity, launched = None, None, time.time()
     if step.command:
         inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
@@ -170,7 +170,7 @@ def _launch(settings: StackSettings, step: Step) -> Popen | None:
 
 
 def _is_ready(settings: StackSettings, step: Step, child: Popen | None) -> bool:
-    """Whether a service is healthy, or a job has ended well.
+    """Tell whether a service is healthy, or a job has ended well.
 
     Raises:
         StackError: the process has ended in another way.
@@ -186,7 +186,7 @@ def _is_ready(settings: StackSettings, step: Step, child: Popen | None) -> bool:
 
 
 def _is_running(settings: StackSettings, service: Step) -> bool:
-    """Whether the process of a service lives, with the settings of now.
+    """Tell whether the process of a service lives, with the settings of now.
 
     Raises:
         StackError: it lives with other settings.
@@ -263,7 +263,7 @@ def _describe_next(settings: StackSettings) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for an error, 3 from `status` when not all is healthy."""
+    """Run one command; return the exit status: 0, 1 for an error, 3 from `status` when not all is healthy."""
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description="The local stack on 127.0.0.1.")
     parser.add_argument("command", choices=["up", "down", "status", "env"])
     command = parser.parse_args(arguments).command

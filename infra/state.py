@@ -48,7 +48,7 @@ class Record:
 
 @contextmanager
 def lock(home: Path) -> Iterator[None]:
-    """Makes the state folder where it is missing, and keeps a second `up` or `down` out of it.
+    """Make the state folder where it is missing, and keep a second `up` or `down` out of it.
 
     Raises:
         StackError: another one is at work.
@@ -65,7 +65,7 @@ def lock(home: Path) -> Iterator[None]:
 
 
 def read_record(home: Path, name: str) -> Record | None:
-    """The record of a service, or None when it was never started or was stopped."""
+    """Return the record of a service, or None when it was never started or was stopped."""
     try:
         return Record(**json.loads(_locate_record(home, name).read_text()))
     except FileNotFoundError:
@@ -73,25 +73,25 @@ def read_record(home: Path, name: str) -> Record | None:
 
 
 def write_record(home: Path, name: str, record: Record) -> None:
-    """Remembers a service that was started."""
+    """Remember a service that was started."""
     write_private(_locate_record(home, name), json.dumps(asdict(record), indent=2) + "\n")
 
 
 def remove_record(home: Path, name: str) -> None:
-    """Forgets a service that was stopped."""
+    """Forget a service that was stopped."""
     _locate_record(home, name).unlink(missing_ok=True)
 
 
 def locate_log(home: Path, name: str) -> Path:
-    """The log file of a service or a job."""
+    """Return the log file of a service or a job."""
     return home / "logs" / f"{name}.log"
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner may read, in one piece."""
+    """Write a file that only its owner may read, in one piece."""
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     draft.replace(path)
 

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import polars as pl
 import torch
@@ -165,13 +166,18 @@ class _Run:
         self.curves: list[tuple[int, str, float]] = []
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        if names := sorted(self.partial.names()):
-            state = load_torch(self.partial.read(names[-1]))
+        """Continue from the newest checkpoint that can be read, if there is one."""
+        for name in sorted(self.partial.names(), reverse=True):
+            try:
+                state = load_torch(self.partial.read(name))
+            except (RuntimeError, EOFError, UnpicklingError):
+                self.partial.remove(name)
+                continue
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = self.resumed_from = state["step"]
             self.curves = [tuple(row) for row in state["curves"]]
+            return
 
     def train(self, checkpoint_steps: int) -> None:
         """Run the remaining steps; each has its own seed, so that a resumed run needs no generator's state."""

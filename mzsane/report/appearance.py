@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,7 +16,8 @@ INK, MUTED, FAINT, BAND = "#1f2733", "#5b6675", "#d5dae1", "#f3f5f8"
 # Okabe and Ito's palette without its yellow, which cannot be seen on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4d4d4d")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h")
-DASHES = ("-", "--", ":", "-.")
+Dash = Literal["-", "--", ":", "-."]
+DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Look:
 
     color: str
     marker: str
-    dash: str
+    dash: Dash
 
 
 def assign_looks(compositions: Iterable[str]) -> dict[str, Look]:
-    """Gives each composition its look, by its place in the alphabet, so that all figures agree."""
+    """Give each composition its look, by its place in the alphabet, so that all figures agree."""
     return {
         name: Look(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
         for i, name in enumerate(sorted(set(compositions)))
@@ -36,7 +38,7 @@ def assign_looks(compositions: Iterable[str]) -> dict[str, Look]:
 
 
 def quote(text: str, width: int = 40) -> str:
-    """Returns a name for matplotlib: shortened in the middle, on one line, a dollar sign being only a dollar sign."""
+    """Return a name for matplotlib: shortened in the middle, on one line, a dollar sign being only a dollar sign."""
     text = " ".join(text.split())
     if len(text) > width:
         text = f"{text[: width // 2]}…{text[len(text) - width // 2 + 1 :]}"
@@ -44,7 +46,7 @@ def quote(text: str, width: int = 40) -> str:
 
 
 def create_figure(width: float, height: float, title: str, note: str = "", handles: Iterable[Line2D] = ()) -> Figure:
-    """Creates a white Agg figure with a title and a legend above its panels, and a note below.
+    """Create a white Agg figure with a title and a legend above its panels, and a note below.
 
     Args:
         width: Inches.
@@ -79,14 +81,14 @@ def create_figure(width: float, height: float, title: str, note: str = "", handl
 
 
 def create_message(message: str) -> Figure:
-    """Creates a figure that says why there is nothing to see."""
+    """Create a figure that says why there is nothing to see."""
     figure = create_figure(8, 1.4, "")
     figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=12, color=MUTED)
     return figure
 
 
 def style_axes(axes: Axes, title: str = "") -> None:
-    """Removes what carries no data, and sets sizes that can be read on a slide."""
+    """Remove what carries no data, and set sizes that can be read on a slide."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(labelsize=10, colors=INK, length=3)
@@ -96,7 +98,7 @@ def style_axes(axes: Axes, title: str = "") -> None:
 
 
 def list_handles(looks: Mapping[str, Look], markers: bool = True, lines: bool = True) -> list[Line2D]:
-    """Returns the legend's entries for compositions.
+    """Return the legend's entries for compositions.
 
     Args:
         looks: The compositions that the figure shows.
@@ -118,14 +120,14 @@ def list_handles(looks: Mapping[str, Look], markers: bool = True, lines: bool = 
 
 
 def to_png(figure: Figure) -> bytes:
-    """Renders a figure at 144 dots an inch."""
+    """Render a figure at 144 dots an inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def to_svg(figure: Figure) -> str:
-    """Renders a figure as SVG with its text as outlines; the same figure gives the same text."""
+    """Render a figure as SVG with its text as outlines; the same figure gives the same text."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "mzsane", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -57,7 +57,7 @@ class Cell:
 
 
 def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """Returns the measurements with the report's columns, every missing number as NaN.
+    """Return the measurements with the report's columns, every missing number as NaN.
 
     Args:
         rows: One measurement a row; an empty frame needs no columns.
@@ -76,12 +76,12 @@ def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def list_names(rows: pl.DataFrame, column: str) -> list[str]:
-    """Returns the column's different values in the order in which they first appear."""
+    """Return the column's different values in the order in which they first appear."""
     return check_rows(rows)[column].unique(maintain_order=True).to_list()
 
 
 def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
-    """Returns a sort key: the report's order of methods, then from seeing nothing to seeing labels."""
+    """Return a sort key: the report's order of methods, then from seeing nothing to seeing labels."""
     return (
         METHODS.index(method) if method in METHODS else len(METHODS),
         method,
@@ -91,7 +91,7 @@ def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
 
 
 def average_seeds(rows: pl.DataFrame) -> list[Cell]:
-    """Averages the measurements over seeds.
+    """Average the measurements over seeds.
 
     Args:
         rows: One measurement a row.
@@ -134,14 +134,14 @@ def average_seeds(rows: pl.DataFrame) -> list[Cell]:
 
 
 def format_accuracy(accuracy: float | None, spread: float | None = None) -> str:
-    """Returns a number such as `0.876 ±.021`, or `n/a` when it is None."""
+    """Return a number such as `0.876 ±.021`, or `n/a` when it is None."""
     if accuracy is None:
         return "n/a"
     return f"{accuracy:.3f}" if spread is None else f"{accuracy:.3f} ±{spread:.3f}".replace("±0", "±")
 
 
 def explain_spread(cells: Sequence[Cell]) -> str:
-    """Returns a sentence on what `±` means in these cells, and on what was left out of their means."""
+    """Return a sentence on what `±` means in these cells, and on what was left out of their means."""
     several = {cell.seeds > 1 for cell in cells if cell.accuracy is not None}
     if several == {True}:
         text = "± is the standard deviation over seeds."
@@ -156,5 +156,5 @@ def explain_spread(cells: Sequence[Cell]) -> str:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Returns `a, b and c`."""
+    """Return `a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -26,11 +26,18 @@ class Findings:
 
 
 @dataclass(frozen=True)
+class ScoredCell(Cell):
+    """A cell with an accuracy."""
+
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Duel:
     """A generated cell against another method on the same target, composition and epochs of fine-tuning."""
 
-    cell: Cell
-    opponent: Cell
+    cell: ScoredCell
+    opponent: ScoredCell
 
     @property
     def verdict(self) -> str:
@@ -39,11 +46,11 @@ class Duel:
         return "equal to" if difference == 0 else "better than" if difference > 0 else "worse than"
 
 
-def match_duels(cells: Sequence[Cell], opponents: Sequence[str], equal_sees: bool) -> list[Duel]:
-    """Pairs every generated cell with every opponent that was scored under the same conditions.
+def match_duels(cells: Sequence[ScoredCell], opponents: Sequence[str], equal_sees: bool) -> list[Duel]:
+    """Pair every generated cell with every opponent that was scored under the same conditions.
 
     Args:
-        cells: Cells with an accuracy.
+        cells: Cells of any methods.
         opponents: Methods to compare with.
         equal_sees: Whether the opponent must have seen the same of the target (fine-tuned networks all saw labels).
     """
@@ -59,7 +66,7 @@ def match_duels(cells: Sequence[Cell], opponents: Sequence[str], equal_sees: boo
 
 
 def count_compositions(names: Sequence[str], total: int) -> str:
-    """Returns `with digits`, `with all 4 compositions`, or `with digits and letters (2 of 4)`."""
+    """Return `with digits`, `with all 4 compositions`, or `with digits and letters (2 of 4)`."""
     if total == 1:
         return f"with {names[0]}"
     if len(names) == total:
@@ -68,28 +75,30 @@ def count_compositions(names: Sequence[str], total: int) -> str:
 
 
 def describe_duels(duels: Sequence[Duel]) -> str:
-    """Returns e.g. `better than average with all 4 compositions; worse than anchors with digits (1 of 4)`."""
+    """Return e.g. `better than average with all 4 compositions; worse than anchors with digits (1 of 4)`."""
 
     def key(duel: Duel) -> tuple:
         return rank_method(duel.opponent.method, duel.opponent.sees), duel.verdict
 
     parts = []
     totals = {name: sum(d.opponent.method == name for d in duels) for name in {d.opponent.method for d in duels}}
-    for (_, verdict), group in groupby(sorted(duels, key=key), key):
-        group = list(group)
+    for (_, verdict), matched in groupby(sorted(duels, key=key), key):
+        group = list(matched)
         method = group[0].opponent.method
         names = [duel.cell.composition for duel in group]
         parts.append(f"{verdict} {method} {count_compositions(names, totals[method])}")
     return "; ".join(parts)
 
 
-def is_tied(best: Cell, second: Cell) -> bool:
-    """Tells whether the lead of the best composition is within the spread over seeds, where that is known."""
-    return min(best.seeds, second.seeds) > 1 and best.accuracy - second.accuracy <= max(best.spread, second.spread)
+def is_tied(best: ScoredCell, second: ScoredCell) -> bool:
+    """Tell whether the lead of the best composition is within the spread over seeds, where that is known."""
+    if min(best.seeds, second.seeds) < 2 or best.spread is None or second.spread is None:
+        return False
+    return best.accuracy - second.accuracy <= max(best.spread, second.spread)
 
 
-def describe_best(cells: Sequence[Cell]) -> str:
-    """Returns which of the compositions is best, by how much, and how the best of the other distribution compares."""
+def describe_best(cells: Sequence[ScoredCell]) -> str:
+    """Return which of the compositions is best, by how much, and how the best of the other distribution compares."""
     ranked = sorted(cells, key=lambda cell: -cell.accuracy)
     best = ranked[0]
     place = {True: "in distribution", False: "out of distribution"}
@@ -105,11 +114,11 @@ def describe_best(cells: Sequence[Cell]) -> str:
     return text + "."
 
 
-def describe_target(cells: Sequence[Cell]) -> list[str]:
-    """Returns the sentences on one target.
+def describe_target(cells: Sequence[ScoredCell]) -> list[str]:
+    """Return the sentences on one target.
 
     Args:
-        cells: The target's cells with an accuracy, in the report's order.
+        cells: The target's cells, in the report's order.
     """
     zero_shot = [cell for cell in cells if cell.epochs == 0]
     sentences = []
@@ -118,22 +127,22 @@ def describe_target(cells: Sequence[Cell]) -> list[str]:
             group = [cell for cell in zero_shot if (cell.method, cell.sees) == (method, sees)]
             sentences.append(f"Best composition by {method} (sees {sees}): {describe_best(group)}")
     duels = match_duels(zero_shot, TRIVIAL, equal_sees=True)
-    for (method, sees), group in groupby(duels, lambda duel: (duel.cell.method, duel.cell.sees)):
+    for (method, sees), matched in groupby(duels, lambda duel: (duel.cell.method, duel.cell.sees)):
         sentences.append(f"Zero-shot {method} against trivial baselines that see as much ({sees}): ")
-        sentences[-1] += f"{describe_duels(list(group))}."
+        sentences[-1] += f"{describe_duels(list(matched))}."
     tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
     for method, sees in dict.fromkeys((duel.cell.method, duel.cell.sees) for duel in tuned):
         parts = []
-        for epochs, group in groupby(tuned, lambda duel: duel.cell.epochs):
-            group = [duel for duel in group if (duel.cell.method, duel.cell.sees) == (method, sees)]
-            if group:
-                parts.append(f"after {epochs} epoch{'s' * (epochs > 1)} {describe_duels(group)}")
+        for epochs, matched in groupby(tuned, lambda duel: duel.cell.epochs):
+            same = [duel for duel in matched if (duel.cell.method, duel.cell.sees) == (method, sees)]
+            if same:
+                parts.append(f"after {epochs} epoch{'s' * (epochs > 1)} {describe_duels(same)}")
         sentences.append(f"Fine-tuned {method} (sees {sees}): {'; '.join(parts)}.")
     return sentences
 
 
-def count_best(cells: Iterable[Cell]) -> str:
-    """Returns where each composition is best: `both on digits and fonts (level with digits); letters on letters`."""
+def count_best(cells: Iterable[ScoredCell]) -> str:
+    """Return where each composition is best: `both on digits and fonts (level with digits); letters on letters`."""
     targets: dict[str, list[str]] = {}
     for target, group in groupby(cells, lambda cell: cell.target):
         best, *others = sorted(group, key=lambda cell: -cell.accuracy)
@@ -143,11 +152,11 @@ def count_best(cells: Iterable[Cell]) -> str:
     return "; ".join(f"{name} on {join_names(found)}" for name, found in targets.items())
 
 
-def describe_all(cells: Sequence[Cell]) -> list[str]:
-    """Returns the sentences on all targets together.
+def describe_all(cells: Sequence[ScoredCell]) -> list[str]:
+    """Return the sentences on all targets together.
 
     Args:
-        cells: Cells with an accuracy, in the report's order.
+        cells: Cells of all targets, in the report's order.
     """
     zero_shot = [cell for cell in cells if cell.epochs == 0]
     sentences = []
@@ -184,7 +193,7 @@ def describe_all(cells: Sequence[Cell]) -> list[str]:
 
 
 def find_findings(rows: pl.DataFrame) -> Findings:
-    """Says in sentences what the measurements show.
+    """Say in sentences what the measurements show.
 
     Args:
         rows: One measurement a row.
@@ -193,7 +202,7 @@ def find_findings(rows: pl.DataFrame) -> Findings:
         ConfigError: A column is missing.
     """
     rows = check_rows(rows)
-    cells = [cell for cell in average_seeds(rows) if cell.accuracy is not None]
+    cells = [ScoredCell(**vars(cell)) for cell in average_seeds(rows) if cell.accuracy is not None]
     if not cells:
         return Findings(["There is no finite accuracy to compare."], {})
     overall = describe_all(cells)

@@ -19,13 +19,16 @@ from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 
 METHOD_MEANINGS = {
-    "zoo": "The zoo's own models, trained the ordinary way. The mark to reach.",
+    "zoo": "Held-out models, trained the ordinary way, of the target's own zoo; for a target without one, of the "
+    "composition's zoos (transfer). The mark to reach.",
     "reconstruction": "Zoo models encoded and decoded by the backbone: what the autoencoder alone loses.",
     "samples": "Generated networks, good and bad: their mean, not their best.",
     "selected": "The best of the generated networks, chosen on labelled validation data.",
-    "anchors": "The zoo models that the sampler starts from, unchanged: what copying gives.",
-    "anchor_noise": "Anchors with random noise added to their weights: generating without a backbone.",
-    "average": "The average of the aligned anchors' weights: generating without a backbone.",
+    "anchors": "The zoo models that the sampler starts from, encoded and decoded without noise: what copying gives.",
+    "anchor_noise": "Anchors, not decoded, plus random noise on their weights, as far from the anchor as the sample "
+    "drawn from the same anchor: generating without a backbone. Zero-shot where it sees labels: the best of these, "
+    "chosen on validation images, as many as samples are selected.",
+    "average": "The weight-by-weight average of the aligned anchors: generating without a backbone.",
     "random_init": "Newly initialised networks. Fine-tuned as long, they tell whether a generated start helps.",
 }
 SEES_MEANINGS = {
@@ -42,7 +45,7 @@ OTHER_MEANINGS = {
 
 
 def render_picture(name: str, figure: Figure, label: str) -> str:
-    """Renders a figure as SVG or as PNG, whichever is smaller.
+    """Render a figure as SVG or as PNG, whichever is smaller.
 
     Args:
         name: Put before the identifiers inside the SVG, which would meet those of the page's other figures.
@@ -61,13 +64,13 @@ def render_picture(name: str, figure: Figure, label: str) -> str:
 
 
 def render_figure(name: str, figure: Figure, caption: str) -> str:
-    """Renders a figure with its caption."""
+    """Render a figure with its caption."""
     picture = render_picture(name, figure, caption)
     return f'<figure><div class="picture">{picture}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str, Look]) -> str:
-    """Renders the figures for which there are data."""
+    """Render the figures for which there are data."""
     figures = []
     if 0 in rows["finetune_epochs"]:
         figures.append(
@@ -100,7 +103,7 @@ def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str,
 
 
 def render_summary(rows: pl.DataFrame) -> str:
-    """Renders what the measurements say: on all targets together, then a card for each target."""
+    """Render what the measurements say: on all targets together, then a card for each target."""
     findings = find_findings(rows)
     cards = "".join(
         f'<div class="card"><h3>Target: {escape(target)}</h3><ul>{render_items(sentences)}</ul></div>'
@@ -110,7 +113,7 @@ def render_summary(rows: pl.DataFrame) -> str:
 
 
 def render_items(sentences: Iterable[str]) -> str:
-    """Renders sentences as the items of a list, what stands before a colon in bold."""
+    """Render sentences as the items of a list, what stands before a colon in bold."""
     items = []
     for sentence in sentences:
         lead, colon, rest = sentence.partition(": ")
@@ -119,13 +122,13 @@ def render_items(sentences: Iterable[str]) -> str:
 
 
 def render_meanings(title: str, meanings: Mapping[str, str]) -> str:
-    """Renders words and what they mean."""
+    """Render words and what they mean."""
     entries = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in meanings.items())
     return f'<div class="card"><h3>{escape(title)}</h3><dl>{entries}</dl></div>'
 
 
 def count_things(rows: pl.DataFrame) -> str:
-    """Returns how much was measured, e.g. `4 compositions · 2 seeds · 3 targets · 222 measurements`."""
+    """Return how much was measured, e.g. `4 compositions · 2 seeds · 3 targets · 222 measurements`."""
     counts = {name: rows[name].n_unique() for name in ("composition", "seed", "target")}
     counts["measurement"] = rows.height
     return " · ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
@@ -138,7 +141,7 @@ def render_report(
     provenance: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
 ) -> str:
-    """Renders an ablation as one HTML page, which loads nothing and can be read without scripts.
+    """Render an ablation as one HTML page, which loads nothing and can be read without scripts.
 
     Args:
         title: The name of the ablation.

@@ -17,7 +17,7 @@ CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
 
 def render_cell(content: str, css: str = "", tag: str = "td") -> str:
-    """Renders one table cell.
+    """Render one table cell.
 
     Args:
         content: HTML, names already escaped.
@@ -30,7 +30,7 @@ def render_cell(content: str, css: str = "", tag: str = "td") -> str:
 def render_table(
     heads: Iterable[str], rows: Iterable[str], caption: str = "", css: str = "scroll", name: str = ""
 ) -> str:
-    """Renders a table in a box of its own that scrolls.
+    """Render a table in a box of its own that scrolls.
 
     Args:
         heads: Rendered cells.
@@ -46,7 +46,7 @@ def render_table(
 
 
 def render_accuracy(cell: Cell | None) -> str:
-    """Renders a cell of the comparison: accuracy and spread, bold when in distribution, then its marks."""
+    """Render a cell of the comparison: accuracy and spread, bold when in distribution, then its marks."""
     if cell is None:
         return render_cell(f'{MISSING}<span class="marks"></span>', "number")
     text = format_accuracy(cell.accuracy, cell.spread)
@@ -57,7 +57,7 @@ def render_accuracy(cell: Cell | None) -> str:
 
 
 def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
-    """Renders the comparison: a table for each number of fine-tuning epochs, a column for each composition.
+    """Render the comparison: a table for each number of fine-tuning epochs, a column for each composition.
 
     Args:
         rows: One measurement a row.
@@ -86,7 +86,7 @@ def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Returns a measurement's value as text: three decimals, `n/a` where there is none, `yes` or `no`."""
+    """Return a measurement's value as text: three decimals, `n/a` where there is none, `yes` or `no`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -95,7 +95,7 @@ def format_value(value: Any) -> str:
 
 
 def render_measurements(rows: pl.DataFrame) -> str:
-    """Renders every measurement as one table; where scripts run it can be sorted and filtered.
+    """Render every measurement as one table; where scripts run it can be sorted and filtered.
 
     Args:
         rows: One measurement a row.
@@ -121,7 +121,7 @@ def render_measurements(rows: pl.DataFrame) -> str:
 
 
 def render_addresses(provenance: Sequence[Mapping[str, Any]]) -> str:
-    """Renders every artifact with its address, fingerprint, inputs and arms.
+    """Render every artifact with its address, fingerprint, inputs and arms.
 
     Args:
         provenance: Entries with arm, stage, name, fingerprint, address, reads.

@@ -32,7 +32,7 @@ __all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance",
 def draw_cells(
     axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Look, line: str = "", alpha: float = 1.0
 ) -> None:
-    """Draws cells as markers with error bars, hollow where the target is out of distribution."""
+    """Draw cells as markers with error bars, hollow where the target is out of distribution."""
     ys = [math.nan if cell.accuracy is None else cell.accuracy for cell in cells]
     spreads = [cell.spread or 0.0 for cell in cells]
     axes.errorbar(
@@ -44,7 +44,7 @@ def draw_cells(
 
 
 def explain_fill(cells: Iterable[Cell]) -> list[Line2D]:
-    """Returns the legend's entries for filled and hollow markers, as far as the cells have them."""
+    """Return the legend's entries for filled and hollow markers, as far as the cells have them."""
     names = {True: "in distribution", False: "out of distribution"}
     found = sorted({cell.in_distribution for cell in cells}, reverse=True)
     return [
@@ -62,7 +62,7 @@ def explain_fill(cells: Iterable[Cell]) -> list[Line2D]:
 
 
 def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None, chance: float | None = None) -> Figure:
-    """Plots zero-shot accuracy: one panel a target, methods along x, one marker for each composition.
+    """Plot zero-shot accuracy: one panel a target, methods along x, one marker for each composition.
 
     Args:
         rows: One measurement a row.
@@ -110,7 +110,7 @@ def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None, c
 
 
 def arrange_series(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Groups cells to lines over epochs, by (method, sees).
+    """Group cells to lines over epochs, by (method, sees).
 
     Fine-tuning itself sees labels, so a method's `sees` may change along the way. Where a method has one value at each
     number of epochs it is one line; where it has several at once, each is a line of its own.
@@ -125,7 +125,7 @@ def arrange_series(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
 
 
 def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
-    """Plots accuracy over epochs of fine-tuning: a row a method, a column a target, a line a composition.
+    """Plot accuracy over epochs of fine-tuning: a row a method, a column a target, a line a composition.
 
     Training from scratch (`random_init`), averaged over compositions, is repeated in every panel.
 
@@ -172,7 +172,7 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
 
 
 def average_accuracy(cells: Iterable[Cell]) -> dict[int, float]:
-    """Returns the mean accuracy for each number of epochs."""
+    """Return the mean accuracy for each number of epochs."""
     found: dict[int, list[float]] = {}
     for cell in cells:
         if cell.accuracy is not None:
@@ -181,7 +181,7 @@ def average_accuracy(cells: Iterable[Cell]) -> dict[int, float]:
 
 
 def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
-    """Plots how backbones were trained: one panel for each part of the loss and each R2, one line an arm.
+    """Plot how backbones were trained: one panel for each part of the loss and each R2, one line an arm.
 
     Args:
         curves: Long form with the columns arm, composition, seed, step, metric, value. Other metrics than losses and
@@ -222,7 +222,7 @@ def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
                 linewidth=1.3,
                 alpha=0.85,
             )
-        lowest = of_metric["value"].min()
+        lowest: float = min(of_metric["value"].to_list())
         if "r2" in metric:
             # The first steps can be far below zero; what matters is the way from 0 to 1.
             axes.set_ylim(max(-0.25, lowest - 0.05), 1.03)

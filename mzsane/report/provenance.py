@@ -39,7 +39,7 @@ class Artifact:
 
 
 def merge_artifacts(provenance: Sequence[Mapping[str, Any]]) -> list[Artifact]:
-    """Returns each artifact once, in the order of the stages and then as first seen.
+    """Return each artifact once, in the order of the stages and then as first seen.
 
     Args:
         provenance: Entries with arm, stage, name, fingerprint, address, reads; a shared artifact has one for each arm.
@@ -60,13 +60,13 @@ def merge_artifacts(provenance: Sequence[Mapping[str, Any]]) -> list[Artifact]:
 
 
 def list_stages(artifacts: Iterable[Artifact]) -> list[str]:
-    """Returns the stages that the artifacts have, in the order of the pipeline, unknown ones last."""
+    """Return the stages that the artifacts have, in the order of the pipeline, unknown ones last."""
     found = dict.fromkeys(artifact.stage for artifact in artifacts)
     return sorted(found, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
 
 
 def place_artifacts(artifacts: Sequence[Artifact]) -> dict[str, tuple[float, float]]:
-    """Places artifacts in columns by stage, near the middle of what they read.
+    """Place artifacts in columns by stage, near the middle of what they read.
 
     Args:
         artifacts: As of `merge_artifacts`.
@@ -91,7 +91,7 @@ def place_artifacts(artifacts: Sequence[Artifact]) -> dict[str, tuple[float, flo
 
 
 def list_implied(artifacts: Sequence[Artifact]) -> set[tuple[str, str]]:
-    """Returns the (input, reader) pairs where the reader also has the input by way of another of its inputs."""
+    """Return the (input, reader) pairs where the reader also has the input by way of another of its inputs."""
     reads = {artifact.fingerprint: artifact.reads for artifact in artifacts}
     sources: dict[str, set[str]] = {}
 
@@ -111,7 +111,7 @@ def list_implied(artifacts: Sequence[Artifact]) -> set[tuple[str, str]]:
 
 
 def draw_artifact(axes: Axes, artifact: Artifact, place: tuple[float, float], color: str) -> None:
-    """Draws an artifact's box, with its name, the head of its fingerprint and how many arms share it."""
+    """Draw an artifact's box, with its name, the head of its fingerprint and how many arms share it."""
     x, y = place
     axes.add_patch(
         FancyBboxPatch(
@@ -126,13 +126,13 @@ def draw_artifact(axes: Axes, artifact: Artifact, place: tuple[float, float], co
         )
     )
     shared = f" · {len(artifact.arms)} arms" if len(artifact.arms) > 1 else ""
-    centred = {"ha": "center", "va": "center", "zorder": 4}
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 4}
     axes.text(x, y - 0.14, quote(artifact.name, 22), fontsize=9.5, color=INK, **centred)
     axes.text(x, y + 0.17, f"{artifact.fingerprint[:8]}{shared}", fontsize=8.5, color=MUTED, **centred)
 
 
 def draw_read(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str, faint: bool) -> None:
-    """Draws the line from an artifact to one that reads it: to its left side, or around to its right one."""
+    """Draw the line from an artifact to one that reads it: to its left side, or around to its right one."""
     x0, x1 = start[0] + BOX_WIDTH / 2, end[0] - BOX_WIDTH / 2
     bend = (x0 + x1) / 2
     if x1 <= x0:
@@ -144,7 +144,7 @@ def draw_read(axes: Axes, start: tuple[float, float], end: tuple[float, float], 
 
 
 def plot_provenance(provenance: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plots what came from where: stages as columns, artifacts as boxes, a line from each input to its reader.
+    """Plot what came from where: stages as columns, artifacts as boxes, a line from each input to its reader.
 
     Args:
         provenance: Entries with arm, stage, name, fingerprint, address, reads; a shared artifact has one for each arm

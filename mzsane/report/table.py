@@ -27,7 +27,7 @@ class Line:
 
 
 def arrange_lines(rows: pl.DataFrame) -> list[Line]:
-    """Turns measurements into the lines of the comparison; a line never mixes two values of `sees`.
+    """Turn measurements into the lines of the comparison; a line never mixes two values of `sees`.
 
     Args:
         rows: One measurement a row.
@@ -44,22 +44,22 @@ def arrange_lines(rows: pl.DataFrame) -> list[Line]:
 
 
 def name_epochs(epochs: int) -> str:
-    """Returns the heading of a block: `zero-shot`, `1 epoch`, `3 epochs`."""
+    """Return the heading of a block: `zero-shot`, `1 epoch`, `3 epochs`."""
     return "zero-shot" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)}"
 
 
 def format_marks(cell: Cell) -> str:
-    """Returns the marks of a cell: in distribution, best of its target."""
+    """Return the marks of a cell: in distribution, best of its target."""
     return INSIDE * cell.in_distribution + BEST * cell.best
 
 
 def format_cell(cell: Cell | None) -> str:
-    """Returns the text of a cell: accuracy, spread, marks."""
+    """Return the text of a cell: accuracy, spread, marks."""
     return f"{format_accuracy(cell.accuracy, cell.spread)} {format_marks(cell)}".rstrip() if cell else MISSING
 
 
 def align_cell(cell: Cell | None) -> Text:
-    """Returns the text of a cell padded to the width of both marks, so that numbers stand below each other."""
+    """Return the text of a cell padded to the width of both marks, so that numbers stand below each other."""
     if cell is None:
         return Text(f"{MISSING}  ")
     style = "bold" if cell.in_distribution else ""
@@ -67,7 +67,7 @@ def align_cell(cell: Cell | None) -> Text:
 
 
 def write_caption(lines: Sequence[Line]) -> str:
-    """Returns what the numbers and marks of the comparison mean."""
+    """Return what the numbers and marks of the comparison mean."""
     spread = explain_spread([cell for line in lines for cell in line.cells if cell])
     return (
         f"Accuracy, mean over seeds. {spread} Bold and {INSIDE}: in distribution. "
@@ -76,7 +76,7 @@ def write_caption(lines: Sequence[Line]) -> str:
 
 
 def comparison_table(rows: pl.DataFrame) -> Table:
-    """Lays the comparison out for a terminal of 120 columns.
+    """Lay the comparison out for a terminal of 120 columns.
 
     Args:
         rows: One measurement a row.
@@ -117,12 +117,12 @@ def comparison_table(rows: pl.DataFrame) -> Table:
 
 
 def escape_markdown(text: str) -> str:
-    """Returns text that Markdown shows as it is, also inside a table."""
+    """Return text that Markdown shows as it is, also inside a table."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def comparison_markdown(rows: pl.DataFrame) -> str:
-    """Writes the comparison as GitHub Markdown: the content of `comparison_table`, one table a block.
+    """Write the comparison as GitHub Markdown: the content of `comparison_table`, one table a block.
 
     Args:
         rows: One measurement a row.

@@ -43,8 +43,10 @@ def test_accuracy_draws_the_mean_over_seeds_in_the_composition_s_colour(rows):
     looks = assign_looks(["digits", "letters", "both"])
     samples = {color: (y, face) for x, y, color, face in list_markers(figure.axes[0]) if round(x) == 2}
     inside, outside = samples[looks["digits"].color.lower()], samples[looks["letters"].color.lower()]
-    assert math.isclose(inside[0], 0.805) and math.isclose(outside[0], 0.605)
-    assert inside[1] == looks["digits"].color and outside[1] == "white"
+    assert math.isclose(inside[0], 0.805)
+    assert math.isclose(outside[0], 0.605)
+    assert inside[1] == looks["digits"].color
+    assert outside[1] == "white"
 
 
 def test_error_bars_are_as_long_as_the_spread(row):
@@ -129,7 +131,8 @@ def test_provenance_goes_from_left_to_right_with_a_line_for_each_read(provenance
     places = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
     stages = ["zoo", "tokens", "backbone", "samples", "scores"]
     assert [places[stage] for stage in stages] == [0, 1, 2, 3, 4]
-    assert places["digits canonical"] == 1 and places["scores both-s0"] == 4
+    assert places["digits canonical"] == 1
+    assert places["scores both-s0"] == 4
     curves = [patch for patch in figure.axes[0].patches if type(patch).__name__ == "PathPatch"]
     assert len(curves) == 1 + 2 * (1 + 2 + 2)
     assert sum(patch.get_alpha() < 0.5 for patch in curves) == 4
@@ -148,4 +151,5 @@ def test_names_with_dollars_are_no_formulas(row):
 def test_svg_is_the_same_each_time(rows):
     first = to_svg(plot_accuracy(rows))
     assert first == to_svg(plot_accuracy(rows))
-    assert "<svg" in first and "<text" not in first
+    assert "<svg" in first
+    assert "<text" not in first

@@ -1,0 +1,145 @@
+"""Work in processes: the same results whatever their number, and a clear word when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mzsane.errors import WorkerError
+from mzsane.parallel import map_processes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def describe(number: int) -> tuple[int, int, int]:
+    return number * number, torch.get_num_threads(), os.getpid()
+
+
+def sleep_then_tell(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def die(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def fail(number: int) -> int:
+    if number == 2:
+        raise ZeroDivisionError("two")
+    return number
+
+
+def test_one_process_works_here_in_order_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        results = list(map_processes(describe, [3, 1, 2], 1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert results == [(0, (9, 1, os.getpid())), (1, (1, 1, os.getpid())), (2, (4, 1, os.getpid()))]
+
+
+def test_one_process_passes_errors_through_after_the_results_before():
+    results = map_processes(fail, [0, 1, 2, 3], 1)
+    assert [next(results), next(results)] == [(0, 0), (1, 1)]
+    with pytest.raises(ZeroDivisionError, match="two"):
+        next(results)
+
+
+def test_nothing_to_do_starts_nothing():
+    assert list(map_processes(describe, [], 2)) == []
+
+
+def test_a_single_item_starts_no_process():
+    assert list(map_processes(describe, [5], 8)) == [(0, (25, 1, os.getpid()))]
+
+
+class TestTwoProcesses:
+    """One pool for all: starting a process imports torch."""
+
+    def test_every_item_once_on_one_thread_elsewhere(self):
+        results = dict(map_processes(describe, list(range(20)), 2))
+        assert {position: result[0] for position, result in results.items()} == {i: i * i for i in range(20)}
+        assert {result[1] for result in results.values()} == {1}
+        pids = {result[2] for result in results.values()}
+        assert os.getpid() not in pids
+        assert 1 <= len(pids) <= 2
+
+    def test_results_come_when_they_are_ready(self):
+        first, second = map_processes(sleep_then_tell, [1.0, 0.0], 2)
+        assert (first, second) == ((1, 0.0), (0, 1.0))
+
+    def test_pool_is_used_again(self):
+        pids = {result[2] for _, result in map_processes(describe, list(range(20)), 2)}
+        again = {result[2] for _, result in map_processes(describe, list(range(20)), 2)}
+        assert len(pids | again) <= 2
+
+    def test_errors_of_the_function_pass_through_and_the_pool_lives(self):
+        with pytest.raises(ZeroDivisionError, match="two"):
+            list(map_processes(fail, [0, 1, 2, 3, 4, 5], 2))
+        assert len(list(map_processes(describe, [1, 2, 3], 2))) == 3
+
+    def test_leaving_early_leaves_the_pool_usable(self):
+        for _ in map_processes(sleep_then_tell, [0.0] * 20, 2):
+            break
+        assert len(list(map_processes(describe, [1, 2, 3], 2))) == 3
+
+    def test_killed_worker_is_told(self):
+        with pytest.raises(WorkerError, match=r"a worker process was killed.*rerun to continue") as caught:
+            list(map_processes(die, [0, 1, 2, 3, 4, 5], 2))
+        assert "\n" not in str(caught.value)
+
+    def test_next_call_works_and_a_worker_killed_while_idle_does_no_lasting_harm(self):
+        pids = [result[2] for _, result in map_processes(describe, list(range(20)), 2)]
+        os.kill(pids[0], signal.SIGKILL)
+        time.sleep(0.5)
+        try:
+            results = list(map_processes(describe, [1, 2, 3], 2))
+        except WorkerError:
+            results = list(map_processes(describe, [1, 2, 3], 2))
+        assert sorted(result[0] for _, result in results) == [1, 4, 9]
+
+
+PARENT = """
+    import sys, time
+    from mzsane.parallel import map_processes
+
+    for _, started in map_processes(time.sleep, [0.0, 0.0, 60.0, 60.0], 2):
+        print("working", flush=True)
+"""
+
+
+def list_children(parent: int) -> list[int]:
+    """Return the processes of a parent, from /proc."""
+    children = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                children.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return children
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the children through /proc")
+def test_workers_end_when_their_parent_is_killed():
+    command = [sys.executable, "-c", textwrap.dedent(PARENT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+        assert parent.stdout.readline() == b"working\n"
+        children = list_children(parent.pid)
+        parent.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 10
+    while alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"left behind: {alive}"
+        time.sleep(0.1)
