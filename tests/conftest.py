@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis import strategies as st
+from torch import nn
 
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, TokensConfig, ZooConfig
@@ -82,6 +84,40 @@ def make_store(trained_store, tmp_path) -> Callable[[str], ArtifactStore]:
         return ArtifactStore(str(tmp_path / name))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def draw_chain():
+    """The drawer of random chains of layers for hypothesis: `draw_chain(data)` returns (network, images), float64.
+
+    Convolutions with or without pooling, a flatten and linear layers; or linear layers only; biases at random.
+    """
+
+    def draw_chain(data):
+        widths, yes = st.integers(1, 5), st.booleans()
+        layers, convolutions = [], data.draw(st.integers(0, 2))
+        channels, side = data.draw(widths), data.draw(st.integers(5, 7)) if convolutions else 1
+        shape = (channels, side, side)
+        for _ in range(convolutions):
+            out, kernel = data.draw(widths), data.draw(st.integers(1, 2))
+            layers += [nn.Conv2d(channels, out, kernel, bias=data.draw(yes)), nn.Tanh()]
+            channels, side = out, side - kernel + 1
+            if side > 3 and data.draw(yes):
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+        layers.append(nn.Flatten())
+        features = channels * side**2
+        for out in data.draw(st.lists(widths, min_size=1, max_size=3)):
+            layers += [nn.Linear(features, out, bias=data.draw(yes)), nn.Tanh()]
+            features = out
+        network = nn.Sequential(*layers).double()
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(generator=generator)
+        return network, torch.randn(5, *shape, dtype=torch.float64, generator=generator)
+
+    return draw_chain
 
 
 @pytest.fixture(scope="session")

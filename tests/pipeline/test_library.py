@@ -1,0 +1,260 @@
+"""The pipeline as a library: what a comparison holds, that it can be trusted, and that no work is done twice."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import AblationConfig, ExecutionConfig, SliceConfig
+from mzsane.metrics import NO_SINK
+from mzsane.plan import Stage, plan_ablation, plan_comparison_stage
+from tests.pipeline.harness import (
+    MINI,
+    REPOSITORY,
+    clean_environment,
+    list_files,
+    read_comparison,
+    run_library,
+    write_config,
+)
+
+COLUMNS = (
+    "arm composition seed target in_distribution method sees finetune_epochs n accuracy_mean accuracy_std loss_mean"
+)
+METHODS = {"zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"}
+
+ALONE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("prefect", "mlflow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from pathlib import Path
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import AblationConfig, ExecutionConfig, load_config
+from mzsane.metrics import NO_SINK
+from mzsane.plan import plan_ablation
+
+config = load_config(AblationConfig, Path(sys.argv[1]))
+store = ArtifactStore(sys.argv[2])
+for stage in plan_ablation(config):
+    stage.run(store, ExecutionConfig(processes=1, chunk_models=3, checkpoint_steps=7), NO_SINK)
+assert not {"prefect", "mlflow"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(reference_run, tiny) -> pl.DataFrame:
+    return read_comparison(tiny, reference_run)
+
+
+def test_comparison_has_the_promised_columns_and_methods(rows):
+    assert rows.columns == COLUMNS.split()
+    keys = ("arm", "target")
+    for _, part in rows.group_by(keys):
+        assert set(part["method"]) == METHODS
+    assert set(rows.select(keys).iter_rows()) == {
+        (arm, target) for arm in ("digits-s0", "both-s0") for target in ("digits", "font-digits")
+    }
+    measurement = ["arm", "target", "method", "sees", "finetune_epochs"]
+    assert not rows.select(measurement).is_duplicated().any()
+
+
+def test_comparison_counts_the_models_it_averages(rows, tiny):
+    drawn, kept, tuned = tiny.sampling.samples, tiny.sampling.keep, tiny.evaluation.finetune_models
+    held_out = tiny.tokens.count_split(tiny.zoos[0].models)["test"]
+    zero_shot = {
+        ("zoo", "none"): held_out,
+        ("reconstruction", "none"): held_out,
+        ("samples", "none"): drawn,
+        ("selected", "labels"): kept,
+        ("anchors", "none"): tiny.sampling.anchors,
+        ("anchor_noise", "none"): drawn,
+        ("anchor_noise", "labels"): kept,
+        ("average", "none"): 1,
+        ("random_init", "none"): tuned,
+    }
+    # Without a zoo of its own, a target borrows the held-out models of its anchors' zoos.
+    for target in ("digits", "font-digits"):
+        part = rows.filter(pl.col("target") == target, pl.col("arm") == "digits-s0")
+        at_once = part.filter(pl.col("finetune_epochs") == 0)
+        assert {(row["method"], row["sees"]): row["n"] for row in at_once.iter_rows(named=True)} == zero_shot
+        later = part.filter(pl.col("finetune_epochs") == 1)
+        assert {row["method"]: row["n"] for row in later.iter_rows(named=True)} == {
+            method: min(tuned, zero_shot.get((method, "none"), kept)) for method in METHODS
+        }
+
+
+def test_comparison_admits_every_look_at_labels(rows):
+    trained = rows.filter(pl.col("finetune_epochs") > 0)
+    assert set(trained["sees"]) == {"labels"}
+    assert set(rows.filter(pl.col("method") == "selected")["sees"]) == {"labels"}
+    blind = rows.filter(pl.col("sees") == "none")
+    assert set(blind["method"]) == METHODS - {"selected"}
+
+
+def test_comparison_is_plausible(rows):
+    for column in ("accuracy_mean", "loss_mean"):
+        assert rows[column].is_finite().all()
+    assert rows["accuracy_mean"].is_between(0, 1).all()
+    assert rows["loss_mean"].min() > 0
+    assert (rows["accuracy_std"].is_null() == (rows["n"] == 1)).all()
+    inside = dict(rows.select("target", "in_distribution").unique().iter_rows())
+    assert inside == {"digits": True, "font-digits": False}
+    # Trained models know their images, untrained ones do not; training helps both.
+    digits = rows.filter(pl.col("target") == "digits", pl.col("arm") == "digits-s0")
+    accuracy = {(row["method"], row["finetune_epochs"]): row["accuracy_mean"] for row in digits.iter_rows(named=True)}
+    assert accuracy["zoo", 0] > 0.5 > 0.25 > accuracy["random_init", 0]
+    assert accuracy["random_init", 1] > accuracy["random_init", 0]
+
+
+def test_baselines_are_the_same_for_all_arms(rows):
+    baselines = rows.filter(pl.col("target") == "digits", pl.col("method").is_in(["zoo", "random_init"]))
+    by_arm = [part.drop("arm", "composition") for _, part in baselines.group_by("arm", maintain_order=True)]
+    assert len(by_arm) == 2
+    assert by_arm[0].equals(by_arm[1])
+
+
+def test_json_says_what_parquet_says(reference_run, tiny, rows):
+    comparison = reference_run.open(plan_comparison_stage(tiny).work.ref)
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    records = json.loads(comparison.path("comparison.json").read_bytes(), parse_constant=refuse)
+    assert records == rows.to_dicts()
+    assert [list(record) for record in records[:1]] == [COLUMNS.split()]
+
+
+def test_second_run_does_no_work(reference_run, tiny):
+    def look() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in list_files(reference_run.root)}
+
+    before = look()
+    run_library(tiny, reference_run)
+    assert look() == before
+
+
+def test_finished_store_holds_nothing_unfinished(reference_run):
+    assert list_files(f"{reference_run.root}/partial") == []
+    assert [path for path in list_files(reference_run.root) if path.name.startswith(".")] == []
+
+
+def test_library_runs_alone_and_gives_the_same_numbers(tiny, rows, tmp_path):
+    """In a process without Prefect and MLflow, with other chunks and checkpoints, in a store of its own."""
+    path = write_config(tiny, tmp_path / "tiny.yaml")
+    root = tmp_path / "store"
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(path), str(root)],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_comparison(tiny, ArtifactStore(str(root))).equals(rows)
+
+
+def test_other_seed_gives_other_numbers(reference_run, tiny, rows, tmp_path):
+    other = tiny.model_copy(update={"seeds": (1,), "compositions": tiny.compositions[:1], "targets": tiny.targets[:1]})
+    shutil.copytree(reference_run.root, tmp_path / "store")
+    store = ArtifactStore(str(tmp_path / "store"))
+    run_library(other, store)
+    found = read_comparison(other, store)
+    key = ["composition", "target", "method", "sees", "finetune_epochs"]
+    both = found.join(rows, on=key, suffix="_before")
+    assert len(both) == len(found)
+    moved = both.filter(pl.col("loss_mean") != pl.col("loss_mean_before"))
+    # The held-out models of the zoo are the same; what chance has a part in is not.
+    still = both.filter(pl.col("method") == "zoo", pl.col("finetune_epochs") == 0)
+    assert len(moved) == len(both) - len(still)
+
+
+def list_works(config: AblationConfig, *kinds: str) -> set[str]:
+    return {str(stage.work.ref) for stage in plan_ablation(config) if not kinds or stage.work.kind in kinds}
+
+
+def test_names_and_order_are_not_part_of_the_work(tiny):
+    renamed = tiny.model_copy(
+        update={
+            "name": "another",
+            "zoos": tuple(zoo.model_copy(update={"name": f"my-{zoo.name}"}) for zoo in tiny.zoos),
+            "compositions": tuple(
+                composition.model_copy(
+                    update={
+                        "name": f"my-{composition.name}",
+                        "slices": tuple(
+                            part.model_copy(update={"zoo": f"my-{part.zoo}"}) for part in composition.slices
+                        ),
+                    }
+                )
+                for composition in reversed(tiny.compositions)
+            ),
+            "targets": tuple(
+                target.model_copy(update={"name": f"my-{target.name}", "zoo": target.zoo and f"my-{target.zoo}"})
+                for target in reversed(tiny.targets)
+            ),
+        }
+    )
+    AblationConfig.model_validate(renamed.model_dump(mode="json"))
+    fresh = list_works(renamed) - list_works(tiny)
+    assert {work.split("/")[0] for work in fresh} == {"comparison"}
+
+
+def test_changed_composition_keeps_what_it_does_not_touch(tiny):
+    digits, both = tiny.compositions
+    smaller = both.model_copy(update={"slices": (both.slices[0], SliceConfig(zoo="letters", models=1))})
+    changed = tiny.model_copy(update={"compositions": (digits, smaller)})
+    shared = ("zoo", "tokens", "baselines")
+    assert list_works(changed, *shared) == list_works(tiny, *shared)
+    assert len(list_works(changed, "backbone") & list_works(tiny, "backbone")) == 1
+
+
+class Meanwhile:
+    """Does something once, from inside a running stage: what another process may do at that time."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if done > 0 and self.action:
+            action, self.action = self.action, None
+            action()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Ignore metrics."""
+
+
+@pytest.mark.parametrize("kind", ["zoo", "tokens", "backbone", "samples", "scores"])
+def test_two_at_once_do_not_disturb_each_other(kind, tmp_path):
+    """Another writer starts, finishes and tidies up while this one is in the middle of the same stage."""
+    config = AblationConfig.model_validate(MINI)
+    store = ArtifactStore(str(tmp_path / "store"))
+    execution = ExecutionConfig(processes=1, chunk_models=2, checkpoint_steps=10)
+
+    def run(stage: Stage) -> None:
+        stage.run(store, execution, NO_SINK)
+
+    for stage in plan_ablation(config):
+        if stage.work.kind != kind:
+            run(stage)
+            continue
+        sink = Meanwhile(lambda stage=stage: run(stage))
+        made = stage.run(store, execution, sink)
+        assert sink.action is None
+        assert made.ref == stage.work.ref
+        for name in made.manifest.files:
+            made.path(name)
+        break
+    files = list_files(f"{store.root}/{made.ref}")
+    assert {path.name for path in files} == {entry.path for entry in made.manifest.files.values()} | {"manifest.json"}
+    assert list_files(f"{store.root}/partial") == []

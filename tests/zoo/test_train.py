@@ -1,0 +1,195 @@
+"""Training a population: complete, the same however it is spread, and resumed instead of repeated."""
+
+import polars as pl
+import pytest
+import torch
+
+from mzsane.config import ExecutionConfig, ZooConfig
+from mzsane.errors import MzsaneError
+from mzsane.randomness import make_generator
+from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.fit import fit_epochs, measure
+from mzsane.zoo.images import load_images
+from mzsane.zoo.train import load_weights, plan_zoo, train_zoo
+
+SERIAL = ExecutionConfig(processes=1)
+
+
+class Interruptor:
+    """A sink that raises when `done` models are done, and remembers all it was told."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.seen = []
+
+    def metrics(self, values, step):
+        assert set(values) == {"zoo/test_accuracy"}
+
+    def progress(self, done, total, note=""):
+        self.seen.append(done)
+        if done == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def hash_files(artifact):
+    """Return what tells the contents of two zoos apart."""
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+
+
+def rebuild(config, weights, row):
+    images = load_images(config.images)
+    network = build_network(config.network, images.channels, images.classes)
+    network.load_state_dict({name: value[row] for name, value in weights.items()})
+    return network
+
+
+def test_index_has_a_row_a_kept_checkpoint(tiny_zoo, tiny_zoo_config):
+    index, weights = load_weights(tiny_zoo)
+    expected = [(f"{model:06d}", epoch) for model in range(6) for epoch in (1, 2)]
+    assert index.select("model", "epoch").rows() == expected
+    assert set(weights) == set(build_network(tiny_zoo_config.network, 1, 4).state_dict())
+    assert all(len(value) == len(index) and value.dtype == torch.float32 for value in weights.values())
+    assert tiny_zoo.manifest.counts == {"models": 6, "checkpoints": 12}
+    assert set(index["architecture"]) == {"cnn-s"}
+    assert set(index["dataset"]) == {"glyphs"}
+
+
+def test_history_is_complete(tiny_zoo_config, store):
+    config = tiny_zoo_config.model_copy(update={"epochs": 3, "keep_epochs": 1, "models": 2})
+    zoo = train_zoo(config, store, SERIAL)
+    history = pl.read_parquet(zoo.path("history.parquet"))
+    rows = history.select("model", "epoch").rows()
+    assert rows == [(f"{model:06d}", epoch) for model in range(2) for epoch in (1, 2, 3)]
+    metrics = {f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("loss", "accuracy")}
+    assert metrics | {"generalisation_gap"} <= set(history.columns)
+    assert history.null_count().sum_horizontal().item() == 0
+    assert history["generalisation_gap"].to_list() == (history["train_accuracy"] - history["test_accuracy"]).to_list()
+    index, weights = load_weights(zoo)
+    assert index["epoch"].to_list() == [3, 3]
+    assert len(weights["module_list.0.weight"]) == 2
+
+
+def test_metrics_are_those_of_the_weights_beside_them(tiny_zoo, tiny_zoo_config):
+    index, weights = load_weights(tiny_zoo)
+    images = load_images(tiny_zoo_config.images)
+    for row, metrics in enumerate(index.iter_rows(named=True)):
+        network = rebuild(tiny_zoo_config, weights, row)
+        for split, data in images.splits.items():
+            loss, accuracy = measure(network, data)
+            assert loss == pytest.approx(metrics[f"{split}_loss"], rel=1e-5)
+            assert accuracy == metrics[f"{split}_accuracy"]
+
+
+def test_a_model_is_what_the_recipe_says(tiny_zoo, tiny_zoo_config):
+    """Trained here with the building blocks, model 4 has the same bits as in the zoo."""
+    _, weights = load_weights(tiny_zoo)
+    images = load_images(tiny_zoo_config.images)
+    generator = make_generator(0, "zoo", 4)
+    network = build_network(tiny_zoo_config.network, 1, 4)
+    initialise_network(network, "kaiming_uniform", generator)
+    training = fit_epochs(network, images.splits["train"], 1e-3, 16, generator)
+    for epoch in (1, 2):
+        next(training)
+        for name, value in network.named_parameters():
+            assert torch.equal(value, weights[name][2 * 4 + epoch - 1]), (name, epoch)
+
+
+def test_training_helps(tiny_zoo_config, store):
+    config = tiny_zoo_config.model_copy(update={"epochs": 6, "keep_epochs": 6, "models": 2, "learning_rate": 3e-3})
+    index, _ = load_weights(train_zoo(config, store, SERIAL))
+    first, last = (index.filter(pl.col("epoch") == epoch)["test_accuracy"].mean() for epoch in (1, 6))
+    assert last > max(first, 0.5)
+
+
+def test_trained_zoo_is_opened_not_trained_again(trained_store, tiny_zoo, tiny_zoo_config):
+    sink = Interruptor()
+    again = train_zoo(tiny_zoo_config.model_copy(update={"name": "other"}), trained_store, SERIAL, sink)
+    assert again.ref == tiny_zoo.ref
+    assert sink.seen == []
+
+
+def test_chunks_and_population_size_change_no_model(tiny_zoo, tiny_zoo_config, store):
+    whole = train_zoo(tiny_zoo_config, store, ExecutionConfig(processes=1, chunk_models=6))
+    assert hash_files(whole) == hash_files(tiny_zoo)
+    _, few = load_weights(train_zoo(tiny_zoo_config.model_copy(update={"models": 2}), store, SERIAL))
+    _, all_six = load_weights(tiny_zoo)
+    for name, value in few.items():
+        assert torch.equal(value, all_six[name][:4])
+
+
+def test_two_processes_give_the_same_numbers_as_one(tiny_zoo, tiny_zoo_config, store):
+    zoo = train_zoo(tiny_zoo_config, store, ExecutionConfig(processes=2, chunk_models=2))
+    assert hash_files(zoo) == hash_files(tiny_zoo)
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6])
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_zoo, tiny_zoo_config, store, stop_at):
+    execution = ExecutionConfig(processes=1, chunk_models=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_zoo(tiny_zoo_config, store, execution, Interruptor(stop_at))
+    assert not store.exists(plan_zoo(tiny_zoo_config).ref)
+    assert len(store.partial(plan_zoo(tiny_zoo_config)).names()) == stop_at // 2
+    sink = Interruptor()
+    zoo = train_zoo(tiny_zoo_config, store, execution, sink)
+    assert sink.seen == list(range(stop_at, 7, 2))
+    assert hash_files(zoo) == hash_files(tiny_zoo)
+    assert store.partial(plan_zoo(tiny_zoo_config)).names() == set()
+
+
+def test_two_calls_at_once_end_with_one_zoo(tiny_zoo, tiny_zoo_config, store):
+    """The second call finds all chunks, publishes and tidies up while the first is about to gather them."""
+
+    class OtherCall(Interruptor):
+        def progress(self, done, total, note=""):
+            if done == total:
+                self.zoo = train_zoo(tiny_zoo_config, store, SERIAL)
+
+    sink = OtherCall()
+    zoo = train_zoo(tiny_zoo_config, store, SERIAL, sink)
+    assert zoo.manifest == sink.zoo.manifest
+    assert hash_files(zoo) == hash_files(tiny_zoo)
+
+
+def test_seed_changes_every_model(tiny_zoo, tiny_zoo_config, store):
+    other = tiny_zoo_config.model_copy(update={"seed": 1, "models": 2})
+    _, weights = load_weights(train_zoo(other, store, SERIAL))
+    _, ours = load_weights(tiny_zoo)
+    first = "module_list.0.weight"
+    assert not any(torch.equal(a, b) for a in weights[first] for b in ours[first])
+
+
+def test_global_random_state_is_left_alone(tiny_zoo_config, store):
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    train_zoo(tiny_zoo_config.model_copy(update={"models": 2, "epochs": 1, "keep_epochs": 1}), store, SERIAL)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_damaged_chunk_is_named_or_made_again(tiny_zoo, tiny_zoo_config, store):
+    partial = store.partial(plan_zoo(tiny_zoo_config))
+    with pytest.raises(KeyboardInterrupt):
+        train_zoo(tiny_zoo_config, store, SERIAL, Interruptor(4))
+    (name,) = partial.names()
+    partial.write(name, partial.read(name)[:1000])
+    try:
+        zoo = train_zoo(tiny_zoo_config, store, SERIAL)
+    except MzsaneError as error:
+        if name not in str(error):
+            raise
+    else:
+        assert hash_files(zoo) == hash_files(tiny_zoo)
+
+
+def test_fingerprint_follows_the_recipe_alone(tiny_zoo_config):
+    ref = plan_zoo(tiny_zoo_config).ref
+    assert plan_zoo(tiny_zoo_config.model_copy(update={"name": "other"})).ref == ref
+    changes = [
+        {"models": 7},
+        {"epochs": 3},
+        {"keep_epochs": 1},
+        {"learning_rate": 0.01},
+        {"seed": 1},
+        {"batch_size": 8},
+    ]
+    refs = {plan_zoo(ZooConfig(**{**dict(tiny_zoo_config), **change})).ref.fingerprint for change in changes}
+    assert len(refs | {ref.fingerprint}) == len(changes) + 1
