@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # The demo needs no server and uses none that is running: everything it makes is below .mzsane/.
-EMBEDDED := PREFECT_API_URL= PREFECT_HOME=$(CURDIR)/.mzsane/prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
-	PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 MZSANE_ROOT=$(CURDIR)/.mzsane/store MLFLOW_TRACKING_URI=
+EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PREFECT_HOME=$(CURDIR)/.mzsane/prefect \
+	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 \
+	MZSANE_ROOT=$(CURDIR)/.mzsane/store
 
 .PHONY: help setup demo test test-all lint up down status clean
 .DEFAULT_GOAL := help
@@ -20,10 +21,11 @@ setup: $(STAMP) ## create .venv and install everything, pinned by constraints.tx
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about two minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,stack,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,stack,dev]'
 	@touch $@
 
 demo: $(STAMP) ## run the zoo-composition ablation on embedded defaults
+	@mkdir -p .mzsane/prefect
 	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
 
 test: $(STAMP) ## run the tests (minutes)

@@ -50,7 +50,7 @@ def store(tmp_path) -> ArtifactStore:
 
 @pytest.fixture(scope="session")
 def trained_store(tmp_path_factory, tiny_zoo_config, tiny_tokens_config) -> ArtifactStore:
-    """A local store with the tiny zoo and its tokens. Read it; publish in a copy (`make_store`)."""
+    """A local store with the tiny zoo and its tokens. Only to be read: who publishes takes a copy (`make_store`)."""
     store = ArtifactStore(str(tmp_path_factory.mktemp("trained") / "store"))
     train_zoo(tiny_zoo_config, store, SERIAL)
     build_tokens(tiny_tokens_config, tiny_zoo_config, store)
@@ -75,13 +75,14 @@ def tiny_table(tiny_tokens) -> TokenTable:
     return read_tokens(tiny_tokens)
 
 
-@pytest.fixture
-def make_store(trained_store, tmp_path) -> Callable[[str], ArtifactStore]:
+@pytest.fixture(scope="session")
+def make_store(trained_store, tmp_path_factory) -> Callable[[], ArtifactStore]:
     """The maker of stores of one's own that start as a copy of `trained_store`."""
 
-    def make(name: str) -> ArtifactStore:
-        shutil.copytree(trained_store.root, tmp_path / name)
-        return ArtifactStore(str(tmp_path / name))
+    def make() -> ArtifactStore:
+        root = tmp_path_factory.mktemp("copy") / "store"
+        shutil.copytree(trained_store.root, root)
+        return ArtifactStore(str(root))
 
     return make
 

@@ -1,5 +1,7 @@
 """Windows: the right slice, padded with nothing, drawn evenly; and halo windows of any sequence length."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ TOKEN_DIM = 5
 
 def make_source(widths=(3, 4, 2), models=4, seed=0):
     """Return random models of a chain of linear layers as a source, with their network."""
-    layers = [layer for i, o in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(i, o), nn.Tanh())]
+    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.Tanh())]
     network = nn.Sequential(*layers)
     layout = TokenLayout.from_state_dict(network.state_dict(), TOKEN_DIM)
     flat_NP = torch.randn(models, layout.weights, generator=torch.Generator().manual_seed(seed))
@@ -167,10 +169,10 @@ def test_windows_follow_their_generator_alone():
 
 def test_positions_beyond_the_tables_are_refused():
     source, _ = make_source((3, 6, 4, 2))
-    assert source.layout.positions_T3.amax(dim=0).tolist() == [11, 2, 5]
-    check_positions([source.layout], (12, 3, 6))
-    for sizes in ((11, 3, 6), (12, 2, 6), (12, 3, 5)):
-        with pytest.raises(ConfigError, match=r"max_positions \[.*\] is too small: .* \[11, 2, 5\]"):
+    assert source.layout.positions_T3.amax(dim=0).tolist() == [15, 2, 5]
+    check_positions([source.layout], (16, 3, 6))
+    for sizes in ((15, 3, 6), (16, 2, 6), (16, 3, 5)):
+        with pytest.raises(ConfigError, match=r"max_positions \[.*\] is too small: .* \[15, 2, 5\]"):
             check_positions([make_source((2, 2))[0].layout, source.layout], sizes)
 
 

@@ -1,0 +1,191 @@
+"""The autoencoder: attention along tokens and only real ones, and weights from one generator."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mzsane.backbone.autoencoder import Block, build_autoencoder
+from mzsane.config import BackboneConfig
+
+CONFIG = BackboneConfig(
+    window=9, d_model=16, heads=2, layers=2, latent_dim=6, max_positions=(32, 8, 8), projection_dim=5
+)
+TOKEN_DIM = 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    built = build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(0)).double().eval()
+    with torch.no_grad():  # larger than at the start, so that every path shows in the outputs
+        for parameter in built.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return built
+
+
+def make_window(batch=3, window=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, window, TOKEN_DIM, generator=generator, dtype=torch.float64)
+    number = torch.arange(window)
+    positions = torch.stack([number, number // 4, number % 4], dim=1).expand(batch, -1, -1)
+    return tokens, positions
+
+
+@torch.no_grad()
+def run(model, tokens, positions, attend=None):
+    """Return latents, reconstructed tokens and, for whole windows, the projection."""
+    latents = model.encode(tokens, positions, attend)
+    results = {"latents": latents, "tokens": model.decode(latents, positions, attend)}
+    if tokens.shape[1] == CONFIG.window:
+        results["projection"] = model.project(latents, attend)
+    return results
+
+
+def assert_same(one, other):
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-12, rtol=0, msg=name)
+
+
+def test_shapes(model):
+    results = run(model, *make_window())
+    assert {name: tuple(value.shape) for name, value in results.items()} == {
+        "latents": (3, 9, 6),
+        "tokens": (3, 9, TOKEN_DIM),
+        "projection": (3, 5),
+    }
+
+
+class TestPadding:
+    def make_padded(self):
+        tokens, positions = make_window()
+        attend = torch.arange(9)[None] < torch.tensor([9, 6, 1])[:, None]
+        return tokens, positions, attend
+
+    def test_values_in_padding_change_nothing_real(self, model):
+        tokens, positions, attend = self.make_padded()
+        real = attend[:, :, None]
+        clean = run(model, tokens * real, positions * real, attend)
+        dirty = run(model, torch.where(real, tokens, 50.0), torch.where(real, positions, 3), attend)
+        for name in ("latents", "tokens"):
+            torch.testing.assert_close(clean[name][attend], dirty[name][attend], atol=1e-12, rtol=0)
+        torch.testing.assert_close(clean["projection"], dirty["projection"], atol=1e-12, rtol=0)
+
+    def test_count_of_padding_changes_nothing_real(self, model):
+        tokens, positions, attend = self.make_padded()
+        padded = run(model, tokens, positions, attend)
+        for b, real in ((1, 6), (2, 1)):
+            alone = run(model, tokens[b : b + 1, :real], positions[b : b + 1, :real])
+            for name in ("latents", "tokens"):
+                torch.testing.assert_close(padded[name][b, :real], alone[name][0], atol=1e-12, rtol=0)
+
+    def test_without_a_mask_padding_would_count(self, model):
+        """The check above can fail."""
+        tokens, positions, attend = self.make_padded()
+        with_mask, without = run(model, tokens, positions, attend), run(model, tokens, positions)
+        assert (with_mask["latents"][1, :6] - without["latents"][1, :6]).abs().max() > 1e-3
+        assert (with_mask["projection"][1] - without["projection"][1]).abs().max() > 1e-3
+
+    def test_a_mask_of_real_tokens_only_changes_nothing(self, model):
+        tokens, positions = make_window()
+        assert_same(run(model, tokens, positions), run(model, tokens, positions, torch.ones(3, 9, dtype=torch.bool)))
+
+
+class TestAttention:
+    def test_never_crosses_the_batch(self, model):
+        tokens, positions = make_window()
+        changed = tokens.clone()
+        changed[1] += 5
+        one, other = run(model, tokens, positions), run(model, changed, positions)
+        for name, value in one.items():
+            torch.testing.assert_close(value[[0, 2]], other[name][[0, 2]], atol=1e-12, rtol=0)
+            assert (value[1] - other[name][1]).abs().max() > 1e-3
+
+    def test_permuting_the_batch_permutes_the_outputs(self, model):
+        tokens, positions = make_window()
+        order = torch.tensor([2, 0, 1])
+        permuted = run(model, tokens[order], positions[order])
+        assert_same({name: value[order] for name, value in run(model, tokens, positions).items()}, permuted)
+
+    def test_goes_along_the_tokens_both_ways(self, model):
+        tokens, positions = make_window(batch=1)
+        before = run(model, tokens, positions)
+        for changed, seen in ((0, 8), (8, 0)):
+            other = tokens.clone()
+            other[0, changed] += 5
+            difference = (run(model, other, positions)["latents"] - before["latents"]).abs()
+            assert difference[0, seen].max() > 1e-4
+
+    def test_block_equals_attention_written_out(self):
+        generator = torch.Generator().manual_seed(0)
+        block = Block(d_model=8, heads=2).double()
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+        x = torch.randn(1, 4, 8, generator=generator, dtype=torch.float64)
+        attend = torch.tensor([[True, True, False, True]])
+        with torch.no_grad():
+            queries, keys, values = block.qkv(block.norm_attention(x))[0].split(8, dim=-1)
+            mixed = torch.zeros(4, 8, dtype=torch.float64)
+            for head in (slice(0, 4), slice(4, 8)):
+                for i in range(4):
+                    score = [math.exp(float(queries[i, head] @ keys[j, head]) / 2) for j in (0, 1, 3)]
+                    for j, value in zip((0, 1, 3), score, strict=True):
+                        mixed[i, head] += value / sum(score) * values[j, head]
+            expected = x + block.out(mixed)
+            expected = expected + block.down(functional.gelu(block.up(block.norm_mlp(expected))))
+            torch.testing.assert_close(block(x, attend), expected)
+
+
+def test_all_three_positions_count(model):
+    tokens, positions = make_window()
+    before = run(model, tokens, positions)
+    for axis in range(3):
+        moved = positions.clone()
+        moved[:, :, axis] = (moved[:, :, axis] + 1) % 8
+        after = run(model, tokens, moved)
+        for name in ("latents", "tokens"):
+            assert (after[name] - before[name]).abs().max() > 1e-3, (axis, name)
+
+
+def test_decoding_uses_positions_of_its_own(model):
+    """The same latent decodes to other tokens at other places."""
+    _, positions = make_window(batch=1)
+    with torch.no_grad():
+        tokens = model.decode(torch.zeros(1, 9, 6, dtype=torch.float64), positions)
+    assert len(tokens[0].round(decimals=6).unique(dim=0)) == 9
+
+
+class TestInitialWeights:
+    def test_come_from_the_generator_alone(self):
+        torch.manual_seed(4)
+        before = torch.get_rng_state()
+        one, same, other = (
+            build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        )
+        assert torch.equal(before, torch.get_rng_state())
+        states = [each.state_dict() for each in (one, same, other)]
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name])
+            if value.ndim == 2:
+                assert not torch.equal(value, states[2][name])
+
+    def test_have_the_promised_sizes(self):
+        config = BackboneConfig(window=9, d_model=64, heads=2, layers=2, latent_dim=16)
+        model = build_autoencoder(config, 51, torch.Generator().manual_seed(0))
+        for name, value in model.named_parameters():
+            if value.ndim == 2:
+                written = name.endswith(("out.weight", "down.weight")) and "coder." in name
+                assert value.std().item() == pytest.approx(0.02 / (2 if written else 1), rel=0.2), name
+                assert abs(value.mean().item()) < 0.02 * 5 / math.sqrt(value.numel()), name
+            else:
+                norm = name.endswith("weight")
+                assert torch.equal(value, torch.full_like(value, 1.0 if norm else 0.0)), name
+
+    def test_every_parameter_gets_a_gradient(self):
+        model = build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(0))
+        tokens, positions = make_window()
+        latents = model.encode(tokens.float(), positions)
+        (model.decode(latents, positions).square().sum() + model.project(latents).sum()).backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert without == []

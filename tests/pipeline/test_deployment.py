@@ -1,0 +1,232 @@
+"""The deployments: their forms, and a run from the command line to Prefect's and MLflow's pages."""
+
+import os
+import subprocess
+import sys
+import uuid
+
+import polars as pl
+import pytest
+
+from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_comparison_stage
+from tests.pipeline.harness import REPOSITORY, read_comparison
+
+DEPLOYMENTS = {
+    "ablation/zoo-composition",
+    "arm/run",
+    "backbone/pretrain",
+    "samples/draw",
+    "scores/evaluate",
+    "tokens/build",
+    "zoo/train",
+}
+
+
+@pytest.fixture(scope="module")
+def watched(running_stack):
+    """The flow run of `prefect deployment run ablation/zoo-composition --watch` with the preset `tiny`."""
+    tag = f"watched-{uuid.uuid4().hex}"
+    command = ["deployment", "run", "ablation/zoo-composition", "--watch", "--tag", tag]
+    parameters = ["--param", 'preset="tiny"', "--param", 'execution={"processes": 1}']
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *command, *parameters],
+        cwd=REPOSITORY,
+        env=running_stack.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+    with running_stack.open_prefect() as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
+    return run
+
+
+@pytest.fixture(scope="module")
+def mlflow_runs(running_stack, watched, tiny):
+    """The MLflow runs of the experiment by name."""
+    client = running_stack.open_mlflow()
+    runs = client.search_runs([client.get_experiment_by_name(tiny.name).experiment_id])
+    by_name = {run.info.run_name: run for run in runs}
+    assert len(by_name) == len(runs)
+    return by_name
+
+
+def find_artifacts(running_stack, *runs):
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    with running_stack.open_prefect() as client:
+        return client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=list(runs)))
+        )
+
+
+def find_children(running_stack, run):
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    chosen = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+    with running_stack.open_prefect() as client:
+        return client.read_flow_runs(flow_run_filter=chosen)
+
+
+def test_every_field_of_every_form_has_a_help_text(running_stack):
+    with running_stack.open_prefect() as client:
+        deployments = {
+            f"{client.read_flow(deployment.flow_id).name}/{deployment.name}": deployment.parameter_openapi_schema
+            for deployment in client.read_deployments()
+        }
+    assert set(deployments) == DEPLOYMENTS
+    silent = []
+    for name, schema in deployments.items():
+        parts = {"": schema, **schema.get("definitions", {}), **schema.get("$defs", {})}
+        assert sum(len(part.get("properties", {})) for part in parts.values()) > 0
+        silent += [
+            f"{name}: {part}.{field}"
+            for part, content in parts.items()
+            for field, description in content.get("properties", {}).items()
+            if not description.get("description", "").strip()
+        ]
+    assert silent == []
+
+
+def test_form_shows_the_whole_config(running_stack):
+    with running_stack.open_prefect() as client:
+        schema = client.read_deployment_by_name("ablation/zoo-composition").parameter_openapi_schema
+    assert set(schema["properties"]) == {"config", "preset", "execution"}
+    assert schema["properties"]["config"]["default"]["name"] == "demo"
+    fields = schema["definitions"]["BackboneConfig"]["properties"]
+    assert "fewer" not in fields
+    assert {"steps", "learning_rate", "gamma"} <= set(fields)
+
+
+def test_refused_parameter_starts_no_run(running_stack):
+    """What the form's schema forbids is refused at submission, before anything runs."""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    with running_stack.open_prefect() as client:
+        deployment = client.read_deployment_by_name("ablation/zoo-composition")
+        with pytest.raises(PrefectHTTPStatusError, match="processes"):
+            client.create_flow_run_from_deployment(deployment.id, parameters={"execution": {"processes": 0}})
+
+
+def test_watched_run_and_its_parts_are_completed(running_stack, watched, tiny):
+    assert watched.name == "ablation-tiny"
+    assert watched.state.is_completed()
+    children = find_children(running_stack, watched)
+    assert all(child.state.is_completed() for child in children)
+    arms = [f"arm-{arm.name}" for arm in list_arms(tiny)]
+    assert sorted(child.name for child in children) == sorted([*arms, "tokens-digits", "tokens-letters"])
+    with running_stack.open_prefect() as client:
+        flows = {child.name: client.read_flow(child.flow_id).name for child in children}
+    assert {flows[arm] for arm in arms} == {"arm"}
+
+
+def test_watched_run_gives_the_numbers_of_the_library(running_stack, watched, tiny, reference_run, tmp_path):
+    store = running_stack.open_store(tmp_path)
+    assert read_comparison(tiny, store).equals(read_comparison(tiny, reference_run))
+    for stage in plan_ablation(tiny):
+        artifact = store.open(stage.work.ref)
+        for name in artifact.manifest.files:
+            artifact.path(name)
+
+
+def test_prefect_pages_show_the_comparison(running_stack, watched, tiny):
+    by_key = {artifact.key: artifact for artifact in find_artifacts(running_stack, watched.id) if artifact.key}
+    assert {key: artifact.type for key, artifact in by_key.items()} >= {
+        "comparison": "table",
+        "findings": "markdown",
+        "accuracy": "image",
+    }
+    assert '"font-digits"' in by_key["comparison"].data
+    assert "# tiny" in by_key["findings"].data
+    assert "s3://mzsane/store/comparison/" in by_key["findings"].data
+    assert running_stack.settings.mlflow_url in by_key["findings"].data
+
+
+def test_prefect_pages_show_progress(running_stack, watched):
+    children = [child.id for child in find_children(running_stack, watched)]
+    progress = {
+        artifact.description: float(artifact.data)
+        for artifact in find_artifacts(running_stack, *children)
+        if artifact.type == "progress"
+    }
+    assert progress == dict.fromkeys(["zoo digits", "zoo letters", "backbone digits-s0", "backbone both-s0"], 100.0)
+
+
+def test_mlflow_has_a_parent_and_a_child_for_each_arm(mlflow_runs, tiny):
+    assert set(mlflow_runs) == {"tiny", "digits-s0", "both-s0"}
+    parent = mlflow_runs["tiny"]
+    assert {run.info.status for run in mlflow_runs.values()} == {"FINISHED"}
+    assert "mlflow.parentRunId" not in parent.data.tags
+    for name in ("digits-s0", "both-s0"):
+        assert mlflow_runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_mlflow_has_parameters_and_scores(mlflow_runs, tiny, reference_run):
+    params = mlflow_runs["both-s0"].data.params
+    assert params["composition"] == "both"
+    assert params["zoos"] == "digits, letters"
+    assert params["backbone.steps"] == str(tiny.backbone.steps)
+    rows = read_comparison(tiny, reference_run)
+    for arm in ("digits-s0", "both-s0"):
+        metrics = mlflow_runs[arm].data.metrics
+        for row in rows.filter(pl.col("arm") == arm).iter_rows(named=True):
+            last = row["finetune_epochs"] == 1 or (row["method"], row["sees"]) != ("selected", "labels")
+            key = f"{row['target']}/{row['method']}/{row['sees']}/accuracy"
+            assert key in metrics
+            if last and row["sees"] == "none":
+                assert metrics[key] == pytest.approx(row["accuracy_mean"])
+
+
+def test_mlflow_has_the_curves_once(running_stack, mlflow_runs, tiny):
+    client = running_stack.open_mlflow()
+    for arm in ("digits-s0", "both-s0"):
+        history = client.get_metric_history(mlflow_runs[arm].info.run_id, "pretrain/loss")
+        assert sorted(point.step for point in history) == list(range(20, tiny.backbone.steps + 1, 20))
+    zoos = client.get_run(mlflow_runs["tiny"].info.run_id).data.metrics
+    assert {"zoo/digits/test_accuracy", "zoo/letters/test_accuracy"} <= set(zoos)
+
+
+def test_mlflow_leads_to_the_artifacts(running_stack, mlflow_runs, tiny, tmp_path):
+    store = running_stack.open_store(tmp_path)
+    addresses = {store.address(stage.work.ref) for stage in plan_ablation(tiny)}
+    tagged = set()
+    for run in mlflow_runs.values():
+        tagged |= {value for name, value in run.data.tags.items() if name.startswith("artifact.")}
+    assert all(address.startswith("s3://mzsane/store/") for address in tagged)
+    assert tagged <= addresses
+    expected = {store.address(stage.work.ref) for arm in list_arms(tiny) for stage in ArmPlan(tiny, arm).stages()}
+    assert tagged == expected | {store.address(plan_comparison_stage(tiny).work.ref)}
+    for stage in plan_ablation(tiny):
+        assert store.exists(stage.work.ref)
+
+
+def test_mlflow_has_the_figures(running_stack, mlflow_runs):
+    client = running_stack.open_mlflow()
+    files = {name: {file.path for file in client.list_artifacts(run.info.run_id)} for name, run in mlflow_runs.items()}
+    assert files["tiny"] >= {"accuracy.png", "finetuning.png", "curves.png", "report.html"}
+    assert files["digits-s0"] >= {"curves.png"}
+    assert files["both-s0"] >= {"curves.png"}
+
+
+def test_entrypoints_are_flows(environment):
+    """Every entrypoint of prefect.yaml can be imported and is a flow."""
+    code = (
+        "import sys, yaml\n"
+        "from prefect.flows import Flow, load_flow_from_entrypoint\n"
+        "for entry in yaml.safe_load(open('prefect.yaml'))['deployments']:\n"
+        "    flow = load_flow_from_entrypoint(entry['entrypoint'])\n"
+        "    assert isinstance(flow, Flow)\n"
+        "    print(f\"{flow.name}/{entry['name']}\")\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == DEPLOYMENTS
+
+
+def test_layers_hold():
+    tool = os.path.join(os.path.dirname(sys.executable), "lint-imports")
+    done = subprocess.run([tool, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
