@@ -1,0 +1,42 @@
+import torch
+
+from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
+from mzsane.randomness import make_generator
+
+
+def test_noise_is_as_far_from_its_anchor_as_asked(tiny_table):
+    anchors = tiny_table.flat_NP[:3]
+    chosen = torch.tensor([0, 2, 2, 1])
+    distances = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    noisy = perturb_anchors(anchors, chosen, distances, tiny_table.layout, make_generator(0))
+    torch.testing.assert_close((noisy - anchors[chosen]).norm(dim=1), distances)
+
+
+def test_noise_follows_the_scale_of_each_tensor(tiny_table):
+    layout = tiny_table.layout
+    anchors = tiny_table.flat_NP[:3].clone()
+    first, second = layout.tensors[0].name, layout.tensors[2].name
+    scales = layout.unflatten(anchors)
+    scales[first] *= 100
+    chosen = torch.zeros(200, dtype=torch.int64)
+    noisy = perturb_anchors(anchors, chosen, torch.full((200,), 5.0), layout, make_generator(1))
+    noise = layout.unflatten(noisy - anchors[chosen])
+    ratio = noise[first].std() / noise[second].std()
+    expected = scales[first].std() / scales[second].std()
+    torch.testing.assert_close(ratio, expected, rtol=0.1, atol=0)
+
+
+def test_average_is_one_model_weight_by_weight(tiny_table):
+    anchors = tiny_table.flat_NP[:4]
+    average = average_anchors(anchors)
+    assert average.shape == (1, anchors.shape[1])
+    torch.testing.assert_close(average[0], sum(anchors) / 4)
+
+
+def test_random_models_differ_and_start_like_a_zoo(tiny_zoo_config, tiny_table):
+    layout = tiny_table.layout
+    models = draw_random_models(tiny_zoo_config.network, tiny_zoo_config.images, layout, 3, make_generator(0))
+    assert models.shape == (3, layout.weights)
+    assert not torch.equal(models[0], models[1])
+    biases = layout.unflatten(models)["module_list.0.bias"]
+    assert torch.equal(biases, torch.full_like(biases, 0.01))

@@ -1,0 +1,94 @@
+"""What the scores stage says of each method, on a real tiny backbone."""
+
+import polars as pl
+import pytest
+import torch
+
+from mzsane.backbone.pretrain import TokenSlice, pretrain
+from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig
+from mzsane.evaluation.score import score_baselines, score_samples
+from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.tokens.store import plan_tokens, read_tokens
+
+SERIAL = ExecutionConfig(processes=1)
+SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
+EVALUATION = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=2, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def scored(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config):
+    store = make_store()
+    tokens = plan_tokens(tiny_tokens_config, tiny_zoo_config).ref
+    slices = [TokenSlice(tokens, models=3)]
+    backbone = pretrain(tiny_backbone_config, slices, 0, store)
+    own = Target(tiny_zoo_config.network, tiny_zoo_config.images, tokens)
+    other = Target(tiny_zoo_config.network, GlyphsConfig(source="glyphs", characters="0123", images=120))
+    frames = {}
+    for name, target in (("own", own), ("other", other)):
+        samples = draw_samples(SAMPLING, target, backbone.ref, slices, [0], 0, store, SERIAL)
+        scores = score_samples(EVALUATION, SAMPLING, target, samples.ref, 0, store, SERIAL)
+        baselines = score_baselines(EVALUATION, target, 51, 0, store, SERIAL)
+        frames[name] = (
+            target,
+            samples,
+            pl.read_parquet(scores.path("scores.parquet")),
+            pl.read_parquet(baselines.path("scores.parquet")),
+        )
+    return store, tokens, frames
+
+
+def pick(frame, method, sees="none", epochs=0):
+    return frame.filter((pl.col("method") == method) & (pl.col("sees") == sees) & (pl.col("finetune_epochs") == epochs))
+
+
+def test_everything_that_used_labels_says_so(scored):
+    for _, _, scores, baselines in scored[2].values():
+        frame = pl.concat([scores, baselines])
+        assert set(frame.filter(pl.col("finetune_epochs") > 0)["sees"]) == {"labels"}
+        unlabelled = frame.filter((pl.col("finetune_epochs") == 0) & (pl.col("sees") == "none"))
+        assert "selected" not in set(unlabelled["method"])
+        assert len(pick(frame, "selected", "labels")) == SAMPLING.keep
+        assert len(pick(frame, "anchor_noise", "labels")) == SAMPLING.keep
+
+
+def test_selected_are_the_best_on_validation_and_scored_on_test(scored):
+    target, samples, scores, _ = scored[2]["own"]
+    populations, records, layout = read_populations(samples)
+    best = records.sort("validation_accuracy", descending=True, maintain_order=True)["sample"][: SAMPLING.keep]
+    chosen = populations["samples"][best.to_list()]
+    models = ModelSet(target.network, target.images, layout, chosen)
+    on_test = [score.accuracy for score in score_models(models, "test", SERIAL)]
+    assert pick(scores, "selected", "labels")["accuracy"].to_list() == on_test
+    on_validation = [score.accuracy for score in score_models(models, "val", SERIAL)]
+    assert on_test != on_validation  # else this test could not tell one from the other
+
+
+def test_every_method_scores_the_right_number_of_models(scored):
+    _, _, scores, baselines = scored[2]["own"]
+    counts = {method: len(pick(scores, method)) for method in ("samples", "anchors", "anchor_noise", "average")}
+    assert counts == {"samples": 12, "anchors": 2, "anchor_noise": 12, "average": 1}
+    assert len(pick(scores, "samples", "labels", 1)) == 2
+    assert len(pick(baselines, "random_init")) == 2
+
+
+def test_zoo_is_the_targets_own_or_else_that_of_the_composition(scored):
+    store, tokens, frames = scored
+    table = read_tokens(store.open(tokens))
+    held_out = table.index[table.pick_rows("test", last_epochs=1).tolist()]
+    target, _, scores, baselines = frames["own"]
+    assert pick(baselines, "zoo")["accuracy"].to_list() == held_out["test_accuracy"].to_list()
+    assert len(pick(scores, "zoo")) == 0
+    target, _, scores, baselines = frames["other"]
+    flat = table.flat_NP[table.pick_rows("test", last_epochs=1)]
+    transfer = score_models(ModelSet(target.network, target.images, table.layout, flat), "test", SERIAL)
+    assert pick(scores, "zoo")["accuracy"].to_list() == [score.accuracy for score in transfer]
+    assert len(pick(baselines, "zoo")) == 0
+
+
+def test_a_held_out_model_is_in_no_training_split(scored):
+    store, tokens, _ = scored
+    index = read_tokens(store.open(tokens)).index
+    splits = index.group_by("model").agg(pl.col("split").n_unique())["split"]
+    assert splits.max() == 1
+    assert torch.tensor([len(index.filter(pl.col("split") == s)) for s in ("train", "val", "test")]).min() > 0

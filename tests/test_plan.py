@@ -1,0 +1,73 @@
+"""What is planned before any work is done."""
+
+import pytest
+
+from flows.presets import list_presets, load_preset
+from mzsane.config import AblationConfig
+from mzsane.errors import ConfigError
+from mzsane.plan import ArmPlan, find_arm, list_arms, plan_ablation
+
+
+def change(config, **parts):
+    return AblationConfig.model_validate(config.model_dump() | parts)
+
+
+def fingerprints(config, kind):
+    return {stage.work.ref.fingerprint for stage in plan_ablation(config) if stage.work.kind == kind}
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_stages_come_after_what_they_read_and_once(name):
+    seen = set()
+    for stage in plan_ablation(load_preset(name)):
+        assert set(stage.work.inputs.values()) <= seen, stage.label
+        assert stage.work.ref not in seen
+        seen.add(stage.work.ref)
+    assert stage.work.kind == "comparison"
+
+
+def test_a_setting_changes_what_depends_on_it_and_nothing_else():
+    config = load_preset("tiny")
+    other = change(config, sampling={**config.sampling.model_dump(), "bandwidth": 0.3})
+    for kind in ("zoo", "tokens", "backbone", "baselines"):
+        assert fingerprints(config, kind) == fingerprints(other, kind)
+    for kind in ("samples", "scores", "comparison"):
+        assert not fingerprints(config, kind) & fingerprints(other, kind)
+
+
+def test_names_and_order_change_no_fingerprint_of_the_science():
+    config = load_preset("tiny")
+    data = config.model_dump()
+    data["name"] = "other"
+    data["zoos"] = [{**zoo, "name": f"my-{zoo['name']}"} for zoo in reversed(data["zoos"])]
+    for composition in data["compositions"]:
+        composition["slices"] = [{**part, "zoo": f"my-{part['zoo']}"} for part in composition["slices"]]
+    for target in data["targets"]:
+        target["zoo"] = target["zoo"] and f"my-{target['zoo']}"
+    renamed = AblationConfig.model_validate(data)
+    for kind in ("zoo", "tokens", "backbone", "samples", "scores", "baselines"):
+        assert fingerprints(config, kind) == fingerprints(renamed, kind)
+    assert fingerprints(config, "comparison") != fingerprints(renamed, "comparison")
+
+
+def test_seeds_share_zoos_and_tokens_but_no_backbones():
+    one, two = load_preset("tiny"), load_preset("tiny", ["seeds=[0, 1]"])
+    assert fingerprints(one, "zoo") == fingerprints(two, "zoo")
+    assert fingerprints(one, "tokens") == fingerprints(two, "tokens")
+    assert len(fingerprints(two, "backbone")) == 2 * len(fingerprints(one, "backbone"))
+    assert [arm.name for arm in list_arms(two)] == ["digits-s0", "digits-s1", "both-s0", "both-s1"]
+
+
+def test_anchors_come_from_the_targets_dataset_when_the_composition_has_it():
+    config = load_preset("tiny")
+    plan = ArmPlan(config, find_arm(config, "both", 0))
+    digits, fonts = config.targets
+    assert set(plan.samples(digits).work.inputs) == {"backbone", "tokens/0", "target"}
+    assert set(plan.samples(fonts).work.inputs) == {"backbone", "tokens/0", "tokens/1"}
+    assert config.in_distribution(plan.arm.composition, digits)
+    assert not config.in_distribution(plan.arm.composition, fonts)
+
+
+def test_an_arm_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ConfigError, match="'nonsense' and seed 0; the ablation has digits-s0, both-s0"):
+        find_arm(load_preset("tiny"), "nonsense", 0)
