@@ -5,7 +5,7 @@ import logging
 import sys
 from typing import Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,15 @@ quiet_expected_errors()
 PresetName = Literal[tuple(list_presets())]  # type: ignore[valid-type]
 
 
-@flow(name="ablation", flow_run_name="ablation-{config.name}")
+def _name_run() -> str:
+    """Return the name of a flow run: that of the preset or config that it runs."""
+    parameters = runtime.flow_run.parameters
+    config = parameters.get("config", DEMO)
+    name = config.name if isinstance(config, AblationConfig) else config["name"]
+    return f"ablation-{parameters.get('preset') or name}"
+
+
+@flow(name="ablation", flow_run_name=_name_run)
 def ablation(
     config: AblationConfig = DEMO,
     preset: PresetName | None = None,
