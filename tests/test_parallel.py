@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mzsane.errors import WorkerError
 from mzsane.parallel import map_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the children through /proc")
 
 
 def describe(number: int) -> tuple[int, int, int]:
@@ -36,6 +38,27 @@ def fail(number: int) -> int:
     if number == 2:
         raise ZeroDivisionError("two")
     return number
+
+
+def list_children(parent: int) -> list[int]:
+    """Return the processes of a parent, from /proc."""
+    children = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                children.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return children
+
+
+def count_workers() -> int:
+    """Return the number of worker processes of this one."""
+    count = 0
+    for child in list_children(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            count += "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+    return count
 
 
 def test_one_process_works_here_in_order_on_one_thread():
@@ -64,8 +87,8 @@ def test_a_single_item_starts_no_process():
     assert list(map_processes(describe, [5], 8)) == [(0, (25, 1, os.getpid()))]
 
 
-class TestTwoProcesses:
-    """One pool for all: starting a process imports torch."""
+class TestSeveralProcesses:
+    """Two processes, then three: the tests share the pools, since starting a process imports torch."""
 
     def test_every_item_once_on_one_thread_elsewhere(self):
         results = dict(map_processes(describe, list(range(20)), 2))
@@ -94,19 +117,29 @@ class TestTwoProcesses:
             break
         assert len(list(map_processes(describe, [1, 2, 3], 2))) == 3
 
+    @needs_proc
+    def test_other_numbers_of_processes_do_not_add_up(self):
+        """A stage with two chunks and then one with three must not end with five idle processes."""
+        list(map_processes(describe, [1, 2], 2))
+        list(map_processes(describe, [1, 2, 3], 3))
+        deadline = time.monotonic() + 10
+        while count_workers() > 3:
+            assert time.monotonic() < deadline, f"{count_workers()} workers"
+            time.sleep(0.1)
+
     def test_killed_worker_is_told(self):
         with pytest.raises(WorkerError, match=r"a worker process was killed.*rerun to continue") as caught:
-            list(map_processes(die, [0, 1, 2, 3, 4, 5], 2))
+            list(map_processes(die, [0, 1, 2, 3, 4, 5], 3))
         assert "\n" not in str(caught.value)
 
     def test_next_call_works_and_a_worker_killed_while_idle_does_no_lasting_harm(self):
-        pids = [result[2] for _, result in map_processes(describe, list(range(20)), 2)]
+        pids = [result[2] for _, result in map_processes(describe, list(range(20)), 3)]
         os.kill(pids[0], signal.SIGKILL)
         time.sleep(0.5)
         try:
-            results = list(map_processes(describe, [1, 2, 3], 2))
+            results = list(map_processes(describe, [1, 2, 3], 3))
         except WorkerError:
-            results = list(map_processes(describe, [1, 2, 3], 2))
+            results = list(map_processes(describe, [1, 2, 3], 3))
         assert sorted(result[0] for _, result in results) == [1, 4, 9]
 
 
@@ -119,19 +152,7 @@ PARENT = """
 """
 
 
-def list_children(parent: int) -> list[int]:
-    """Return the processes of a parent, from /proc."""
-    children = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
-                children.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return children
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the children through /proc")
+@needs_proc
 def test_workers_end_when_their_parent_is_killed():
     command = [sys.executable, "-c", textwrap.dedent(PARENT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:

@@ -1,49 +1,101 @@
 """The pipeline as its users run it, nothing mocked: as a library, as a command, and on a stack of its own."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from flows.presets import load_preset
 from infra import stack
-from infra.settings import StackSettings
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
-from tests.pipeline.harness import MINI, REPOSITORY, Output, RunningStack, clean_environment, run_library, write_config
+from tests.pipeline.harness import (
+    MINI,
+    REPOSITORY,
+    Output,
+    RunningStack,
+    clean_environment,
+    run_library,
+    start_stack,
+    write_config,
+)
+
+HERE = Path(__file__).parent
+WATCHED = "watched-by-the-tests"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of this folder that need no stack first: it starts meanwhile (`head_start`)."""
+    places = [place for place, item in enumerate(items) if item.path.parent == HERE]
+    ordered = sorted((items[place] for place in places), key=lambda item: "running_stack" in item.fixturenames)
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
+@dataclass
+class HeadStart:
+    """What runs in the background from the folder's first test on."""
+
+    home: Path
+    running: Future[RunningStack] | None = None
+    watched: Future[None] | None = None
+    commands: list[subprocess.Popen] = field(default_factory=list)
+
+    def watch_run(self) -> None:
+        """Run `prefect deployment run ablation/zoo-composition --watch` with the preset `tiny`."""
+        running = self.running.result()
+        command = ["deployment", "run", "ablation/zoo-composition", "--watch", "--tag", WATCHED]
+        parameters = ["--param", 'preset="tiny"', "--param", 'execution={"processes": 1}']
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *command, *parameters],
+            cwd=REPOSITORY,
+            env=running.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.commands.append(process)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+
+
+@pytest.fixture(scope="session", autouse=True)
+def head_start(request, tmp_path_factory) -> Iterator[HeadStart]:
+    """Starts what takes long and needs nobody: the stack, and a run on it."""
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    started = HeadStart(tmp_path_factory.mktemp("stack"))
+    with ThreadPoolExecutor(2) as executor:
+        if "running_stack" in wanted:
+            started.running = executor.submit(start_stack, started.home)
+        if "watched" in wanted:
+            started.watched = executor.submit(started.watch_run)
+        yield started
+        for command in started.commands:
+            command.kill()
+        if started.running is not None and started.running.exception() is None:
+            stack.down(started.running.result().settings)
 
 
 @pytest.fixture(scope="session")
-def running_stack(tmp_path_factory) -> Iterator[RunningStack]:
-    """The whole stack on free ports; its bucket remembers every version of every object."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    names = ("prefect_port", "mlflow_port", "s3_port")
-    ports = {name: opened.getsockname()[1] for name, opened in zip(names, sockets, strict=True)}
-    for opened in sockets:
-        opened.close()
-    home = tmp_path_factory.mktemp("stack")
-    settings = StackSettings(project=REPOSITORY, home=home, **ports)
-    environment = clean_environment() | {"MZSANE_CACHE": str(home / "cache")} | settings.environment()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in os.environ:
-            if name not in environment:
-                patch.delenv(name)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        stack.up(settings)
-    running = RunningStack(settings, environment)
-    try:
-        running.open_bucket().put_bucket_versioning(
-            Bucket=settings.bucket, VersioningConfiguration={"Status": "Enabled"}
-        )
-        yield running
-    finally:
-        stack.down(settings)
+def running_stack(head_start) -> RunningStack:
+    """The whole stack, with every flow deployed."""
+    return head_start.running.result()
+
+
+@pytest.fixture(scope="session")
+def watched(head_start, running_stack):
+    """The flow run of `prefect deployment run ablation/zoo-composition --watch` with the preset `tiny`."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+    head_start.watched.result()
+    with running_stack.open_prefect() as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[WATCHED])))
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +142,8 @@ _SESSION = """
 import contextlib, io, json, os, sys
 from flows.ablation import main
 for line in sys.stdin:
-    arguments, root = json.loads(line)
-    os.environ["MZSANE_ROOT"] = root
+    arguments, variables = json.loads(line)
+    os.environ.update(variables)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -102,9 +154,9 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def command_session(tmp_path_factory) -> Iterator[Callable[[list[str], str], Output]]:
-    """Runs commands that end before a flow starts, all in one process: most of their time would be imports."""
+@pytest.fixture(scope="session")
+def command_session(tmp_path_factory) -> Iterator[Callable[..., Output]]:
+    """Runs commands that start no flow, all in one process: most of the time of each would be imports."""
     home = tmp_path_factory.mktemp("session")
     process = subprocess.Popen(
         [sys.executable, "-c", _SESSION],
@@ -115,11 +167,12 @@ def command_session(tmp_path_factory) -> Iterator[Callable[[list[str], str], Out
         text=True,
     )
 
-    def run(arguments: list[str], root: str = str(home / "store")) -> Output:
-        process.stdin.write(json.dumps([arguments, root]) + "\n")
+    def run(arguments: list[str], root: str | None = None, tracking: str = "") -> Output:
+        variables = {"MZSANE_ROOT": root or str(home / "store"), "MLFLOW_TRACKING_URI": tracking}
+        process.stdin.write(json.dumps([arguments, variables]) + "\n")
         process.stdin.flush()
         return Output(*json.loads(process.stdout.readline()))
 
     yield run
     process.stdin.close()
-    process.wait(30)
+    process.wait()

@@ -1,6 +1,7 @@
 """What the tests of whole runs share: a small ablation, a stack of its own, and ways to run the pipeline."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -58,13 +59,13 @@ def read_comparison(config: AblationConfig, store: ArtifactStore) -> pl.DataFram
     return pl.read_parquet(store.open(plan_comparison_stage(config).work.ref).path("comparison.parquet"))
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    """Wait until a condition gives something true, and return that."""
+def wait_until(condition: Callable[[], Any], what: str, pause: float = 0.5, seconds: float = 300.0) -> Any:
+    """Wait until a condition, which is asked every `pause` seconds, gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:.0f} s in vain: {what}")
-        time.sleep(0.05)
+        time.sleep(pause)
     return value
 
 
@@ -179,6 +180,23 @@ class RunningStack:
         for version in (version for page in pages for version in page.get("Versions", [])):
             writes[version["Key"]] = writes.get(version["Key"], 0) + 1
         return writes
+
+
+def start_stack(home: Path) -> RunningStack:
+    """Start the whole stack as a user does; its bucket remembers every version of every object."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    names = ("prefect_port", "mlflow_port", "s3_port")
+    ports = {name: opened.getsockname()[1] for name, opened in zip(names, sockets, strict=True)}
+    for opened in sockets:
+        opened.close()
+    settings = StackSettings(project=REPOSITORY, home=home, **ports)
+    environment = clean_environment() | {"MZSANE_CACHE": str(home / "cache")} | settings.environment()
+    command = [sys.executable, "-m", "infra.stack", "up"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    running = RunningStack(settings, environment)
+    running.open_bucket().put_bucket_versioning(Bucket=settings.bucket, VersioningConfiguration={"Status": "Enabled"})
+    return running
 
 
 def start_deployed(running: RunningStack, config: AblationConfig, execution: ExecutionConfig) -> uuid.UUID:

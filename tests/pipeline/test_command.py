@@ -1,0 +1,180 @@
+"""The command `python -m flows.ablation`: what it refuses and how, what it plans, and two of them at once."""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows.presets import list_presets, load_preset
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import AblationConfig
+from mzsane.metrics import NO_SINK
+from mzsane.plan import plan_ablation, plan_zoo_stage
+from tests.pipeline.harness import (
+    MINI,
+    REPOSITORY,
+    SERIAL,
+    finish_command,
+    list_files,
+    read_comparison,
+    run_command,
+    start_command,
+    write_config,
+)
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_shipped_presets_load(name):
+    config = load_preset(name)
+    assert config.name == name
+    assert plan_ablation(config)[-1].work.kind == "comparison"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["nonsense"], ["'nonsense'", "tiny", "demo"]),
+        (["tiny", "--set", "backbone.nonsense=1"], ["backbone.nonsense", "unknown key"]),
+        (["tiny", "--set", "zoos.digits.learning_rate=-0.1"], ["learning_rate", "greater than 0", "-0.1"]),
+        (["tiny", "--set", "compositions.digits.slices.0.models=6"], ["'digits'", "6 training models", "has 5"]),
+        (["tiny", "--set", "backbone"], ["'backbone'", "path.to.key=value"]),
+        (["nothing/there.yaml"], ["nothing/there.yaml", "no such config file"]),
+        (["tiny", "--resend"], ["tiny", "not finished"]),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(arguments, parts, command_session):
+    output = command_session(arguments)
+    output.assert_refused(*parts)
+    assert output.code == 2
+
+
+def test_unknown_protocol_is_refused(command_session):
+    command_session(["tiny"], "gopher://nowhere/store").assert_refused("MZSANE_ROOT", "gopher")
+
+
+def test_folder_that_cannot_be_made_is_refused(command_session, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    command_session(["tiny"], str(tmp_path / "file" / "store")).assert_refused(str(tmp_path / "file"))
+
+
+def test_unreachable_store_is_refused(environment):
+    environment |= {
+        "MZSANE_ROOT": "s3://x/y",
+        "MZSANE_S3_ENDPOINT": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "unlikely",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    run_command(["tiny"], environment).assert_refused("s3://x/y", "http://127.0.0.1:1", "MZSANE_S3_ENDPOINT")
+
+
+def read_states(text: str) -> dict[str, str]:
+    """Return the states in a plan by label of the stage."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    return {label: state for label, _, state in rows}
+
+
+def test_plan_tells_what_is_to_do(command_session, tiny, tmp_path):
+    output = command_session(["tiny", "--plan"], str(tmp_path / "store"))
+    assert output.code == 0, output.err
+    assert read_states(output.out) == {stage.label: "to do" for stage in plan_ablation(tiny)}
+    assert list_files(str(tmp_path)) == []
+
+
+def test_plan_tells_what_is_there(command_session, tiny, reference_run):
+    output = command_session(["tiny", "--plan"], reference_run.root)
+    assert read_states(output.out) == {stage.label: "there" for stage in plan_ablation(tiny)}
+
+
+def test_plan_tells_what_continues(command_session, tiny, tmp_path):
+    store = ArtifactStore(str(tmp_path / "store"))
+    store.partial(plan_zoo_stage(tiny.zoos[0]).work).write("models-000000-000004.safetensors", b"")
+    states = read_states(command_session(["tiny", "--plan"], store.root).out)
+    assert states.pop("zoo digits") == "continues"
+    assert set(states.values()) == {"to do"}
+
+
+def test_finished_ablation_is_shown_again(command_session, reference_run):
+    before = list_files(reference_run.root)
+    output = command_session(["tiny"], reference_run.root)
+    assert output.code == 0, output.err
+    assert "nothing to do" in output.out
+    page = Path(output.out.splitlines()[-1])
+    assert page.name.startswith("report-")
+    assert page.is_file()
+    assert list_files(reference_run.root) == before
+
+
+def test_changed_file_is_refused(mini, served_environment, tmp_path):
+    store = ArtifactStore(str(tmp_path / "store"))
+    zoo, tokens = plan_ablation(AblationConfig.model_validate(MINI))[:2]
+    zoo.run(store, SERIAL, NO_SINK)
+    path = tokens.run(store, SERIAL, NO_SINK).path("weights.parquet")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    output = run_command([str(mini), "--processes", "1"], served_environment)
+    output.assert_refused(path.name, "sha256")
+    assert output.code == 1
+
+
+def test_full_disk_is_reported(mini, served_environment, tmp_path):
+    """The store's file system has room for the first chunk of the zoo and not for all of it."""
+    # A mount of one process's own: nothing is left of it afterwards.
+    enter = ["unshare", "--mount", "sh", "-c"]
+    root = tmp_path / "small"
+    root.mkdir()
+    mount = f"mount -t tmpfs -o size=48k tmpfs {root}"
+    if not shutil.which("unshare") or subprocess.run([*enter, mount], capture_output=True).returncode:
+        pytest.skip("no rights to mount a small file system")
+    process = subprocess.Popen(
+        [*enter, f'{mount} && exec "$@"', "sh", sys.executable, "-m", "flows.ablation", str(mini), "--processes", "1"],
+        cwd=REPOSITORY,
+        env=served_environment | {"MZSANE_ROOT": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    output = finish_command(process)
+    output.assert_refused("no space left", str(root), "MZSANE_ROOT", "continues where this one stopped")
+    assert "partial/zoo/" in output.errors[0]
+
+
+@pytest.mark.timeout(600)
+def test_two_ablations_at_once_share_one_root(tiny, reference_run, environment, tmp_path):
+    """Both start with nothing, need the same zoos and tokens, and have a Prefect of their own."""
+    digits, both = tiny.compositions
+    near, far = tiny.targets
+    parts = {"first": (digits, near), "second": (both, far)}
+    configs, processes = {}, {}
+    for name, (composition, target) in parts.items():
+        changes = {"name": name, "compositions": (composition,), "targets": (target,)}
+        configs[name] = tiny.model_copy(update=changes)
+        path = write_config(configs[name], tmp_path / f"{name}.yaml")
+        home = {"PREFECT_HOME": str(tmp_path / f"prefect-{name}")}
+        processes[name] = start_command([str(path), "--processes", "1"], environment | home)
+    outputs = {name: finish_command(process) for name, process in processes.items()}
+
+    store = ArtifactStore(environment["MZSANE_ROOT"])
+    known = read_comparison(tiny, reference_run)
+    for name, (composition, target) in parts.items():
+        assert outputs[name].code == 0, outputs[name].err
+        assert "Traceback" not in outputs[name].err
+        expected = known.filter(pl.col("composition") == composition.name, pl.col("target") == target.name)
+        assert read_comparison(configs[name], store).equals(expected)
+    works = {stage.work.ref for config in configs.values() for stage in plan_ablation(config)}
+    for ref in works:
+        artifact = store.open(ref)
+        for name in artifact.manifest.files:
+            artifact.path(name)
+        # Nothing lies there but what the manifest names: the slower writer has taken its files away.
+        names = {entry.path for entry in artifact.manifest.files.values()} | {"manifest.json"}
+        assert {path.name for path in list_files(f"{store.root}/{ref}")} == names
+    made = Counter(path.parent.parent.name for path in list_files(store.root) if path.name == "manifest.json")
+    assert made == Counter(ref.kind for ref in works)
+    assert made["zoo"] == made["tokens"] == 2
+    assert list_files(f"{store.root}/partial") == []
