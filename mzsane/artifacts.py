@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,12 @@ from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_DIGEST_BYTES = 32  # of sha256
+_WRITE_ATTEMPTS = 3
+_S3_OPTIONS = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
+}
 _LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")
 
 
@@ -138,12 +145,22 @@ class Partial:
         return self._store.list_names(self._folder)
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
-        return self._store.read(f"{self._folder}/{name}")
+        """Return a file's bytes.
+
+        Raises:
+            CorruptArtifactError: they are not those that were written; the file is removed, so that it is made again.
+            FileNotFoundError: there is no such file.
+        """
+        stored = self._store.read(f"{self._folder}/{name}")
+        digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            self.remove(name)
+            raise CorruptArtifactError(f"{self._store.root}/{self._folder}/{name} was damaged; it is removed")
+        return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file; a reader sees all of it or none."""
-        self._store.write(f"{self._folder}/{name}", data)
+        """Write a file behind its sha256; a reader sees all of it or none."""
+        self._store.write(f"{self._folder}/{name}", hashlib.sha256(data).digest() + data)
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is fine."""
@@ -164,8 +181,9 @@ class ArtifactStore:
     """
 
     def __init__(self, root: str, cache: Path | None = None, options: Mapping[str, Any] | None = None) -> None:
+        defaults = _S3_OPTIONS if root.startswith(("s3://", "s3a://")) else {}
         try:
-            self._fs, path = fsspec.core.url_to_fs(root, **(options or {}))
+            self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}"
@@ -179,15 +197,9 @@ class ArtifactStore:
     def from_environment(cls) -> "ArtifactStore":
         """Open the store at `MZSANE_ROOT` (default `.mzsane/store`), S3 at `MZSANE_S3_ENDPOINT` when that is set."""
         root = os.environ.get("MZSANE_ROOT") or ".mzsane/store"
-        options: dict[str, Any] = {}
-        if root.startswith(("s3://", "s3a://")):
-            options = {
-                "use_listings_cache": False,
-                "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
-            }
-            if endpoint := os.environ.get("MZSANE_S3_ENDPOINT"):
-                options["endpoint_url"] = endpoint
+        endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
         cache = os.environ.get("MZSANE_CACHE")
+        options = {"endpoint_url": endpoint} if endpoint and root.startswith(("s3://", "s3a://")) else {}
         return cls(root, cache=Path(cache) if cache else None, options=options)
 
     def address(self, ref: ArtifactRef) -> str:
@@ -225,6 +237,11 @@ class ArtifactStore:
             raise CorruptArtifactError(f"{self.address(ref)} is not there (no {MANIFEST})") from None
         except ValidationError:
             raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} is not a manifest; {_REMEDY}") from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise CorruptArtifactError(
+                f"{self.address(ref)} has manifest schema {manifest.schema_version}, this mzsane reads "
+                f"{SCHEMA_VERSION}: use the version that wrote it, or another MZSANE_ROOT"
+            )
         if (manifest.kind, manifest.fingerprint) != (ref.kind, ref.fingerprint):
             raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} belongs to another artifact; {_REMEDY}")
         return Artifact(self, manifest)
@@ -276,14 +293,7 @@ class ArtifactStore:
                 return path
             cached = self._cache / f"{entry.sha256}{PurePosixPath(entry.path).suffix}"
             if not (cached.exists() and _hash_file(cached) == entry.sha256):
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
-                try:
-                    self._fs.get_file(self._path(name), str(fresh))
-                    self._verify(fresh, entry, name)
-                    fresh.replace(cached)
-                finally:
-                    fresh.unlink(missing_ok=True)
+                self._download(name, entry, cached)
             return cached
 
     def list_names(self, folder: str) -> set[str]:
@@ -304,16 +314,26 @@ class ArtifactStore:
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file; a reader sees the old bytes or the new ones."""
         with self._explained(name, writing=True):
-            if self._local:
-                fresh = self._write_hidden(name, data)
-                fresh.replace(self._path(name))
-            else:
+            if not self._local:
                 self._fs.pipe_file(self._path(name), data)
+                return
+            for attempt in range(1, _WRITE_ATTEMPTS + 1):
+                try:
+                    self._write_hidden(name, data).replace(self._path(name))
+                    return
+                except FileNotFoundError:  # another run has just removed the folder
+                    if attempt == _WRITE_ATTEMPTS:
+                        raise
 
     def remove(self, name: str) -> None:
         """Remove a file or folder; one that is gone already is fine."""
         with self._explained(name), suppress(FileNotFoundError):
-            self._fs.rm(self._path(name), recursive=True)
+            if self._local and Path(self._path(name)).is_dir():
+                # Renamed first: a folder that another run still writes to cannot be removed in place.
+                gone = Path(self._path(name)).rename(f"{self._path(name)}.{uuid.uuid4().hex}")
+                shutil.rmtree(gone, ignore_errors=True)
+            else:
+                self._fs.rm(self._path(name), recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -361,6 +381,24 @@ class ArtifactStore:
             raise
         return fresh
 
+    def _download(self, name: str, entry: FileEntry, cached: Path) -> None:
+        fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get_file(self._path(name), str(fresh))
+            self._verify(fresh, entry, name)
+            fresh.replace(cached)
+        except FileNotFoundError:
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}") from None
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreError(
+                    f"no space left in the cache {self._cache}: free some or set MZSANE_CACHE to another place"
+                ) from None
+            raise
+        finally:
+            fresh.unlink(missing_ok=True)
+
     def _verify(self, path: Path, entry: FileEntry, name: str) -> None:
         if not path.exists():
             raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}")
@@ -379,7 +417,7 @@ class ArtifactStore:
         except StoreError:
             raise
         except FileNotFoundError as error:
-            if "bucket does not exist" in str(error).lower():
+            if writing and not self._local:
                 raise StoreError(f"the bucket of {self.root} does not exist: create it, or set MZSANE_ROOT") from None
             if writing:
                 raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
@@ -392,7 +430,7 @@ class ArtifactStore:
             )
             raise StoreError(f"the store {self.root} refused access to {name} ({error}); {advice}") from None
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _FULL:
                 raise StoreError(
                     f"no space left in the store {self.root} while writing {name}: free some or set MZSANE_ROOT to "
                     "another place; the same command then continues where this one stopped"
@@ -409,6 +447,7 @@ class ArtifactStore:
         return "is it running, and are MZSANE_ROOT and MZSANE_S3_ENDPOINT right?"
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "remove the artifact's folder and rerun: it is made again from its inputs"
 
 

@@ -22,7 +22,7 @@ IMAGE_SIZE = 28  # height and width of every image dataset, pixels
 class Config(BaseModel):
     """Base of all configs: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON data: all but the names that people give."""
@@ -110,6 +110,7 @@ class TokensConfig(Config):
     train_fraction: Fraction = Field(0.7, gt=0, description="share of the models (not checkpoints) to train on")
     validation_fraction: Fraction = Field(0.15, description="share of the models to validate on; the rest is test")
     split_seed: int = Field(0, ge=0, description="seed of the split by model")
+    max_rejected: Fraction = Field(0.5, description="largest share of checkpoints that may be set aside as unusable")
 
     @model_validator(mode="after")
     def _check_fractions(self) -> "TokensConfig":
@@ -405,7 +406,7 @@ def _apply_override(data: Any, override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     if isinstance(node, dict):
         node[last] = value
-    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     else:
         raise ConfigError(f"override {override!r}: there is no {last!r} to set")
@@ -415,7 +416,7 @@ def _step_into(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         return node[part]
     if isinstance(node, list):
-        if part.isdigit() and int(part) < len(node):
+        if part.isdecimal() and int(part) < len(node):
             return node[int(part)]
         named = [item for item in node if isinstance(item, dict) and item.get("name") == part]
         if named:

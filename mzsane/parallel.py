@@ -6,10 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -38,22 +37,24 @@ def map_processes(
     Raises:
         WorkerError: a worker process was killed. Errors of the function itself pass through.
     """
-    count = min(processes or os.cpu_count() or 1, len(items))
-    if count <= 1:
+    count = processes or os.cpu_count() or 1
+    if min(count, len(items)) <= 1:
         for position, item in enumerate(items):
             with single_thread():
                 result = function(item)
             yield position, result
         return
     pool = _open_pool(count)
-    waiting = {pool.submit(function, item): position for position, item in enumerate(items)}
+    waiting: dict[Future[Result], int] = {}
     try:
+        for position, item in enumerate(items):
+            waiting[pool.submit(function, item)] = position
         while waiting:
             ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ready:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool:
-        _open_pool.cache_clear()
+        _close_pool()
         raise WorkerError(
             "a worker process was killed, perhaps for lack of memory; rerun to continue, with fewer processes "
             "if it recurs"
@@ -74,12 +75,24 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@lru_cache(maxsize=1)
+_pools: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of processes
+
+
 def _open_pool(count: int) -> ProcessPoolExecutor:
+    if count in _pools:
+        return _pools[count]
+    _close_pool()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
-    atexit.register(pool.shutdown, wait=False, cancel_futures=True)
+    _pools[count] = pool
     return pool
+
+
+@atexit.register
+def _close_pool() -> None:
+    while _pools:
+        _, pool = _pools.popitem()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(parent: int) -> None:

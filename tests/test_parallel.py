@@ -28,6 +28,11 @@ def sleep_then_tell(seconds: float) -> float:
     return seconds
 
 
+def tell_slowly(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
 def die(number: int) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -99,6 +104,9 @@ class TestSeveralProcesses:
         assert 1 <= len(pids) <= 2
 
     def test_results_come_when_they_are_ready(self):
+        workers = set()
+        while len(workers) < 2:  # the second process may still be starting; the test's own time limit ends this
+            workers |= {pid for _, pid in map_processes(tell_slowly, [0, 1, 2, 3], 2)}
         first, second = map_processes(sleep_then_tell, [1.0, 0.0], 2)
         assert (first, second) == ((1, 0.0), (0, 1.0))
 

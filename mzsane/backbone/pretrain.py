@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 
 import polars as pl
 import torch
@@ -18,7 +17,7 @@ from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Partial, Work
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.loss import contrast_loss, explained_variance, reconstruction_loss
 from mzsane.config import BackboneConfig, ExecutionConfig
-from mzsane.errors import DivergedError
+from mzsane.errors import ConfigError, CorruptArtifactError, DivergedError
 from mzsane.files import load_tensors, load_torch, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
@@ -65,7 +64,7 @@ def pretrain(
     Killed at any step, the next call continues from the last checkpoint and ends with the same bits.
 
     Raises:
-        ConfigError: the composition does not fit the position tables.
+        ConfigError: a slice has fewer models than asked for, or its tokens do not fit the backbone.
         DivergedError: the loss is not a number any more.
     """
     work = plan_backbone(config, slices, seed)
@@ -73,6 +72,9 @@ def pretrain(
         return found
     tables = [read_tokens(store.open(part.tokens)) for part in slices]
     check_positions([table.layout for table in tables], config.max_positions)
+    widths = {table.layout.token_dim for table in tables}
+    if len(widths) > 1:
+        raise ConfigError(f"the slices have tokens of different widths: {sorted(widths)}; tokenize them alike")
     models = [_draw_models(table, part, seed, i) for i, (table, part) in enumerate(zip(tables, slices, strict=True))]
     rows = [
         table.pick_rows("train", part.last_epochs, chosen)
@@ -129,7 +131,14 @@ _CURVE_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
 
 def _draw_models(table: TokenTable, part: TokenSlice, seed: int, number: int) -> list[str]:
-    models = table.index.filter(pl.col("split") == "train")["model"].unique().sort()
+    training = table.index.filter(pl.col("split") == "train")
+    models = training["model"].unique().sort()
+    epochs = training["epoch"].n_unique()
+    if part.models > len(models) or (part.last_epochs or 0) > epochs:
+        raise ConfigError(
+            f"slice {number} of the composition asks for {part.models} training models and {part.last_epochs or 'all'} "
+            f"epochs; {part.tokens} has {len(models)} and {epochs}"
+        )
     order = torch.randperm(len(models), generator=make_generator(seed, "composition", number))
     return [models[i] for i in sorted(order[: part.models].tolist())]
 
@@ -170,8 +179,7 @@ class _Run:
         for name in sorted(self.partial.names(), reverse=True):
             try:
                 state = load_torch(self.partial.read(name))
-            except (RuntimeError, EOFError, UnpicklingError):
-                self.partial.remove(name)
+            except CorruptArtifactError:
                 continue
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -187,12 +195,12 @@ class _Run:
         while self.step < config.steps:
             values = self._take_step()
             self.step += 1
+            if not math.isfinite(values["loss"]):
+                raise DivergedError(
+                    f"the pre-training loss is {values['loss']} at step {self.step}: lower backbone.learning_rate or "
+                    "raise backbone.deviation_floor; the last good checkpoint is kept"
+                )
             if self.step % _LOG_STEPS == 0 or self.step == config.steps:
-                if not math.isfinite(values["loss"]):
-                    raise DivergedError(
-                        f"the pre-training loss is {values['loss']} at step {self.step}: lower "
-                        "backbone.learning_rate or raise backbone.deviation_floor; the last good checkpoint is kept"
-                    )
                 if self.step % validate_steps < _LOG_STEPS or self.step == config.steps:
                     values |= self._validate()
                 self.curves.extend((self.step, name, value) for name, value in values.items())

@@ -1,7 +1,8 @@
 """The TOKENS artifact: a zoo's weights as flat rows of parquet with their layout, and reading them back.
 
 `weights.parquet` has one row a checkpoint: model, epoch, split, the metrics as plain columns, and its flat weights,
-unpadded and in canonical form. `layout.json` holds the token layout and the permutation groups of the architecture.
+unpadded and in canonical form. `layout.json` holds the token layout and the permutation groups of the architecture,
+`rejected.parquet` the checkpoints that were set aside, with the reason.
 """
 
 import json
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import TokensConfig, ZooConfig
+from mzsane.errors import ConfigError
+from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
@@ -75,6 +78,7 @@ def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sin
     groups = derive_groups(network)
     flat_NP = layout.flatten(weights)
     index = _split_models(index, config)
+    index, flat_NP, rejected = _set_aside(index, flat_NP, config.max_rejected)
     if config.canonical:
         flat_NP = canonicalise(index, flat_NP, layout, groups, sink)
     else:
@@ -86,11 +90,16 @@ def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sin
     }
     counts = {
         "checkpoints": len(index),
+        "rejected": len(rejected),
         "models": index["model"].n_unique(),
         "tokens_per_model": layout.length,
         "filled": float(layout.mask_TD.float().mean()),
     }
-    files = {"weights.parquet": _write_rows(index, flat_NP), "layout.json": json.dumps(description, indent=1).encode()}
+    files = {
+        "weights.parquet": _write_rows(index, flat_NP),
+        "layout.json": json.dumps(description, indent=1).encode(),
+        "rejected.parquet": to_parquet(rejected),
+    }
     return store.publish(work, files, counts)
 
 
@@ -118,12 +127,22 @@ def canonicalise(
     groups: tuple[PermutationGroup, ...],
     sink: MetricSink = NO_SINK,
 ) -> Tensor:
-    """Permute every model to match the first training model's last epoch; return the permuted flat weights, (N, P)."""
-    rows = index.with_row_index("row")
+    """Permute every model to match the first training model's last epoch; return the permuted flat weights, (N, P).
+
+    Raises:
+        ConfigError: there is no training model.
+    """
+    rows = index.with_row_index("row").sort("model", "epoch")
     last = rows.group_by("model", maintain_order=True).agg(
         pl.col("row").alias("rows"), pl.col("row").sort_by("epoch").last().alias("last"), pl.col("split").first()
     )
-    reference = layout.unflatten(flat_NP[last.filter(pl.col("split") == "train")["last"][0]])
+    training = last.filter(pl.col("split") == "train")["last"]
+    if training.is_empty():
+        raise ConfigError(
+            "no model is in the train split, so there is no reference for the canonical form: "
+            "raise tokens.train_fraction or the zoo's models"
+        )
+    reference = layout.unflatten(flat_NP[training[0]])
     result_NP = flat_NP.clone()
     for done, model in enumerate(last.iter_rows(named=True), start=1):
         permutations = match_weights(layout.unflatten(flat_NP[model["last"]]), reference, groups)
@@ -140,6 +159,20 @@ def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
     names = [name for name, count in config.count_split(len(models)).items() for _ in range(count)]
     split = dict(zip((models[i] for i in order), names, strict=True))
     return index.with_columns(pl.col("model").replace_strict(split).alias("split"))
+
+
+def _set_aside(index: pl.DataFrame, flat_NP: Tensor, max_rejected: float) -> tuple[pl.DataFrame, Tensor, pl.DataFrame]:
+    """Split off checkpoints whose weights are not finite; return index and weights of the rest, and the rejected."""
+    finite_N = flat_NP.isfinite().all(dim=1)
+    rejected = index.filter(~pl.Series(finite_N.numpy())).select(
+        "model", "epoch", "split", pl.lit("weights that are not finite").alias("reason")
+    )
+    if len(rejected) > max_rejected * len(index):
+        raise ConfigError(
+            f"{len(rejected)} of {len(index)} checkpoints have weights that are not finite, more than "
+            f"tokens.max_rejected ({max_rejected}) allows: lower the zoo's learning_rate, or raise max_rejected"
+        )
+    return index.filter(pl.Series(finite_N.numpy())), flat_NP[finite_N], rejected
 
 
 def _write_rows(index: pl.DataFrame, flat_NP: Tensor) -> bytes:

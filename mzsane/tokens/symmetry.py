@@ -50,17 +50,22 @@ def derive_groups(network: nn.Module) -> tuple[PermutationGroup, ...]:
     children = list(network.children())
     one_chain = isinstance(network, nn.Sequential) or (len(children) == 1 and isinstance(children[0], nn.Sequential))
     inner = [module for module in network.modules() if list(module.children()) and module is not network]
-    if not one_chain or not all(isinstance(module, nn.Sequential) for module in inner):
+    once = len(list(network.named_modules())) == len(list(network.named_modules(remove_duplicate=False)))
+    if not (once and one_chain and all(isinstance(module, nn.Sequential) for module in inner)):
         raise ValueError(f"no permutation groups for {type(network).__name__}: it is not a chain of layers")
     groups = []
     open_group: tuple[int, list[GroupMember]] | None = None
+    before: nn.Module | None = None  # the last layer that decides what the units are
     for name, layer in network.named_modules():
-        if list(layer.children()) or isinstance(layer, (*_ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)):
+        if list(layer.children()) or isinstance(layer, (*_ELEMENTWISE, nn.MaxPool2d, nn.AvgPool2d)):
             continue
-        ungrouped = isinstance(layer, nn.Conv2d) and layer.groups == 1
-        if not (isinstance(layer, nn.Linear) or ungrouped):
-            raise ValueError(f"no permutation groups for layer {name} ({type(layer).__name__})")
+        if not _follows(layer, before):
+            raise ValueError(f"no permutation groups for layer {name} ({type(layer).__name__}) at this place")
+        before = layer
+        if isinstance(layer, nn.Flatten):
+            continue
         weight = layer.weight
+        assert isinstance(weight, Tensor)
         if open_group is not None:
             units, members = open_group
             if weight.shape[1] % units:
@@ -72,6 +77,15 @@ def derive_groups(network: nn.Module) -> tuple[PermutationGroup, ...]:
             members.append(GroupMember(tensor=f"{name}.bias", axis=0))
         open_group = (weight.shape[0], members)
     return tuple(groups)
+
+
+def _follows(layer: nn.Module, before: nn.Module | None) -> bool:
+    """Tell whether the units of `before` (None at the input) are what `layer` takes, whole or in blocks."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and (before is None or isinstance(before, nn.Conv2d))
+    if isinstance(layer, nn.Flatten):
+        return (layer.start_dim, layer.end_dim) == (1, -1) and not isinstance(before, nn.Linear)
+    return isinstance(layer, nn.Linear) and not isinstance(before, nn.Conv2d)
 
 
 def build_permutation_map(

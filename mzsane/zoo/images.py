@@ -74,7 +74,7 @@ def load_images(config: ImagesConfig) -> ImageDataset:
     train_NCHW = pixels_NCHW[parts["train"]]
     scaled_NCHW = (pixels_NCHW - train_NCHW.mean()) / train_NCHW.std()
     splits = {name: ImageSplit(scaled_NCHW[part].contiguous(), labels_N[part]) for name, part in parts.items()}
-    return ImageDataset(splits, classes=int(labels_N.max()) + 1)
+    return ImageDataset(splits, classes=config.classes)
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, Partial, Work
 from mzsane.config import ExecutionConfig, ZooConfig
+from mzsane.errors import CorruptArtifactError
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
@@ -61,7 +62,12 @@ def train_zoo(
     size = execution.chunk_models
     chunks = [_Chunk(config, i, min(i + size, config.models)) for i in range(0, config.models, size)]
     _train_chunks(chunks, partial, execution, sink)
-    weights, rows, history = _gather_chunks(chunks, partial)
+    try:
+        weights, rows, history = _gather_chunks(chunks, partial)
+    except FileNotFoundError:
+        if found := store.find(work.ref):  # another run was first, and has tidied up
+            return found
+        raise
     index = pl.DataFrame(rows)
     return store.publish(
         work,
@@ -126,12 +132,19 @@ def _train_chunk(chunk: _Chunk) -> tuple[bytes, float]:
     return save_tensors(tensors, {"history": history}), sum(final) / len(final)
 
 
+def _read_chunk(chunk: _Chunk, partial: Partial) -> bytes:
+    try:
+        return partial.read(chunk.name)
+    except CorruptArtifactError:
+        return _train_chunk(chunk)[0]
+
+
 def _gather_chunks(chunks: list[_Chunk], partial: Partial) -> tuple[dict[str, Tensor], list[dict], list[dict]]:
     config = chunks[0].config
     pieces: list[dict[str, Tensor]] = []
     history: list[dict] = []
     for chunk in chunks:
-        tensors, notes = load_tensors(partial.read(chunk.name))
+        tensors, notes = load_tensors(_read_chunk(chunk, partial))
         pieces.append(tensors)
         history.extend(notes["history"])
     weights = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,6 +1,7 @@
 """Pre-training: reproducible, resumed bit for bit, able to learn, and loud when it diverges."""
 
 import math
+import re
 from itertools import pairwise
 
 import polars as pl
@@ -202,7 +203,7 @@ class TestDiverged:
             pretrain(diverging, slices, 0, store)
         text = str(caught.value)
         assert "\n" not in text
-        assert "the pre-training loss is nan at step 20: lower backbone.learning_rate" in text
+        assert re.match(r"the pre-training loss is nan at step \d+: lower backbone.learning_rate or raise", text)
         assert not store.exists(plan_backbone(diverging, slices, 0).ref)
 
     def test_kept_checkpoints_are_good_ones(self, diverging, slices, make_store):

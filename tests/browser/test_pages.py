@@ -94,8 +94,8 @@ def browser() -> Iterator[Any]:
 def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the screenshots, told on the terminal."""
     folder = tmp_path_factory.mktemp("pages")
-    if reporter := request.config.pluginmanager.get_plugin("terminalreporter"):
-        reporter.write_line(f"\nscreenshots: {folder}")
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nscreenshots: {folder}")
     return folder
 
 
@@ -262,6 +262,7 @@ def test_run_page_shows_the_arms(page: Any, settings: StackSettings, run: dict, 
     from playwright.sync_api import expect
 
     page.goto(f"{settings.prefect_url}/runs/flow-run/{run['id']}")
+    expect(page.locator("header").get_by_text(f"ablation-{TINY.name}", exact=True).first).to_be_visible()
     expect(page.locator("header").get_by_text("Completed", exact=True)).to_be_visible()
     expect(page.get_by_text(re.compile(r"comparison tiny: done"))).to_be_visible()
     page.screenshot(path=pictures / "run-logs.png")
@@ -344,6 +345,7 @@ def test_mlflow_nests_the_arms(page: Any, settings: StackSettings, tracked: dict
 
     page.goto(f"{settings.mlflow_url}/#/experiments/{tracked['experiment']}/runs?workflowType=machine_learning")
     parent = page.get_by_role("row").filter(has=page.get_by_role("link", name=TINY.name, exact=True))
+    parent.wait_for()
     page.screenshot(path=pictures / "mlflow-experiment.png")
     parent.get_by_role("button").first.click()
     for arm in ARMS:
