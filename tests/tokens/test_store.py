@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 from mzsane.config import TokensConfig
-from mzsane.errors import MzsaneError
+from mzsane.errors import ConfigError, MzsaneError
 from mzsane.files import save_tensors, to_parquet
 from mzsane.tokens.store import build_tokens, canonicalise, plan_tokens, read_tokens
 from mzsane.tokens.symmetry import derive_groups
@@ -141,17 +141,37 @@ class TestFile:
         assert raw_table.groups == derive_groups(build_network(tiny_zoo_config.network, 1, 4))
         assert raw_table.layout.token_dim == 51
 
-    def test_special_values_come_back(self, raw_table, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store):
-        """Bits travel as they are: NaN, infinities and negative zero."""
-        index, weights = load_weights(tiny_zoo)
-        special = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
-        weights["module_list.11.bias"][0] = special
-        files = {"index.parquet": to_parquet(index), "weights.safetensors": save_tensors(weights)}
-        store.publish(plan_zoo(tiny_zoo_config), files, {})
-        config = tiny_tokens_config.model_copy(update={"canonical": False})
-        table = read_tokens(build_tokens(config, tiny_zoo_config, store))
-        assert np.array_equal(table.flat_NP[0, -4:].numpy().view(np.int32), special.numpy().view(np.int32))
+    def test_negative_zero_comes_back(self, raw_table, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store):
+        table = self._rebuild({0: [-0.0, 1e-42, 3.0, 0.0]}, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store)
+        bits = torch.tensor([-0.0, 1e-42, 3.0, 0.0]).numpy().view(np.int32)
+        assert np.array_equal(table.flat_NP[0, -4:].numpy().view(np.int32), bits)
         assert torch.equal(table.flat_NP[1:], raw_table.flat_NP[1:])
+
+    def test_checkpoints_that_are_not_finite_are_set_aside(
+        self, raw_table, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store
+    ):
+        broken = {1: [float("nan"), 0.0, 0.0, 0.0], 4: [0.0, float("-inf"), 0.0, 0.0]}
+        table = self._rebuild(broken, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store)
+        kept = [row for row in range(12) if row not in broken]
+        assert torch.equal(table.flat_NP, raw_table.flat_NP[kept])
+        rejected = pl.read_parquet(store.open(self.tokens_ref).path("rejected.parquet"))
+        assert rejected["model"].to_list() == raw_table.index["model"][list(broken)].to_list()
+        assert set(rejected["reason"]) == {"weights that are not finite"}
+
+    def test_too_many_of_them_stop_it(self, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store):
+        broken = {row: [float("nan")] * 4 for row in range(7)}
+        with pytest.raises(ConfigError, match=r"7 of 12 checkpoints .* max_rejected \(0.5\)"):
+            self._rebuild(broken, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store)
+
+    def _rebuild(self, values, tokens_config, zoo_config, zoo, store):
+        index, weights = load_weights(zoo)
+        for row, bias in values.items():
+            weights["module_list.11.bias"][row] = torch.tensor(bias)
+        files = {"index.parquet": to_parquet(index), "weights.safetensors": save_tensors(weights)}
+        store.publish(plan_zoo(zoo_config), files, {})
+        tokens = build_tokens(tokens_config.model_copy(update={"canonical": False}), zoo_config, store)
+        self.tokens_ref = tokens.ref
+        return read_tokens(tokens)
 
     def test_is_hardly_larger_than_the_weights(self, tiny_tokens, tiny_table):
         raw_bytes = tiny_table.flat_NP.numel() * 4
@@ -163,6 +183,7 @@ class TestFile:
         assert len(description["groups"]) == 4
         assert tiny_tokens.manifest.counts == {
             "checkpoints": 12,
+            "rejected": 0,
             "models": 6,
             "tokens_per_model": tiny_table.layout.length,
             "filled": pytest.approx(tiny_table.layout.mask_TD.float().mean().item()),

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, ZooConfig
-from mzsane.errors import MzsaneError
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs, measure
@@ -168,19 +167,14 @@ def test_global_random_state_is_left_alone(tiny_zoo_config, store):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_damaged_chunk_is_named_or_made_again(tiny_zoo, tiny_zoo_config, store):
-    partial = store.partial(plan_zoo(tiny_zoo_config))
+def test_damaged_chunk_is_made_again(tiny_zoo, tiny_zoo_config, store):
+    work = plan_zoo(tiny_zoo_config)
     with pytest.raises(KeyboardInterrupt):
         train_zoo(tiny_zoo_config, store, SERIAL, Interruptor(4))
-    (name,) = partial.names()
-    partial.write(name, partial.read(name)[:1000])
-    try:
-        zoo = train_zoo(tiny_zoo_config, store, SERIAL)
-    except MzsaneError as error:
-        if name not in str(error):
-            raise
-    else:
-        assert hash_files(zoo) == hash_files(tiny_zoo)
+    (name,) = store.partial(work).names()
+    stored = f"partial/{work.ref}/{name}"
+    store.write(stored, store.read(stored)[:1000])
+    assert hash_files(train_zoo(tiny_zoo_config, store, SERIAL)) == hash_files(tiny_zoo)
 
 
 def test_fingerprint_follows_the_recipe_alone(tiny_zoo_config):
