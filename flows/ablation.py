@@ -37,8 +37,8 @@ def _name_run() -> str:
 
 @flow(name="ablation", flow_run_name=_name_run)
 def ablation(
-    config: AblationConfig = DEMO,
     preset: PresetName | None = None,
+    config: AblationConfig = DEMO,
     execution: ExecutionConfig = ExecutionConfig(),
 ) -> ArtifactRef:
     """Train a backbone on every composition, sample from it, and compare the scores on all targets.
@@ -46,13 +46,16 @@ def ablation(
     What was done before is not done again, by this ablation or any other on the same store.
 
     Args:
+        preset: A shipped preset to run in place of the config below, which must then be left as it is.
         config: The whole ablation. The form is filled with the demo's settings.
-        preset: A shipped preset to run in place of the config, which must then be left as it is.
         execution: How the work is done; changes no result.
     """
     if preset is not None:
         if config != DEMO:
-            raise ConfigError(f"both preset {preset!r} and a config of your own are given: give one of them")
+            raise ConfigError(
+                f"both preset {preset!r} and a config of your own are given: give one of them (and deploy again if "
+                "presets/demo.yaml has changed since the form was made)"
+            )
         config = load_preset(preset)
     logger = get_run_logger()
     store = ArtifactStore.from_environment()
@@ -116,7 +119,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config, execution=ExecutionConfig(processes=options.processes))
+        ablation(config=config, execution=ExecutionConfig(processes=options.processes))
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)

@@ -56,7 +56,8 @@ def launch(
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**environment, MARKER: marker},
+            # A process reads its folder's name from PWD: `prefect.yaml` does.
+            env={**environment, "PWD": str(folder), MARKER: marker},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -66,7 +66,13 @@ class GlyphsConfig(Config):
         return len(self.characters)
 
 
-ImagesConfig = Annotated[DigitsConfig | GlyphsConfig, Field(discriminator="source")]
+def _show_as_any_of(schema: dict[str, Any]) -> None:
+    """Describe the union in the way that Prefect's form can show; what is accepted stays the same."""
+    schema["anyOf"] = schema.pop("oneOf")
+    del schema["discriminator"]
+
+
+ImagesConfig = Annotated[DigitsConfig | GlyphsConfig, Field(discriminator="source", json_schema_extra=_show_as_any_of)]
 
 
 class NetworkConfig(Config):

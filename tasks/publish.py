@@ -10,6 +10,12 @@ from mzsane.artifacts import Artifact
 from mzsane.report.findings import find_findings
 from mzsane.report.table import comparison_markdown
 
+# What people look for first: the page cuts off what does not fit.
+_TABLE_COLUMNS = (
+    *("arm", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_std", "n"),
+    *("in_distribution", "loss_mean", "composition", "seed"),
+)
+
 
 def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -> None:
     """Create the artifacts of an ablation's flow run.
@@ -21,7 +27,7 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
     """
     rows = pl.read_parquet(comparison.path("comparison.parquet"))
     create_table_artifact(
-        table=rows.with_columns(pl.col(pl.Float64).round(4)).to_dicts(),
+        table=rows.select(_TABLE_COLUMNS).with_columns(pl.col(pl.Float64).round(4)).to_dicts(),
         key="comparison",
         description=f"Every measurement of ablation {name}; {comparison.address}",
     )

@@ -1,5 +1,6 @@
 """What a running stage reports, passed on: progress to the run's log and to Prefect's page, metrics to MLflow."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -48,6 +49,8 @@ class StageSink:
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Say how far the stage is and how long it will take, every few seconds."""
+        if total <= 1:
+            return
         now = time.monotonic()
         if self.started is None:
             self.started = (now, done)
@@ -76,6 +79,7 @@ class StageSink:
         # A page that cannot be updated must not stop the work.
         with suppress(Exception):
             if self.artifact is None:
-                self.artifact = create_progress_artifact(percent, description=self.label)
+                key = re.sub(r"[^a-z0-9]+", "-", self.label)
+                self.artifact = create_progress_artifact(percent, key=key, description=self.label)
             else:
                 update_progress_artifact(self.artifact, progress=percent)

@@ -148,19 +148,21 @@ def _log_points(client: "MlflowClient", run: str, points: list[tuple[str, float,
 def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm, store: ArtifactStore) -> None:
     from mlflow.entities import Param, RunTag
 
-    plan = ArmPlan(config, arm)
-    parts = plan.parts()
+    parts = ArmPlan(config, arm).parts()
     params = [Param(key, value[:6000]) for key, value in _flatten_parameters(config, arm).items()]
-    tags = [
-        RunTag(f"artifact.{stage.label.replace(' ', '.')}", store.address(stage.work.ref)) for stage in plan.stages()
-    ]
+    addresses = {"backbone": parts.backbone}
+    for target in config.targets:
+        for kind, refs in (("samples", parts.samples), ("scores", parts.scores), ("baselines", parts.baselines)):
+            addresses[f"{kind}.{target.name}"] = refs[target.name]
+    tags = [RunTag(f"artifact.{name}", store.address(ref)) for name, ref in addresses.items()]
     client.log_batch(run, params=params, tags=tags)
     curves = arm_curves(parts, store)
     points = [
         (f"pretrain/{metric}", value, step) for metric, value, step in curves["metric", "value", "step"].iter_rows()
     ]
     for row in arm_rows(config, parts, store).iter_rows(named=True):
-        key = f"{row['target']}/{row['method']}/{row['sees']}"
+        seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
+        key = f"{row['target']}/{row['method']}/{seen}"
         points.append((f"{key}/accuracy", row["accuracy_mean"], row["finetune_epochs"]))
         points.append((f"{key}/loss", row["loss_mean"], row["finetune_epochs"]))
     _log_points(client, run, points)

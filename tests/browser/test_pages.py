@@ -208,7 +208,8 @@ def metric_values(rows: pl.DataFrame, arm: str) -> dict[str, float]:
     values = {}
     for row in rows.filter(arm=arm).sort("finetune_epochs").iter_rows(named=True):
         for measure in ("accuracy", "loss"):
-            values[f"{row['target']}/{row['method']}/{row['sees']}/{measure}"] = row[f"{measure}_mean"]
+            seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
+            values[f"{row['target']}/{row['method']}/{seen}/{measure}"] = row[f"{measure}_mean"]
     return values
 
 

@@ -150,9 +150,10 @@ def test_mlflow_has_parameters_and_scores(mlflow_runs, tiny, reference_run):
     for arm in ("digits-s0", "both-s0"):
         metrics = mlflow_runs[arm].data.metrics
         for row in rows.filter(pl.col("arm") == arm).iter_rows(named=True):
-            key = f"{row['target']}/{row['method']}/{row['sees']}"
+            seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
+            key = f"{row['target']}/{row['method']}/{seen}"
             assert f"{key}/accuracy" in metrics
-            if row["sees"] == "none":  # one point; with labels there is one for each number of epochs
+            if row["finetune_epochs"] == 0:  # one point; fine-tuned there is one for each number of epochs
                 assert metrics[f"{key}/accuracy"] == row["accuracy_mean"]
                 assert metrics[f"{key}/loss"] == row["loss_mean"]
 
