@@ -1,5 +1,6 @@
-"""Numbers of a very small pipeline, kept in `golden.json`: they may change only together with a stage's `VERSION`.
+"""Numbers of a very small pipeline, kept in `golden.json`: they may change only if the work gets another fingerprint.
 
+New settings and other inputs give it one by themselves; for other code a stage's `VERSION` has to be raised.
 `python tests/pipeline/golden.py` measures them again and rewrites the file.
 """
 
@@ -81,7 +82,7 @@ CONFIG = {
 
 
 def measure(folder: str) -> dict[str, dict[str, Any]]:
-    """Run the pipeline below a folder and return for each kind its VERSION, exact facts, means and projections."""
+    """Run the pipeline below a folder; return for each kind what names its work, exact facts, means, projections."""
     store = ArtifactStore(folder)
     artifacts: dict[str, list[Artifact]] = {}
     for stage in plan_ablation(AblationConfig.model_validate(CONFIG)):
@@ -103,7 +104,13 @@ def measure(folder: str) -> dict[str, dict[str, Any]]:
         projections: dict[str, float] = {}
         for number, artifact in enumerate(made):
             describe[kind](artifact, f"{number}", facts, means, projections)
-        record[kind] = {"version": made[0].manifest.version, "facts": facts, "means": means, "projections": projections}
+        record[kind] = {
+            "version": made[0].manifest.version,
+            "fingerprint": made[0].ref.fingerprint,
+            "facts": facts,
+            "means": means,
+            "projections": projections,
+        }
     return record
 
 
@@ -112,13 +119,14 @@ def find_changes(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str
     rewrite = "then run `python tests/pipeline/golden.py` to rewrite golden.json"
     if sorted(recorded) != sorted(measured):
         return [f"the kinds are {sorted(measured)} and golden.json has {sorted(recorded)}: look why, {rewrite}"]
-    raised = [kind for kind in MODULES if recorded[kind]["version"] != measured[kind]["version"]]
-    if raised:
-        versions = ", ".join(f"{kind} {recorded[kind]['version']} -> {measured[kind]['version']}" for kind in raised)
-        return [f"VERSION has changed ({versions}): look at the new numbers, {rewrite}"]
+    named = ("version", "fingerprint")
+    renamed = [kind for kind in MODULES if any(recorded[kind][part] != measured[kind][part] for part in named)]
+    if renamed:
+        # No old artifact can be mistaken for a new one; what comes later in the pipeline is renamed with its inputs.
+        return [f"VERSION, settings or inputs of {', '.join(renamed)} have changed: look at the new numbers, {rewrite}"]
     for kind in MODULES:
         if changes := _compare(recorded[kind], measured[kind]):
-            # What comes later in the pipeline changes with it, and gets new fingerprints through its inputs.
+            # What comes later in the pipeline changes with it, and will be renamed with it.
             text = "; ".join(changes[:5])
             return [f"the output of stage {kind} changed ({text}): raise VERSION in {MODULES[kind]}, {rewrite}"]
     return []

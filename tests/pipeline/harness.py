@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from infra import stack
 from infra.settings import StackSettings
@@ -199,12 +200,12 @@ def start_stack(home: Path) -> RunningStack:
     return running
 
 
-def start_deployed(running: RunningStack, config: AblationConfig, execution: ExecutionConfig) -> uuid.UUID:
-    """Submit an ablation to the work pool, as the Prefect form does."""
-    parameters = {"config": config.model_dump(mode="json"), "execution": execution.model_dump(mode="json")}
+def start_deployed(running: RunningStack, name: str, **parameters: BaseModel) -> uuid.UUID:
+    """Submit a run to the work pool, as the Prefect form does; return the flow run."""
+    data = {key: value.model_dump(mode="json") for key, value in parameters.items()}
     with running.open_prefect() as client:
-        deployment = client.read_deployment_by_name("ablation/zoo-composition")
-        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+        deployment = client.read_deployment_by_name(name)
+        return client.create_flow_run_from_deployment(deployment.id, parameters=data).id
 
 
 def list_files(folder: str) -> list[Path]:

@@ -108,27 +108,30 @@ def find_children(client, parent: UUID) -> dict:
     return {run.id: run for run in client.read_flow_runs(flow_run_filter=chosen)}
 
 
-def kill_when(running: RunningStack, client, parent: UUID, name: str, condition) -> None:
-    """Wait for a condition, then kill the process that executes the parent's part `name`, and see all of it end."""
+def find_part(client, parent: UUID, name: str) -> UUID | None:
+    """Return the flow run `name` that a flow run has started, as soon as it runs."""
+    state = client.read_flow_run(parent).state
+    assert not state.is_final(), f"{name} was to be killed, but the ablation has ended: {state}"
+    return next((run.id for run in find_children(client, parent).values() if run.name == name), None)
 
-    def find_engine() -> tuple[UUID, int] | None:
-        state = client.read_flow_run(parent).state
-        assert not state.is_final(), f"{name} was to be killed, but the ablation has ended: {state}"
-        runs = [run.id for run in find_children(client, parent).values() if run.name == name]
-        pids = [pid for run in runs for pid, above in find_processes(run).items() if above == worker]
-        return (runs[0], pids[0]) if pids else None
+
+def kill_when(running: RunningStack, client, run_id: UUID, condition) -> None:
+    """Wait for a condition, then kill the process that executes a flow run, and see all of it end."""
+
+    def find_engine() -> int | None:
+        return next((pid for pid, parent in find_processes(run_id).items() if parent == worker), None)
 
     worker = running.worker_pid
-    run_id, engine = wait_until(find_engine, f"the process of {name}")
-    wait_until(lambda: condition() or not find_processes(run_id), f"the moment to kill {name}", pause=0.02)
+    engine = wait_until(find_engine, "the process of the flow run")
+    wait_until(lambda: condition() or not find_processes(run_id), "the moment to kill", pause=0.02)
     os.kill(engine, signal.SIGKILL)
-    wait_until(lambda: not find_processes(run_id), f"the end of what {name} had started")
-    wait_until(lambda: client.read_flow_run(run_id).state.is_final(), f"the end of {name}")
-    assert client.read_flow_run(run_id).state.type.value == "CRASHED"
+    wait_until(lambda: not find_processes(run_id), "the end of what the flow run had started")
+    assert await_end(client, run_id).type.value == "CRASHED"
 
 
 def await_end(client, run_id: UUID):
-    return wait_until(lambda: (state := client.read_flow_run(run_id).state).is_final() and state, "the ablation's end")
+    """Wait until a flow run has ended; return its last state."""
+    return wait_until(lambda: (state := client.read_flow_run(run_id).state).is_final() and state, "the run's end")
 
 
 @pytest.mark.timeout(600)
@@ -142,30 +145,31 @@ def test_killed_ablation_continues_to_the_same_numbers(running_stack, tmp_path):
     watch.start()
     with running_stack.open_prefect() as client:
         # During zoo training.
-        first = start_deployed(running_stack, CONFIG, serial)
-        kill_when(running_stack, client, first, "tokens-letters", lambda: store.partial(zoo).names())
+        first = start_deployed(
+            running_stack, "tokens/build", zoo=CONFIG.zoos[0], tokens=CONFIG.tokens, execution=serial
+        )
+        kill_when(running_stack, client, first, lambda: store.partial(zoo).names())
         assert not store.exists(zoo.ref)
         chunks = list_keys(running_stack, f"partial/{zoo.ref}/")
         assert 0 < len(chunks) < CONFIG.zoos[0].models
-        state = await_end(client, first)
-        assert state.is_failed()
-        assert "tokens-letters crashed" in state.message
-        assert "Run the same ablation again: it continues" in state.message
 
         # During pre-training of one arm, and during scoring of the other, which goes on when the first is dead.
-        second = start_deployed(running_stack, CONFIG, serial)
+        second = start_deployed(running_stack, "ablation/zoo-composition", config=CONFIG, execution=serial)
         backbone = few.backbone().work
-        kill_when(running_stack, client, second, "arm-few-s0", lambda: store.partial(backbone).names())
+        run = wait_until(lambda: find_part(client, second, "arm-few-s0"), "the first arm")
+        kill_when(running_stack, client, run, lambda: store.partial(backbone).names())
         assert not store.exists(backbone.ref)
         made = [many.backbone().work.ref, many.samples(target).work.ref, many.baselines(target).work.ref]
-        kill_when(running_stack, client, second, "arm-many-s0", lambda: all(map(store.exists, made)))
+        run = wait_until(lambda: find_part(client, second, "arm-many-s0"), "the second arm")
+        kill_when(running_stack, client, run, lambda: all(map(store.exists, made)))
         assert not store.exists(many.scores(target).work.ref)
         state = await_end(client, second)
         assert state.is_failed()
         assert "arm-few-s0 crashed" in state.message
         assert "arm-many-s0 crashed" in state.message
+        assert "Run the same ablation again: it continues" in state.message
 
-        third = start_deployed(running_stack, CONFIG, serial)
+        third = start_deployed(running_stack, "ablation/zoo-composition", config=CONFIG, execution=serial)
         undisturbed = ArtifactStore(str(tmp_path / "undisturbed"))
         run_library(CONFIG, undisturbed)
         state = await_end(client, third)
