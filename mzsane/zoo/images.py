@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
@@ -78,6 +77,8 @@ def load_images(config: ImagesConfig) -> ImageDataset:
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits  # imported here: slow, and not needed for glyphs
+
     digits = load_digits()
     small_NCHW = torch.from_numpy(digits.images).float()[:, None] / 16
     pixels_NCHW = functional.interpolate(small_NCHW, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")

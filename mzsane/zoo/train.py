@@ -66,6 +66,7 @@ def train_zoo(
         weights, rows, history = _gather_chunks(chunks, partial)
     except FileNotFoundError:
         if found := store.find(work.ref):  # another run was first, and has tidied up
+            partial.clear()
             return found
         raise
     index = pl.DataFrame(rows)
