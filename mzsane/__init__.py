@@ -4,6 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# Threads that wait for each other spin by default, and two processes that spin for the same cores are ten times slower.
-# It counts only when it is set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that wait for each other spin by default, and two processes that spin for the same cores are many times slower.
+# On quiet cores a short spin is faster: set GOMP_SPINCOUNT. Both count only when they are set before torch is loaded.
+if "GOMP_SPINCOUNT" not in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
