@@ -160,7 +160,7 @@ class TestFile:
 
     def test_too_many_of_them_stop_it(self, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store):
         broken = {row: [float("nan")] * 4 for row in range(7)}
-        with pytest.raises(ConfigError, match=r"7 of 12 checkpoints .* max_rejected \(0.5\)"):
+        with pytest.raises(ConfigError, match=r"7 of 12 checkpoints .*max_rejected \(0.5\)"):
             self._rebuild(broken, tiny_tokens_config, tiny_zoo_config, tiny_zoo, store)
 
     def _rebuild(self, values, tokens_config, zoo_config, zoo, store):
