@@ -20,7 +20,7 @@ from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms
 from mzsane.report.appearance import to_png
-from mzsane.report.compare import ArmParts, arm_curves, arm_rows
+from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curves
 from mzsane.report.plots import plot_curves
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def resend(config: AblationConfig, comparison: Artifact, store: ArtifactStore, l
 
 def name_points(arm: ArmParts, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:
     """Return pre-training metrics as points, named as `_send_arm` names them."""
-    zoos = {f"val_r2/{number}": f"val_r2/{part.zoo}" for number, part in enumerate(arm.composition.slices)}
-    return [(f"pretrain/{zoos.get(key, key)}", value, step) for key, value in values.items()]
+    names = name_curves(arm)
+    return [(f"pretrain/{names.get(key, key)}", value, step) for key, value in values.items()]
 
 
 @lru_cache(maxsize=4)

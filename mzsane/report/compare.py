@@ -56,7 +56,7 @@ def compare(
     work = plan_comparison(config, arms)
     if found := store.find(work.ref):
         return found
-    rows = pl.concat([row_frame for arm in arms for row_frame in _arm_rows(config, arm, store)])
+    rows = pl.concat([arm_rows(config, arm, store) for arm in arms])
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
     sink.progress(1, 3, "parts: measurements gathered")
@@ -82,19 +82,41 @@ def compare(
 
 def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
-    return pl.concat(_arm_rows(config, arm, store))
+    frames = []
+    for target in config.targets:
+        parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
+        scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
+        means = scores.group_by("method", "sees", "finetune_epochs", maintain_order=True).agg(
+            pl.len().cast(pl.Int64).alias("n"),
+            pl.col("accuracy").mean().alias("accuracy_mean"),
+            pl.col("accuracy").std().alias("accuracy_std"),
+            pl.col("loss").mean().alias("loss_mean"),
+        )
+        labels = means.with_columns(
+            pl.lit(arm.name).alias("arm"),
+            pl.lit(arm.composition.name).alias("composition"),
+            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+            pl.lit(target.name).alias("target"),
+            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+        )
+        frames.append(labels.select(list(ROW_SCHEMA)))
+    return pl.concat(frames)
+
+
+def name_curves(arm: ArmParts) -> dict[str, str]:
+    """Return the names for people of those curves that training numbers by slice: validation R2, by zoo."""
+    return {f"{_VALIDATION}{i}": f"{_VALIDATION}{part.zoo}" for i, part in enumerate(arm.composition.slices)}
 
 
 def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     """Return an arm's training curves, long: arm, composition, seed, step, metric, value."""
     curves = pl.read_parquet(store.open(arm.backbone).path("curves.parquet"))
-    zoos = {f"{_VALIDATION}{i}": f"{_VALIDATION}{part.zoo}" for i, part in enumerate(arm.composition.slices)}
     return curves.select(
         pl.lit(arm.name).alias("arm"),
         pl.lit(arm.composition.name).alias("composition"),
         pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
         "step",
-        pl.col("metric").replace(zoos),
+        pl.col("metric").replace(name_curves(arm)),
         "value",
     )
 
@@ -134,28 +156,6 @@ def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: Ar
             visit(arm, arm.scores[target.name], "scores", f"{arm.name}/{target.name}")
             visit(arm, arm.baselines[target.name], "scores", f"baselines/{target.name}")
     return records
-
-
-def _arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> list[pl.DataFrame]:
-    frames = []
-    for target in config.targets:
-        parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
-        scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
-        means = scores.group_by("method", "sees", "finetune_epochs", maintain_order=True).agg(
-            pl.len().cast(pl.Int64).alias("n"),
-            pl.col("accuracy").mean().alias("accuracy_mean"),
-            pl.col("accuracy").std().alias("accuracy_std"),
-            pl.col("loss").mean().alias("loss_mean"),
-        )
-        labels = means.with_columns(
-            pl.lit(arm.name).alias("arm"),
-            pl.lit(arm.composition.name).alias("composition"),
-            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
-            pl.lit(target.name).alias("target"),
-            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
-        )
-        frames.append(labels.select(list(ROW_SCHEMA)))
-    return frames
 
 
 def _to_json_rows(rows: pl.DataFrame) -> list[dict[str, Any]]:
