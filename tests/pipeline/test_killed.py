@@ -121,9 +121,16 @@ def kill_when(running: RunningStack, client, run_id: UUID, condition) -> None:
     def find_engine() -> int | None:
         return next((pid for pid, parent in find_processes(run_id).items() if parent == worker), None)
 
+    def is_due() -> bool:
+        if condition():
+            return True
+        state = client.read_flow_run(run_id).state
+        assert not state.is_final(), f"the run ended before the moment to kill it: {state}"
+        return False
+
     worker = running.worker_pid
     engine = wait_until(find_engine, "the process of the flow run")
-    wait_until(lambda: condition() or not find_processes(run_id), "the moment to kill", pause=0.02)
+    wait_until(is_due, "the moment to kill", pause=0.02)
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: not find_processes(run_id), "the end of what the flow run had started")
     assert await_end(client, run_id).type.value == "CRASHED"

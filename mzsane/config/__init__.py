@@ -1,0 +1,38 @@
+"""Every setting of mzsane, as frozen pydantic models. Unknown keys are errors; units are in the descriptions.
+
+What changes a result is a setting of a stage and part of its fingerprint. What only changes how fast or where the
+work is done is in `ExecutionConfig` and part of no fingerprint. Names are labels: they are part of no fingerprint
+either, so that two ablations that call one zoo by different names share it.
+"""
+
+from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfig, TargetConfig
+from mzsane.config.backbone import BackboneConfig
+from mzsane.config.base import Config
+from mzsane.config.execution import ExecutionConfig
+from mzsane.config.images import IMAGE_SIZE, DigitsConfig, GlyphsConfig, ImagesConfig
+from mzsane.config.loading import explain_validation, load_config, validate_config
+from mzsane.config.sampling import EvaluationConfig, SamplingConfig
+from mzsane.config.tokens import TokensConfig
+from mzsane.config.zoo import NetworkConfig, ZooConfig
+
+__all__ = [
+    "IMAGE_SIZE",
+    "AblationConfig",
+    "BackboneConfig",
+    "CompositionConfig",
+    "Config",
+    "DigitsConfig",
+    "EvaluationConfig",
+    "ExecutionConfig",
+    "GlyphsConfig",
+    "ImagesConfig",
+    "NetworkConfig",
+    "SamplingConfig",
+    "SliceConfig",
+    "TargetConfig",
+    "TokensConfig",
+    "ZooConfig",
+    "explain_validation",
+    "load_config",
+    "validate_config",
+]

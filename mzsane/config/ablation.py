@@ -1,0 +1,134 @@
+"""An ablation: compositions, targets, and everything else by reference."""
+
+from pydantic import Field, model_validator
+
+from mzsane.config.backbone import BackboneConfig
+from mzsane.config.base import Config, Name
+from mzsane.config.images import DigitsConfig, GlyphsConfig, ImagesConfig
+from mzsane.config.sampling import EvaluationConfig, SamplingConfig
+from mzsane.config.tokens import TokensConfig
+from mzsane.config.zoo import NetworkConfig, ZooConfig
+
+
+class SliceConfig(Config):
+    """A part of a zoo: some of its training models, some of their epochs."""
+
+    zoo: Name = Field(description="name of the zoo")
+    models: int = Field(ge=1, description="number of training models drawn from the zoo's train split")
+    last_epochs: int | None = Field(None, ge=1, description="only this many last kept epochs; all kept ones if not set")
+
+
+class CompositionConfig(Config):
+    """What a backbone is trained on: a list of zoo slices."""
+
+    name: Name = Field(description="what the comparison calls this composition")
+    slices: tuple[SliceConfig, ...] = Field(min_length=1, description="the zoo slices; each checkpoint weighs the same")
+
+
+class TargetConfig(Config):
+    """What samples are made for and scored on: a zoo's own architecture and images, or other images."""
+
+    name: Name = Field(description="what the comparison calls this target")
+    zoo: Name | None = Field(None, description="a zoo of the ablation whose network and images are the target")
+    images: ImagesConfig | None = Field(None, description="the target's images, when no zoo was trained on them")
+    network: NetworkConfig | None = Field(None, description="the target's architecture, given together with images")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "TargetConfig":
+        given = (self.zoo is not None, self.images is not None, self.network is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError(f"target {self.name!r} needs either zoo, or both images and network")
+        return self
+
+
+class AblationConfig(Config):
+    """Several compositions, each with several seeds, scored on the same targets with the same baselines."""
+
+    name: Name = Field(description="what people call this ablation; runs in MLflow are grouped under it")
+    zoos: tuple[ZooConfig, ...] = Field(min_length=1, description="the zoos, each trained once and shared by all arms")
+    tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
+    compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
+    backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")
+    targets: tuple[TargetConfig, ...] = Field(min_length=1, description="what is sampled for and scored on")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how weights are drawn")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="how models are scored")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one arm a composition and seed")
+
+    @model_validator(mode="after")
+    def _check_references(self) -> "AblationConfig":
+        for what in ("zoos", "compositions", "targets"):
+            names = [item.name for item in getattr(self, what)]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} have repeated names: {', '.join(names)}")
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be distinct and not negative, not {list(self.seeds)}")
+        zoos = {zoo.name: zoo for zoo in self.zoos}
+        uses = [(f"composition {c.name!r}", s.zoo) for c in self.compositions for s in c.slices]
+        uses += [(f"target {t.name!r}", t.zoo) for t in self.targets if t.zoo]
+        for where, zoo in uses:
+            if zoo not in zoos:
+                raise ValueError(f"{where} names zoo {zoo!r}, which is not among the zoos: {', '.join(zoos)}")
+        for composition in self.compositions:
+            self._check_slices(composition, zoos)
+            self._check_anchors(composition)
+        return self
+
+    def _check_slices(self, composition: CompositionConfig, zoos: dict[str, ZooConfig]) -> None:
+        names = [part.zoo for part in composition.slices]
+        if len(set(names)) != len(names):
+            raise ValueError(f"composition {composition.name!r} takes two slices of one zoo: {', '.join(names)}")
+        for part in composition.slices:
+            zoo = zoos[part.zoo]
+            available = self.tokens.count_split(zoo.models)["train"]
+            if part.models > available:
+                raise ValueError(
+                    f"composition {composition.name!r} asks for {part.models} training models of zoo {part.zoo!r}, "
+                    f"which has {available} ({zoo.models} models, train_fraction {self.tokens.train_fraction})"
+                )
+            if part.last_epochs and part.last_epochs > zoo.keep_epochs:
+                raise ValueError(
+                    f"composition {composition.name!r} asks for {part.last_epochs} epochs of zoo {part.zoo!r}, which "
+                    f"keeps {zoo.keep_epochs}"
+                )
+
+    def _check_anchors(self, composition: CompositionConfig) -> None:
+        for target in self.targets:
+            _, images = self.resolve_target(target)
+            anchors = sum(part.models for part in self.anchor_slices(composition, target))
+            if anchors < self.sampling.anchors:
+                raise ValueError(
+                    f"sampling for target {target.name!r} asks for {self.sampling.anchors} anchors, but composition "
+                    f"{composition.name!r} has {anchors} models of its network with {images.classes} classes"
+                )
+
+    def resolve_target(self, target: TargetConfig) -> tuple[NetworkConfig, DigitsConfig | GlyphsConfig]:
+        """Return a target's network and images, its zoo's or its own."""
+        if target.zoo is not None:
+            zoo = self.find_zoo(target.zoo)
+            return zoo.network, zoo.images
+        assert target.network is not None
+        assert target.images is not None
+        return target.network, target.images
+
+    def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
+        """Tell whether the target's dataset is among the datasets of the composition."""
+        _, images = self.resolve_target(target)
+        return any(self.find_zoo(part.zoo).images == images for part in composition.slices)
+
+    def anchor_slices(self, composition: CompositionConfig, target: TargetConfig) -> list[SliceConfig]:
+        """Return the slices whose models can be anchors for a target.
+
+        They have its network and number of classes, and its dataset too when the composition has that.
+        """
+        network, images = self.resolve_target(target)
+        zoos = {part.zoo: self.find_zoo(part.zoo) for part in composition.slices}
+        fitting = [
+            part
+            for part in composition.slices
+            if zoos[part.zoo].network == network and zoos[part.zoo].images.classes == images.classes
+        ]
+        return [part for part in fitting if zoos[part.zoo].images == images] or fitting
+
+    def find_zoo(self, name: str) -> ZooConfig:
+        """Return the zoo called `name`; names were checked at construction."""
+        return next(zoo for zoo in self.zoos if zoo.name == name)

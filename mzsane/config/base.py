@@ -1,0 +1,18 @@
+"""What all configs share: frozen, strict, and JSON data without the names that people give."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that shape the result, as JSON data: all but the names that people give."""
+        return self.model_dump(mode="json", exclude={"name"})

@@ -1,0 +1,15 @@
+"""How and where the work is done."""
+
+from pydantic import Field
+
+from mzsane.config.base import Config
+
+
+class ExecutionConfig(Config):
+    """How and where the work is done. Nothing here changes what is computed, only how fast."""
+
+    processes: int | None = Field(
+        None, ge=1, le=1024, description="worker processes for populations; all cores if unset"
+    )
+    checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
+    chunk_models: int = Field(4, ge=1, description="models that are trained and saved together in a zoo")
