@@ -1,4 +1,4 @@
-"""The artifact store: fingerprint, manifest, atomic publish, verified open. The only user of fsspec.
+"""The artifact store: fingerprint, manifest, atomic publish, verified open.
 
 An artifact is a folder `<root>/<kind>/<fingerprint>/` of data files and a `manifest.json` that is written last and
 only if there is none yet. It exists if and only if its manifest does, and never changes afterwards. The stored name
@@ -9,35 +9,26 @@ Work in progress (chunks, training checkpoints) lives in `<root>/partial/<kind>/
 out.
 """
 
-import errno
 import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
+from mzsane.errors import CorruptArtifactError
+from mzsane.storage import Storage
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _DIGEST_BYTES = 32  # of sha256
-_WRITE_ATTEMPTS = 3
-_S3_OPTIONS = {
-    "use_listings_cache": False,
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
-}
 _LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")
 
 
@@ -137,12 +128,12 @@ class Partial:
     """The unfinished files of a piece of work: written atomically, read by the next attempt, removed at the end."""
 
     def __init__(self, store: "ArtifactStore", ref: ArtifactRef) -> None:
-        self._store = store
+        self._files = store.files
         self._folder = f"partial/{ref}"
 
     def names(self) -> set[str]:
         """Return the names of the files that are there."""
-        return self._store.list_names(self._folder)
+        return self._files.list_names(self._folder)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes.
@@ -151,24 +142,24 @@ class Partial:
             CorruptArtifactError: they are not those that were written; the file is removed, so that it is made again.
             FileNotFoundError: there is no such file.
         """
-        stored = self._store.read(f"{self._folder}/{name}")
+        stored = self._files.read(f"{self._folder}/{name}")
         digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
             self.remove(name)
-            raise CorruptArtifactError(f"{self._store.root}/{self._folder}/{name} was damaged; it is removed")
+            raise CorruptArtifactError(f"{self._files.root}/{self._folder}/{name} was damaged; it is removed")
         return data
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file behind its sha256; a reader sees all of it or none."""
-        self._store.write(f"{self._folder}/{name}", hashlib.sha256(data).digest() + data)
+        self._files.write(f"{self._folder}/{name}", hashlib.sha256(data).digest() + data)
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is fine."""
-        self._store.remove(f"{self._folder}/{name}")
+        self._files.remove(f"{self._folder}/{name}")
 
     def clear(self) -> None:
         """Remove everything."""
-        self._store.remove(self._folder)
+        self._files.remove(self._folder)
 
 
 class ArtifactStore:
@@ -181,16 +172,8 @@ class ArtifactStore:
     """
 
     def __init__(self, root: str, cache: Path | None = None, options: Mapping[str, Any] | None = None) -> None:
-        defaults = _S3_OPTIONS if root.startswith(("s3://", "s3a://")) else {}
-        try:
-            self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}"
-            ) from None
-        self._root = path.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)
+        self.files = Storage(root, options)
+        self.root = self.files.root
         self._cache = cache or Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
 
     @classmethod
@@ -213,13 +196,12 @@ class ArtifactStore:
             StoreError: it cannot be reached, refuses, or is full.
         """
         probe = f"partial/probe-{uuid.uuid4().hex}"
-        self.write(probe, b"mzsane")
-        self.remove(probe)
+        self.files.write(probe, b"mzsane")
+        self.files.remove(probe)
 
     def exists(self, ref: ArtifactRef) -> bool:
         """Tell whether an artifact is published."""
-        with self._explained(str(ref)):
-            return bool(self._fs.exists(self._path(f"{ref}/{MANIFEST}")))
+        return self.files.exists(f"{ref}/{MANIFEST}")
 
     def find(self, ref: ArtifactRef) -> Artifact | None:
         """Open an artifact, or return None when it is not published."""
@@ -232,7 +214,7 @@ class ArtifactStore:
             CorruptArtifactError: there is no manifest, or it is not one of this artifact.
         """
         try:
-            manifest = Manifest.model_validate_json(self.read(f"{ref}/{MANIFEST}"))
+            manifest = Manifest.model_validate_json(self.files.read(f"{ref}/{MANIFEST}"))
         except FileNotFoundError:
             raise CorruptArtifactError(f"{self.address(ref)} is not there (no {MANIFEST})") from None
         except ValidationError:
@@ -275,127 +257,42 @@ class ArtifactStore:
             files=entries,
         )
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-        if not self._create(f"{work.ref}/{MANIFEST}", text):
+        if not self.files.create(f"{work.ref}/{MANIFEST}", text):
             winner = {entry.path for entry in self.open(work.ref).manifest.files.values()}
             for entry in entries.values():
                 if entry.path not in winner:
-                    self.remove(f"{work.ref}/{entry.path}")
+                    self.files.remove(f"{work.ref}/{entry.path}")
         self.partial(work).clear()
         return self.open(work.ref)
 
     def fetch(self, ref: ArtifactRef, entry: FileEntry) -> Path:
         """Return a verified local path of an artifact's file (see `Artifact.path`)."""
         name = f"{ref}/{entry.path}"
-        with self._explained(name):
-            if self._local:
-                path = Path(self._path(name))
-                self._verify(path, entry, name)
-                return path
-            cached = self._cache / f"{entry.sha256}{PurePosixPath(entry.path).suffix}"
-            if not (cached.exists() and _hash_file(cached) == entry.sha256):
-                self._download(name, entry, cached)
-            return cached
-
-    def list_names(self, folder: str) -> set[str]:
-        """Return the names of the complete files in a folder; a folder that is not there is empty."""
-        with self._explained(folder):
-            try:
-                paths = self._fs.ls(self._path(folder), detail=False)
-            except FileNotFoundError:
-                return set()
-        names = {PurePosixPath(path).name for path in paths}
-        return {name for name in names if not name.startswith(".")}
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises FileNotFoundError when there is none."""
-        with self._explained(name):
-            return bytes(self._fs.cat_file(self._path(name)))
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write or replace a file; a reader sees the old bytes or the new ones."""
-        with self._explained(name, writing=True):
-            if not self._local:
-                self._fs.pipe_file(self._path(name), data)
-                return
-            for attempt in range(1, _WRITE_ATTEMPTS + 1):
-                try:
-                    self._write_hidden(name, data).replace(self._path(name))
-                    return
-                except FileNotFoundError:  # another run has just removed the folder
-                    if attempt == _WRITE_ATTEMPTS:
-                        raise
-
-    def remove(self, name: str) -> None:
-        """Remove a file or folder; one that is gone already is fine."""
-        with self._explained(name), suppress(FileNotFoundError):
-            if self._local and Path(self._path(name)).is_dir():
-                # Renamed first: a folder that another run still writes to cannot be removed in place.
-                gone = Path(self._path(name)).rename(f"{self._path(name)}.{uuid.uuid4().hex}")
-                shutil.rmtree(gone, ignore_errors=True)
-            else:
-                self._fs.rm(self._path(name), recursive=True)
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        if path := self.files.local_path(name):
+            self._verify(path, entry, name)
+            return path
+        cached = self._cache / f"{entry.sha256}{PurePosixPath(entry.path).suffix}"
+        if not (cached.exists() and _hash_file(cached) == entry.sha256):
+            self._download(name, entry, cached)
+        return cached
 
     def _upload(self, ref: ArtifactRef, name: str, content: Path | bytes) -> FileEntry:
         data = content if isinstance(content, bytes) else content.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         stem, dot, suffix = name.partition(".")
         entry = FileEntry(path=f"{stem}-{digest[:12]}{dot}{suffix}", bytes=len(data), sha256=digest)
-        self.write(f"{ref}/{entry.path}", data)
+        self.files.write(f"{ref}/{entry.path}", data)
         return entry
-
-    def _create(self, name: str, data: bytes) -> bool:
-        """Create a file if there is none, in one step; tell whether it was created."""
-        with self._explained(name, writing=True):
-            if self._local:
-                fresh = self._write_hidden(name, data)
-                try:
-                    os.link(fresh, self._path(name))
-                except FileExistsError:
-                    return False
-                finally:
-                    fresh.unlink()
-                return True
-            try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
-            except (FileExistsError, OSError) as error:
-                # Servers word a failed precondition in their own ways; that the file is there is what counts.
-                if self._fs.exists(self._path(name)):
-                    return False
-                raise error
-            return True
-
-    def _write_hidden(self, name: str, data: bytes) -> Path:
-        target = Path(self._path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with fresh.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
-        return fresh
 
     def _download(self, name: str, entry: FileEntry, cached: Path) -> None:
         fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(self._path(name), str(fresh))
+            self.files.download(name, fresh)
             self._verify(fresh, entry, name)
             fresh.replace(cached)
         except FileNotFoundError:
             raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}") from None
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StoreError(
-                    f"no space left in the cache {self._cache}: free some or set MZSANE_CACHE to another place"
-                ) from None
-            raise
         finally:
             fresh.unlink(missing_ok=True)
 
@@ -409,45 +306,7 @@ class ArtifactStore:
                 f"({size} bytes, {entry.bytes} promised); {_REMEDY}"
             )
 
-    @contextmanager
-    def _explained(self, name: str, writing: bool = False) -> Iterator[None]:
-        """Turn the many errors of file systems and servers into a StoreError that says what to do."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except FileNotFoundError as error:
-            if writing and not self._local:
-                raise StoreError(f"the bucket of {self.root} does not exist: create it, or set MZSANE_ROOT") from None
-            if writing:
-                raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
-            raise
-        except PermissionError as error:
-            advice = (
-                "the folder cannot be written: set MZSANE_ROOT to one that can"
-                if self._local
-                else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
-            )
-            raise StoreError(f"the store {self.root} refused access to {name} ({error}); {advice}") from None
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StoreError(
-                    f"no space left in the store {self.root} while writing {name}: free some or set MZSANE_ROOT to "
-                    "another place; the same command then continues where this one stopped"
-                ) from None
-            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
-                raise
-            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
 
-    def _reach(self) -> str:
-        if self._local:
-            return "is MZSANE_ROOT the folder you meant?"
-        return "is it running, and are MZSANE_ROOT and MZSANE_S3_ENDPOINT right?"
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "remove the artifact's folder and rerun: it is made again from its inputs"
 
 

@@ -586,10 +586,10 @@ class TestRealServer:
         assert read_all(real.open(WORK.ref)) == FILES
         assert real.partial(WORK).names() == set()
         assert real.publish(WORK, {"index.parquet": b"later"}, {}).manifest == published.manifest
-        assert len(real.list_names(str(WORK.ref))) == len(FILES) + 1
+        assert len(real.files.list_names(str(WORK.ref))) == len(FILES) + 1
         work = Work("zoo", 1, {"damaged": 1})
         damaged = real.publish(work, FILES, {})
-        real.write(stored_name(damaged, "index.parquet"), b"bad")
+        real.files.write(stored_name(damaged, "index.parquet"), b"bad")
         for path in (tmp_path / "cache").iterdir():
             path.unlink()
         with refused("sha256", kind=CorruptArtifactError):
@@ -608,7 +608,7 @@ class TestRealServer:
             winner = results[0].manifest
             assert all(result.manifest == winner for result in results)
             assert read_all(results[0])["a.bin"] == bytes([winner.counts["writer"]]) * 1000
-            assert real.list_names(str(work.ref)) == {"manifest.json", winner.files["a.bin"].path}
+            assert real.files.list_names(str(work.ref)) == {"manifest.json", winner.files["a.bin"].path}
 
     def test_missing_bucket(self, real, monkeypatch):
         monkeypatch.setenv("MZSANE_ROOT", "s3://mzsane-no-such-bucket/prefix")

@@ -130,8 +130,8 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, slices, 0, store, execution, Watcher(40))
         ref = plan_backbone(config, slices, 0).ref
-        newest = f"partial/{ref}/{max(store.list_names(f'partial/{ref}'))}"
-        data = store.read(newest)
+        newest = f"partial/{ref}/{max(store.files.list_names(f'partial/{ref}'))}"
+        data = store.files.read(newest)
         middle = len(data) // 2
         damaged = {
             "truncated": data[:middle],
@@ -139,7 +139,7 @@ class TestResume:
             "garbage": b"\x80\x02garbage" * 100,
             "bits": data[:middle] + bytes(64) + data[middle + 64 :],
         }
-        store.write(newest, damaged[damage])
+        store.files.write(newest, damaged[damage])
         resumed = pretrain(config, slices, 0, store, execution)
         assert hash_files(resumed) == hash_files(whole)
         assert resumed.manifest.counts["resumed_from_step"] == 15

@@ -173,7 +173,7 @@ def test_damaged_chunk_is_made_again(tiny_zoo, tiny_zoo_config, store):
         train_zoo(tiny_zoo_config, store, SERIAL, Interruptor(4))
     (name,) = store.partial(work).names()
     stored = f"partial/{work.ref}/{name}"
-    store.write(stored, store.read(stored)[:1000])
+    store.files.write(stored, store.files.read(stored)[:1000])
     assert hash_files(train_zoo(tiny_zoo_config, store, SERIAL)) == hash_files(tiny_zoo)
 
 

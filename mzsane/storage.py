@@ -1,0 +1,184 @@
+"""Files below one root, a local folder or any fsspec URL: atomic, and with errors that say what to do.
+
+The only user of fsspec.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from mzsane.errors import ConfigError, StoreError
+
+_WRITE_ATTEMPTS = 3
+_S3_OPTIONS = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Storage:
+    """Files by name below one root.
+
+    Args:
+        root: a folder or URL such as `s3://bucket/prefix`.
+        options: fsspec's storage options.
+
+    Raises:
+        ConfigError: the address cannot be opened.
+    """
+
+    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
+        defaults = _S3_OPTIONS if root.startswith(("s3://", "s3a://")) else {}
+        try:
+            self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}"
+            ) from None
+        self._root = path.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file is there."""
+        with self._explained(name):
+            return bool(self._fs.exists(self._path(name)))
+
+    def local_path(self, name: str) -> Path | None:
+        """Return the path of a file that lies on this machine; None when files are remote."""
+        return Path(self._path(name)) if self._local else None
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a remote file to a local path. Raises FileNotFoundError when there is none."""
+        with self._explained(name):
+            try:
+                self._fs.get_file(self._path(name), str(target))
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise StoreError(
+                        f"no space left in the cache {target.parent}: free some or set MZSANE_CACHE to another place"
+                    ) from None
+                raise
+
+    def list_names(self, folder: str) -> set[str]:
+        """Return the names of the complete files in a folder; a folder that is not there is empty."""
+        with self._explained(folder):
+            try:
+                paths = self._fs.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
+                return set()
+        names = {PurePosixPath(path).name for path in paths}
+        return {name for name in names if not name.startswith(".")}
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes. Raises FileNotFoundError when there is none."""
+        with self._explained(name):
+            return bytes(self._fs.cat_file(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file; a reader sees the old bytes or the new ones."""
+        with self._explained(name, writing=True):
+            if not self._local:
+                self._fs.pipe_file(self._path(name), data)
+                return
+            for attempt in range(1, _WRITE_ATTEMPTS + 1):
+                try:
+                    self._write_hidden(name, data).replace(self._path(name))
+                    return
+                except FileNotFoundError:  # another run has just removed the folder
+                    if attempt == _WRITE_ATTEMPTS:
+                        raise
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create a file if there is none, in one step; tell whether it was created."""
+        with self._explained(name, writing=True):
+            if self._local:
+                fresh = self._write_hidden(name, data)
+                try:
+                    os.link(fresh, self._path(name))
+                except FileExistsError:
+                    return False
+                finally:
+                    fresh.unlink()
+                return True
+            try:
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except (FileExistsError, OSError) as error:
+                # Servers word a failed precondition in their own ways; that the file is there is what counts.
+                if self._fs.exists(self._path(name)):
+                    return False
+                raise error
+            return True
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder; one that is gone already is fine."""
+        with self._explained(name), suppress(FileNotFoundError):
+            if self._local and Path(self._path(name)).is_dir():
+                # Renamed first: a folder that another run still writes to cannot be removed in place.
+                gone = Path(self._path(name)).rename(f"{self._path(name)}.{uuid.uuid4().hex}")
+                shutil.rmtree(gone, ignore_errors=True)
+            else:
+                self._fs.rm(self._path(name), recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _write_hidden(self, name: str, data: bytes) -> Path:
+        target = Path(self._path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        return fresh
+
+    @contextmanager
+    def _explained(self, name: str, writing: bool = False) -> Iterator[None]:
+        """Turn the many errors of file systems and servers into a StoreError that says what to do."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            if writing and not self._local:
+                raise StoreError(f"the bucket of {self.root} does not exist: create it, or set MZSANE_ROOT") from None
+            if writing:
+                raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+            raise
+        except PermissionError as error:
+            advice = (
+                "the folder cannot be written: set MZSANE_ROOT to one that can"
+                if self._local
+                else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
+            )
+            raise StoreError(f"the store {self.root} refused access to {name} ({error}); {advice}") from None
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreError(
+                    f"no space left in the store {self.root} while writing {name}: free some or set MZSANE_ROOT to "
+                    "another place; the same command then continues where this one stopped"
+                ) from None
+            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+                raise
+            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+
+    def _reach(self) -> str:
+        if self._local:
+            return "is MZSANE_ROOT the folder you meant?"
+        return "is it running, and are MZSANE_ROOT and MZSANE_S3_ENDPOINT right?"
