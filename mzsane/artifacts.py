@@ -232,18 +232,33 @@ class ArtifactStore:
         """Return the place for the unfinished files of a piece of work."""
         return Partial(self, work.ref)
 
-    def publish(self, work: Work, files: Mapping[str, Path | bytes], counts: Mapping[str, Any]) -> Artifact:
+    def upload(self, work: Work, name: str, content: Path | bytes) -> FileEntry:
+        """Put a data file where it belongs before the artifact is published; nobody sees it until then.
+
+        For artifacts too large to be held at once: keep the entry in the work's partial files, and publish it.
+        """
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        stem, dot, suffix = name.partition(".")
+        entry = FileEntry(path=f"{stem}-{digest[:12]}{dot}{suffix}", bytes=len(data), sha256=digest)
+        self.files.write(f"{work.ref}/{entry.path}", data)
+        return entry
+
+    def publish(self, work: Work, files: Mapping[str, Path | bytes | FileEntry], counts: Mapping[str, Any]) -> Artifact:
         """Publish an artifact: data files first, the manifest last, then the unfinished files go.
 
         Args:
             work: what was done.
-            files: local files or bytes by name, such as `index.parquet`.
+            files: local files, bytes, or entries of files uploaded before, by name, such as `index.parquet`.
             counts: small numbers for people: models, tokens, steps.
 
         Returns:
             The published artifact: another writer's, when that was first.
         """
-        entries = {name: self._upload(work.ref, name, content) for name, content in files.items()}
+        entries = {
+            name: content if isinstance(content, FileEntry) else self.upload(work, name, content)
+            for name, content in files.items()
+        }
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             kind=work.kind,
@@ -275,14 +290,6 @@ class ArtifactStore:
         if not (cached.exists() and _hash_file(cached) == entry.sha256):
             self._download(name, entry, cached)
         return cached
-
-    def _upload(self, ref: ArtifactRef, name: str, content: Path | bytes) -> FileEntry:
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        stem, dot, suffix = name.partition(".")
-        entry = FileEntry(path=f"{stem}-{digest[:12]}{dot}{suffix}", bytes=len(data), sha256=digest)
-        self.files.write(f"{ref}/{entry.path}", data)
-        return entry
 
     def _download(self, name: str, entry: FileEntry, cached: Path) -> None:
         fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")

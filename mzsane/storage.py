@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mzsane.errors import ConfigError, StoreError
 
-_WRITE_ATTEMPTS = 3
+_WRITE_ATTEMPTS = 10
 _S3_OPTIONS = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
@@ -31,19 +31,19 @@ class Storage:
     Args:
         root: a folder or URL such as `s3://bucket/prefix`.
         options: fsspec's storage options.
+        setting: what the user set the address with, for error texts.
 
     Raises:
         ConfigError: the address cannot be opened.
     """
 
-    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, root: str, options: Mapping[str, Any] | None = None, setting: str = "MZSANE_ROOT") -> None:
         defaults = _S3_OPTIONS if root.startswith(("s3://", "s3a://")) else {}
         try:
             self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
         except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"MZSANE_ROOT {root!r} is not a folder or an address that can be opened: {error}"
-            ) from None
+            raise ConfigError(f"{setting} {root!r} is not a folder or an address that can be opened: {error}") from None
+        self._setting = setting
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)
@@ -52,6 +52,14 @@ class Storage:
         """Tell whether a file is there."""
         with self._explained(name):
             return bool(self._fs.exists(self._path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes; None when there is no such file."""
+        with self._explained(name):
+            try:
+                return int(self._fs.size(self._path(name)))
+            except FileNotFoundError:
+                return None
 
     def local_path(self, name: str) -> Path | None:
         """Return the path of a file that lies on this machine; None when files are remote."""
@@ -79,6 +87,15 @@ class Storage:
         names = {PurePosixPath(path).name for path in paths}
         return {name for name in names if not name.startswith(".")}
 
+    def walk(self) -> list[str]:
+        """Return the names of all files below the root, sorted; an empty list when there is no such folder."""
+        with self._explained(""):
+            try:
+                paths = self._fs.find(self._root)
+            except FileNotFoundError:
+                return []
+        return sorted(str(PurePosixPath(path).relative_to(self._root)) for path in paths)
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError when there is none."""
         with self._explained(name):
@@ -94,7 +111,7 @@ class Storage:
                 try:
                     self._write_hidden(name, data).replace(self._path(name))
                     return
-                except FileNotFoundError:  # another run has just removed the folder
+                except (FileNotFoundError, FileExistsError):  # another run has just removed the folder
                     if attempt == _WRITE_ATTEMPTS:
                         raise
 
@@ -155,13 +172,15 @@ class Storage:
             raise
         except FileNotFoundError as error:
             if writing and not self._local:
-                raise StoreError(f"the bucket of {self.root} does not exist: create it, or set MZSANE_ROOT") from None
+                raise StoreError(
+                    f"the bucket of {self.root} does not exist: create it, or set {self._setting}"
+                ) from None
             if writing:
                 raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
             raise
         except PermissionError as error:
             advice = (
-                "the folder cannot be written: set MZSANE_ROOT to one that can"
+                f"the folder cannot be written: set {self._setting} to one that can"
                 if self._local
                 else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights on the bucket"
             )
@@ -169,7 +188,7 @@ class Storage:
         except OSError as error:
             if error.errno in _FULL:
                 raise StoreError(
-                    f"no space left in the store {self.root} while writing {name}: free some or set MZSANE_ROOT to "
+                    f"no space left in the store {self.root} while writing {name}: free some or set {self._setting} to "
                     "another place; the same command then continues where this one stopped"
                 ) from None
             raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
@@ -180,5 +199,5 @@ class Storage:
 
     def _reach(self) -> str:
         if self._local:
-            return "is MZSANE_ROOT the folder you meant?"
-        return "is it running, and are MZSANE_ROOT and MZSANE_S3_ENDPOINT right?"
+            return f"is {self._setting} the folder you meant?"
+        return f"is it running, and are {self._setting} and MZSANE_S3_ENDPOINT right?"

@@ -9,28 +9,41 @@ from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfi
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config
 from mzsane.config.execution import ExecutionConfig
-from mzsane.config.images import IMAGE_SIZE, DigitsConfig, GlyphsConfig, ImagesConfig
+from mzsane.config.images import (
+    IMAGE_SIZE,
+    AnyImagesConfig,
+    DigitsConfig,
+    FilesConfig,
+    GlyphsConfig,
+    ImagesConfig,
+    TorchvisionConfig,
+)
 from mzsane.config.loading import explain_validation, load_config, validate_config
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
-from mzsane.config.zoo import NetworkConfig, ZooConfig
+from mzsane.config.zoo import FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
 
 __all__ = [
     "IMAGE_SIZE",
     "AblationConfig",
+    "AnyImagesConfig",
     "BackboneConfig",
     "CompositionConfig",
     "Config",
     "DigitsConfig",
     "EvaluationConfig",
     "ExecutionConfig",
+    "FactorsConfig",
+    "FilesConfig",
     "GlyphsConfig",
     "ImagesConfig",
     "NetworkConfig",
+    "RecipeConfig",
     "SamplingConfig",
     "SliceConfig",
     "TargetConfig",
     "TokensConfig",
+    "TorchvisionConfig",
     "ZooConfig",
     "explain_validation",
     "load_config",

@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
-from mzsane.config.images import DigitsConfig, GlyphsConfig, ImagesConfig
+from mzsane.config.images import AnyImagesConfig, ImagesConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
@@ -101,7 +101,7 @@ class AblationConfig(Config):
                     f"{composition.name!r} has {anchors} models of its network with {images.classes} classes"
                 )
 
-    def resolve_target(self, target: TargetConfig) -> tuple[NetworkConfig, DigitsConfig | GlyphsConfig]:
+    def resolve_target(self, target: TargetConfig) -> tuple[NetworkConfig, AnyImagesConfig]:
         """Return a target's network and images, its zoo's or its own."""
         if target.zoo is not None:
             zoo = self.find_zoo(target.zoo)

@@ -1,5 +1,7 @@
 """How and where the work is done."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from mzsane.config.base import Config
@@ -12,4 +14,9 @@ class ExecutionConfig(Config):
         None, ge=1, le=1024, description="worker processes for populations; all cores if unset"
     )
     checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
-    chunk_models: int = Field(4, ge=1, description="models that are trained and saved together in a zoo")
+    chunk_models: int | None = Field(
+        None, ge=1, description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where populations are trained; auto takes the GPU if there is one"
+    )

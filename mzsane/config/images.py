@@ -1,4 +1,4 @@
-"""Image datasets."""
+"""Image datasets: two that need no download, torchvision's, folders of images and npz files."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,20 @@ from pydantic import Field, model_validator
 
 from mzsane.config.base import Config
 
-IMAGE_SIZE = 28  # height and width of every image dataset, pixels
+IMAGE_SIZE = 28  # height and width of digits and glyphs, pixels
+
+# Number of classes of torchvision's datasets.
+_CLASSES = {
+    "mnist": 10,
+    "fashion-mnist": 10,
+    "kmnist": 10,
+    "usps": 10,
+    "emnist": 47,
+    "cifar10": 10,
+    "cifar100": 100,
+    "svhn": 10,
+    "stl10": 10,
+}
 
 
 class DigitsConfig(Config):
@@ -46,10 +59,70 @@ class GlyphsConfig(Config):
         return len(self.characters)
 
 
+class _StoredImagesConfig(Config):
+    size: int | None = Field(
+        None, ge=8, le=512, description="height and width to resize to, pixels; if unset, as stored"
+    )
+    train_images: int | None = Field(
+        None,
+        ge=10,
+        description="only this many training images, validation images among them, drawn by the split's seed; all if "
+        "unset",
+    )
+    test_images: int | None = Field(None, ge=10, description="only this many test images; all if unset")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training images that becomes the validation split"
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, description="subtracted from each channel, in units of full white; the training images' own if unset"
+    )
+    deviation: tuple[float, ...] | None = Field(
+        None, description="each channel is divided by this, in units of full white; the training images' own if unset"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of the splits")
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "_StoredImagesConfig":
+        if (self.mean is None) != (self.deviation is None) or len(self.mean or ()) != len(self.deviation or ()):
+            raise ValueError("mean and deviation are given together, one number a channel, or not at all")
+        if self.deviation and min(self.deviation) <= 0:
+            raise ValueError(f"deviation must be above 0, not {list(self.deviation)}")
+        return self
+
+
+class TorchvisionConfig(_StoredImagesConfig):
+    """A dataset of torchvision: a copy in the data folder first (MZSANE_DATA), downloaded if there is a network."""
+
+    source: Literal["mnist", "fashion-mnist", "kmnist", "usps", "emnist", "cifar10", "cifar100", "svhn", "stl10"] = (
+        Field(description="name of the dataset; emnist is its balanced split of 47 classes")
+    )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return _CLASSES[self.source]
+
+
+class FilesConfig(_StoredImagesConfig):
+    """Images of one's own: a folder with one sub-folder a class, or npz files with images and labels."""
+
+    source: Literal["folder", "npz"] = Field(
+        description="folder: one sub-folder a class; npz: arrays of images and of labels"
+    )
+    train: str = Field(
+        description="folder or npz file of the training images, relative to the data folder (MZSANE_DATA) or absolute"
+    )
+    test: str | None = Field(
+        None, description="the same of the test images; if unset, a test split is cut from the training images"
+    )
+    classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1")
+
+
 def _show_as_any_of(schema: dict[str, Any]) -> None:
     """Describe the union in the way that Prefect's form can show; what is accepted stays the same."""
     schema["anyOf"] = schema.pop("oneOf")
     del schema["discriminator"]
 
 
-ImagesConfig = Annotated[DigitsConfig | GlyphsConfig, Field(discriminator="source", json_schema_extra=_show_as_any_of)]
+AnyImagesConfig = DigitsConfig | GlyphsConfig | TorchvisionConfig | FilesConfig
+ImagesConfig = Annotated[AnyImagesConfig, Field(discriminator="source", json_schema_extra=_show_as_any_of)]

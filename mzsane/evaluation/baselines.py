@@ -50,7 +50,7 @@ def draw_random_models(
     dataset = load_images(images)
     models = []
     for _ in range(count):
-        model = build_network(network, dataset.channels, dataset.classes)
+        model = build_network(network, dataset.channels, dataset.classes, dataset.size)
         initialise_network(model, INITIALISATION, generator)
         models.append(layout.flatten({name: value.detach() for name, value in model.named_parameters()}))
     return torch.stack(models)

@@ -99,7 +99,7 @@ def score_baselines(
     if found := store.find(work.ref):
         return found
     images = load_images(target.images)
-    network = build_network(target.network, images.channels, images.classes)
+    network = build_network(target.network, images.channels, images.classes, images.size)
     layout = TokenLayout.from_state_dict(dict(network.named_parameters()), token_dim)
     scorer = _Scorer(config, target, layout, seed, execution, sink)
     if target.tokens is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mzsane.config import EvaluationConfig, ExecutionConfig, ImagesConfig, NetworkConfig
+from mzsane.config import EvaluationConfig, ExecutionConfig, ImagesConfig, NetworkConfig, RecipeConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
@@ -92,7 +92,7 @@ def _score_job(job: _Job) -> list[Score]:
     models = job.models
     images = load_images(models.images)
     split = images.splits[job.split]
-    network = build_network(models.network, images.channels, images.classes)
+    network = build_network(models.network, images.channels, images.classes, images.size)
     scores = []
     for number, flat_P in enumerate(models.flat_NP, start=job.first):
         network.load_state_dict(models.layout.unflatten(flat_P))
@@ -101,7 +101,8 @@ def _score_job(job: _Job) -> list[Score]:
             continue
         config = job.config
         generator = make_generator(job.seed, "finetune", number)
-        training = fit_epochs(network, images.splits["train"], config.learning_rate, config.batch_size, generator)
+        recipe = RecipeConfig(learning_rate=config.learning_rate, batch_size=config.batch_size)
+        training = fit_epochs(network, images.splits["train"], recipe, generator)
         for epoch in range(1, config.finetune_epochs[-1] + 1):
             next(training)
             if epoch in config.finetune_epochs:

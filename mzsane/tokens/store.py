@@ -25,9 +25,10 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry import PermutationGroup, build_permutation_map, derive_groups, match_weights
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
-from mzsane.zoo.train import load_weights, plan_zoo
+from mzsane.zoo.shards import load_weights, select_parameters
+from mzsane.zoo.train import plan_zoo
 
-VERSION = 1
+VERSION = 2
 _ROW_GROUP_BYTES = 64 * 2**20
 
 
@@ -71,13 +72,14 @@ def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sin
     work = plan_tokens(config, zoo)
     if found := store.find(work.ref):
         return found
-    index, weights = load_weights(store.open(work.inputs["zoo"]))
+    index, tensors = load_weights(store.open(work.inputs["zoo"]))
+    weights = select_parameters(tensors)
     images = load_images(zoo.images)
-    network = build_network(zoo.network, images.channels, images.classes)
+    network = build_network(zoo.network, images.channels, images.classes, images.size)
     layout = TokenLayout.from_state_dict(weights_of_first(weights), config.token_dim)
     groups = derive_groups(network)
     flat_NP = layout.flatten(weights)
-    index = _split_models(index, config)
+    index = _split_models(index.drop("shard", "row"), config)
     index, flat_NP, rejected = _set_aside(index, flat_NP, config.max_rejected)
     if config.canonical:
         flat_NP = canonicalise(index, flat_NP, layout, groups, sink)
@@ -153,12 +155,13 @@ def canonicalise(
 
 
 def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
-    """Add the column `split`: models, sorted by name and shuffled by the seed, are cut in three parts."""
+    """Fill the column `split` where the zoo does not say: models, sorted and shuffled by the seed, are cut in three."""
     models = index["model"].unique().sort()
     order = torch.randperm(len(models), generator=make_generator(config.split_seed, "tokens", "split")).tolist()
     names = [name for name, count in config.count_split(len(models)).items() for _ in range(count)]
     split = dict(zip((models[i] for i in order), names, strict=True))
-    return index.with_columns(pl.col("model").replace_strict(split).alias("split"))
+    drawn = pl.col("model").replace_strict(split)
+    return index.with_columns(pl.coalesce(pl.col("split"), drawn).alias("split"))
 
 
 def _set_aside(index: pl.DataFrame, flat_NP: Tensor, max_rejected: float) -> tuple[pl.DataFrame, Tensor, pl.DataFrame]:

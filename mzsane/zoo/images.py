@@ -1,4 +1,4 @@
-"""Image datasets that need no download: scikit-learn's digits, and glyphs from the fonts that matplotlib ships.
+"""Image datasets in memory, split and standardised. Rendered here: scikit-learn's digits and glyphs from fonts.
 
 Suffixes: N images, C channels, H height, W width.
 """
@@ -14,8 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-from mzsane.config import IMAGE_SIZE, DigitsConfig, GlyphsConfig, ImagesConfig
+from mzsane.config import IMAGE_SIZE, DigitsConfig, FilesConfig, GlyphsConfig, ImagesConfig, TorchvisionConfig
+from mzsane.errors import ConfigError
 from mzsane.randomness import derive_seed, make_generator
+from mzsane.zoo.stored_images import read_stored
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the images
 _FONTS = (
@@ -41,6 +43,10 @@ class ImageSplit:
     images_NCHW: Tensor
     labels_N: Tensor
 
+    def to(self, device: torch.device) -> "ImageSplit":
+        """Return a copy on a device."""
+        return ImageSplit(self.images_NCHW.to(device), self.labels_N.to(device))
+
 
 @dataclass(frozen=True)
 class ImageDataset:
@@ -54,26 +60,75 @@ class ImageDataset:
         """Colour channels of an image."""
         return self.splits["train"].images_NCHW.shape[1]
 
+    @property
+    def size(self) -> int:
+        """Height and width of an image, pixels."""
+        return self.splits["train"].images_NCHW.shape[2]
 
-@lru_cache(maxsize=8)
+
+@lru_cache(maxsize=4)
 def load_images(config: ImagesConfig) -> ImageDataset:
     """Load or render an image dataset, split it by its own seed, and standardise it by its training images.
 
-    The result is kept in memory for the process, since many models are trained and scored on it.
+    An official test split stays what it is. A dataset that comes in one part is cut 60/20/20.
+
+    Raises:
+        ConfigError: the dataset is not there and cannot be downloaded, or its files are not as the config says.
     """
-    if isinstance(config, DigitsConfig):
-        pixels_NCHW, labels_N = _load_digits()
-        generator = make_generator(config.split_seed, "digits", "split")
+    parts = _read_parts(config)
+    train_NCHW, _ = parts["train"]
+    channels = train_NCHW.shape[1]
+    if isinstance(config, TorchvisionConfig | FilesConfig) and config.mean and config.deviation:
+        if len(config.mean) != channels:
+            raise ConfigError(f"images.mean has {len(config.mean)} numbers, the images have {channels} channels")
+        mean_C, deviation_C = torch.tensor(config.mean), torch.tensor(config.deviation)
     else:
-        pixels_NCHW, labels_N = _render_glyphs(config)
-        generator = make_generator(config.seed, "glyphs", "split")
-    order = torch.randperm(len(labels_N), generator=generator)
-    bounds = [0, int(SPLITS["train"] * len(order)), int((SPLITS["train"] + SPLITS["val"]) * len(order)), len(order)]
-    parts = {name: order[bounds[i] : bounds[i + 1]] for i, name in enumerate(SPLITS)}
-    train_NCHW = pixels_NCHW[parts["train"]]
-    scaled_NCHW = (pixels_NCHW - train_NCHW.mean()) / train_NCHW.std()
-    splits = {name: ImageSplit(scaled_NCHW[part].contiguous(), labels_N[part]) for name, part in parts.items()}
+        mean_C, deviation_C = train_NCHW.mean(dim=(0, 2, 3)), train_NCHW.std(dim=(0, 2, 3))
+    splits = {
+        name: ImageSplit(((images - mean_C[:, None, None]) / deviation_C[:, None, None]).contiguous(), labels)
+        for name, (images, labels) in parts.items()
+    }
     return ImageDataset(splits, classes=config.classes)
+
+
+def _read_parts(config: ImagesConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return images in 0..1 and labels by split."""
+    if isinstance(config, DigitsConfig):
+        return _cut(*_load_digits(), SPLITS, make_generator(config.split_seed, "digits", "split"))
+    if isinstance(config, GlyphsConfig):
+        return _cut(*_render_glyphs(config), SPLITS, make_generator(config.seed, "glyphs", "split"))
+    train, test = read_stored(config)
+    generator = make_generator(config.split_seed, "images", "split")
+    if train is None or test is None:
+        only = train or test
+        assert only is not None
+        parts = _cut(*only, SPLITS, generator)
+    else:
+        share = config.validation_fraction
+        parts = _cut(*train, {"train": 1 - share, "val": share}, generator, config.train_images)
+        parts |= _cut(*test, {"test": 1.0}, generator)
+    if config.test_images is not None:
+        parts["test"] = (parts["test"][0][: config.test_images], parts["test"][1][: config.test_images])
+    return parts
+
+
+def _cut(
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    shares: dict[str, float],
+    generator: torch.Generator,
+    limit: int | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Shuffle images and cut them in splits; the last one takes the rest."""
+    order = torch.randperm(len(labels_N), generator=generator)[:limit]
+    parts, first, total = {}, 0, 0.0
+    for name, share in shares.items():
+        total += share
+        last = len(order) if abs(total - 1) < 1e-9 else int(total * len(order))
+        chosen = order[first:last]
+        parts[name] = (images_NCHW[chosen], labels_N[chosen])
+        first = last
+    return parts
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:

@@ -1,44 +1,77 @@
-"""Train a zoo: many small networks by one recipe, one single-threaded process a core; resumes at the chunk.
+"""Train a zoo: many small networks by one recipe and its generating factors; resumes at the chunk.
 
-The ZOO artifact holds `index.parquet` (a row a checkpoint), `weights.safetensors` (each parameter stacked over the
-rows of the index) and `history.parquet` (a row a model and epoch).
+On a CPU one single-threaded process a core trains a network at a time; on a GPU a chunk of networks is one program. The
+artifact is described in `zoo.shards`.
 """
 
+import hashlib
 import json
+import math
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact, ArtifactStore, Partial, Work
-from mzsane.config import ExecutionConfig, ZooConfig
-from mzsane.errors import CorruptArtifactError
-from mzsane.files import load_tensors, save_tensors, to_parquet
+from mzsane.artifacts import Artifact, ArtifactStore, Work
+from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
+from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs, measure
-from mzsane.zoo.images import load_images
+from mzsane.zoo.fit import fit_epochs, measure, thin_split
+from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
+from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
+from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 
-VERSION = 1
+VERSION = 2
+_CHUNK_MODELS = {"cpu": 4, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What one model of a zoo is: its number, its levels of the factors, its network and recipe."""
+
+    number: int
+    factors: dict[str, Any]
+    network: NetworkConfig
+    recipe: RecipeConfig
 
 
 @dataclass(frozen=True)
 class _Chunk:
     config: ZooConfig
-    first: int
-    last: int
+    models: tuple[ModelPlan, ...]
+    device: str
 
     @property
     def name(self) -> str:
-        return f"models-{self.first:06d}-{self.last:06d}.safetensors"
+        numbers = [model.number for model in self.models]
+        return f"models-{numbers[0]:06d}-{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
 
 
 def plan_zoo(config: ZooConfig) -> Work:
     """Name the work of training a zoo."""
     return Work("zoo", VERSION, config.recipe(), seed=config.seed)
+
+
+def plan_models(config: ZooConfig) -> list[ModelPlan]:
+    """Return what each model of a zoo is. The models of a grid take its combinations in turn."""
+    combinations = config.factors.combinations()
+    plans = []
+    for number in range(config.models):
+        if config.factors.design == "grid":
+            factors = combinations[number % len(combinations)]
+        else:
+            generator = make_generator(config.seed, "factors", number)
+            factors = {
+                name: levels[int(torch.randint(len(levels), (1,), generator=generator))]
+                for name, levels in config.factors.levels().items()
+            }
+        plans.append(ModelPlan(number, factors, *config.vary(factors)))
+    return plans
 
 
 def train_zoo(
@@ -52,110 +85,165 @@ def train_zoo(
     Killed at any point, the next call continues after the last finished chunk; two calls at once share their chunks.
 
     Raises:
+        ConfigError: the images or the architecture cannot be had, or do not fit each other.
         WorkerError: a worker process was killed.
     """
     work = plan_zoo(config)
     if found := store.find(work.ref):
         return found
     execution = execution or ExecutionConfig()
-    partial = store.partial(work)
-    size = execution.chunk_models
-    chunks = [_Chunk(config, i, min(i + size, config.models)) for i in range(0, config.models, size)]
-    _train_chunks(chunks, partial, execution, sink)
-    try:
-        weights, rows, history = _gather_chunks(chunks, partial)
-    except FileNotFoundError:
-        if found := store.find(work.ref):  # another run was first, and has tidied up
-            partial.clear()
-            return found
-        raise
-    index = pl.DataFrame(rows)
-    return store.publish(
+    device = pick_device(execution)
+    images = load_images(config.images)  # here first: what is wrong with them is said before any work
+    plans = plan_models(config)
+    for network in {plan.network for plan in plans}:
+        build_network(network, images.channels, images.classes, images.size)
+    chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
+    parts = write_shards(
         work,
-        {
-            "index.parquet": to_parquet(index),
-            "weights.safetensors": save_tensors(weights),
-            "history.parquet": to_parquet(pl.DataFrame(history)),
-        },
-        counts={"models": config.models, "checkpoints": len(index)},
+        chunks,
+        [len(chunk.models) for chunk in chunks],
+        _train_chunk,
+        store,
+        execution if device == "cpu" else ExecutionConfig(processes=1),
+        sink,
+        "models",
+        names=[chunk.name for chunk in chunks],
+    )
+    return store.publish(work, parts.files(), parts.counts())
+
+
+def pick_device(execution: ExecutionConfig) -> str:
+    """Return the device that populations are trained on.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if execution.device == "cuda" and not there:
+        raise ConfigError("execution.device is cuda, but torch finds no GPU: leave it at auto, or mend the driver")
+    return "cuda" if there and execution.device != "cpu" else "cpu"
+
+
+def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:
+    """Group models that can be trained together, at most `size` in a chunk."""
+
+    def find_group(plan: ModelPlan) -> Hashable:
+        if device == "cpu":
+            return plan.network.width  # the weights of a shard have one shape
+        recipe = plan.recipe
+        return (plan.network, recipe.optimizer, recipe.schedule, recipe.batch_size, recipe.data_fraction)
+
+    groups: dict[Hashable, list[ModelPlan]] = {}
+    for plan in plans:
+        groups.setdefault(find_group(plan), []).append(plan)
+    return [
+        _Chunk(config, tuple(group[first : first + size]), device)
+        for group in groups.values()
+        for first in range(0, len(group), size)
+    ]
+
+
+def _train_chunk(chunk: _Chunk) -> ShardContent:
+    """Train the models of a chunk and measure every epoch; keep the weights of the last epochs."""
+    config = chunk.config
+    images = load_images(config.images)
+    train = _train_looping if chunk.device == "cpu" else _train_batched
+    rows: dict[int, list[dict[str, Any]]] = {model.number: [] for model in chunk.models}
+    history: dict[int, list[dict[str, Any]]] = {model.number: [] for model in chunk.models}
+    kept: dict[int, list[dict[str, Tensor]]] = {model.number: [] for model in chunk.models}
+    for model, epoch, metrics, read_state in train(chunk, images):
+        label = f"{model.number:06d}"
+        row = {"model": label, "epoch": epoch, **metrics}
+        row["generalisation_gap"] = metrics["train_accuracy"] - metrics["test_accuracy"]
+        history[model.number].append(row)
+        if epoch > config.epochs - config.keep_epochs:
+            state = read_state()
+            kept[model.number].append(state)
+            rows[model.number].append(
+                {
+                    **row,
+                    "checkpoint": f"{label}/{epoch}",
+                    "architecture": config.network.architecture,
+                    "dataset": config.images.source,
+                    "split": None,
+                    "diverged": not math.isfinite(metrics["train_loss"]),
+                    **{f"factor_{name}": value for name, value in model.factors.items()},
+                    "recipe": json.dumps(_describe(model), sort_keys=True),
+                    "sha256": hash_weights(state),
+                    "source": "trained",
+                }
+            )
+    states = [state for model in chunk.models for state in kept[model.number]]
+    final = [history[model.number][-1]["test_accuracy"] for model in chunk.models]
+    return ShardContent(
+        weights={name: torch.stack([state[name] for state in states]) for name in states[0]},
+        rows=[row for model in chunk.models for row in rows[model.number]],
+        history=[row for model in chunk.models for row in history[model.number]],
+        metrics={"test_accuracy": sum(final) / len(final)},
     )
 
 
-def load_weights(zoo: Artifact) -> tuple[pl.DataFrame, dict[str, Tensor]]:
-    """Read a zoo's index and its weights, stacked by parameter name over the rows of the index."""
-    index = pl.read_parquet(zoo.path("index.parquet"))
-    weights, _ = load_tensors(zoo.path("weights.safetensors").read_bytes())
-    return index, weights
+def _describe(model: ModelPlan) -> dict[str, Any]:
+    return {**model.network.model_dump(mode="json"), **model.recipe.model_dump(mode="json"), "seed": model.number}
 
 
-def _train_chunks(chunks: list[_Chunk], partial: Partial, execution: ExecutionConfig, sink: MetricSink) -> None:
-    there = partial.names()
-    missing = [chunk for chunk in chunks if chunk.name not in there]
-    total = chunks[-1].last
-    done = total - sum(chunk.last - chunk.first for chunk in missing)
-    sink.progress(done, total, "models")
-    for position, (data, accuracy) in map_processes(_train_chunk, missing, execution.processes):
-        partial.write(missing[position].name, data)
-        done += missing[position].last - missing[position].first
-        sink.progress(done, total, f"models, test accuracy {accuracy:.3f}")
-        sink.metrics({"zoo/test_accuracy": accuracy}, step=done)
+_Epoch = tuple[ModelPlan, int, dict[str, float], Callable[[], dict[str, Tensor]]]
 
 
-def _train_chunk(chunk: _Chunk) -> tuple[bytes, float]:
-    """Train the models of a chunk; return its file and the mean test accuracy after the last epoch."""
-    config = chunk.config
-    images = load_images(config.images)
-    kept: list[Tensor] = []
-    history = []
-    for model in range(chunk.first, chunk.last):
-        generator = make_generator(config.seed, "zoo", model)
-        network = build_network(config.network, images.channels, images.classes)
-        initialise_network(network, config.initialisation, generator)
-        names = [name for name, _ in network.named_parameters()]
-        training = fit_epochs(
-            network,
-            images.splits["train"],
-            config.learning_rate,
-            config.batch_size,
-            generator,
-            weight_decay=config.weight_decay,
-        )
-        for epoch in range(1, config.epochs + 1):
+def _prepare(chunk: _Chunk, model: ModelPlan, images: ImageDataset) -> tuple[nn.Module, ImageSplit, torch.Generator]:
+    """Return a model's initial network, the training images that it sees, and its generator."""
+    seed = chunk.config.seed
+    generator = make_generator(seed, "zoo", model.number)
+    network = build_network(model.network, images.channels, images.classes, images.size)
+    initialise_network(network, model.recipe.initialisation, generator)
+    seen = thin_split(
+        images.splits["train"], model.recipe, images.classes, make_generator(seed, "zoo-images", model.number)
+    )
+    return network, seen, generator
+
+
+def _train_looping(chunk: _Chunk, images: ImageDataset) -> Iterator[_Epoch]:
+    for model in chunk.models:
+        network, seen, generator = _prepare(chunk, model, images)
+        training = fit_epochs(network, seen, model.recipe, generator, chunk.config.epochs)
+        for epoch in range(1, chunk.config.epochs + 1):
             next(training)
-            row: dict[str, float | int] = {"model": model, "epoch": epoch}
+            metrics = {}
             for split, data in images.splits.items():
-                row[f"{split}_loss"], row[f"{split}_accuracy"] = measure(network, data)
-            history.append(row)
-            if epoch > config.epochs - config.keep_epochs:
-                kept.extend(parameter.detach().clone().contiguous() for parameter in network.parameters())
-    tensors = {name: torch.stack(kept[i :: len(names)]) for i, name in enumerate(names)}
-    final = [row["test_accuracy"] for row in history if row["epoch"] == config.epochs]
-    return save_tensors(tensors, {"history": history}), sum(final) / len(final)
+                metrics[f"{split}_loss"], metrics[f"{split}_accuracy"] = measure(network, data)
+
+            yield model, epoch, metrics, partial(_read_state, network)
 
 
-def _read_chunk(chunk: _Chunk, partial: Partial) -> bytes:
-    try:
-        return partial.read(chunk.name)
-    except CorruptArtifactError:
-        return _train_chunk(chunk)[0]
+def _read_state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
 
 
-def _gather_chunks(chunks: list[_Chunk], partial: Partial) -> tuple[dict[str, Tensor], list[dict], list[dict]]:
-    config = chunks[0].config
-    pieces: list[dict[str, Tensor]] = []
-    history: list[dict] = []
-    for chunk in chunks:
-        tensors, notes = load_tensors(_read_chunk(chunk, partial))
-        pieces.append(tensors)
-        history.extend(notes["history"])
-    weights = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    recipe = json.dumps(config.recipe(), sort_keys=True)
-    for row in history:
-        row["model"] = f"{row['model']:06d}"
-        row["generalisation_gap"] = row["train_accuracy"] - row["test_accuracy"]
-    kept = [row for row in history if row["epoch"] > config.epochs - config.keep_epochs]
-    rows = [
-        {**row, "architecture": config.network.architecture, "dataset": config.images.source, "recipe": recipe}
-        for row in kept
+def _train_batched(chunk: _Chunk, images: ImageDataset) -> Iterator[_Epoch]:
+    device = torch.device(chunk.device)
+    prepared = [_prepare(chunk, model, images) for model in chunk.models]
+    models = BatchedModels.stack([network for network, _, _ in prepared], device)
+    moved = {name: split.to(device) for name, split in images.splits.items()}
+    whole = images.splits["train"].images_NCHW
+    seen = [  # models that see all images share one copy of them
+        ImageSplit(
+            moved["train"].images_NCHW if split.images_NCHW is whole else split.images_NCHW.to(device),
+            split.labels_N.to(device),
+        )
+        for _, split, _ in prepared
     ]
-    return weights, rows, history
+    training = fit_epochs_batched(
+        models,
+        seen,
+        [model.recipe for model in chunk.models],
+        [generator for _, _, generator in prepared],
+        chunk.config.epochs,
+    )
+    for epoch in range(1, chunk.config.epochs + 1):
+        next(training)
+        scores = {split: measure_batched(models, data) for split, data in moved.items()}
+        for position, model in enumerate(chunk.models):
+            metrics = {}
+            for split in moved:
+                metrics[f"{split}_loss"], metrics[f"{split}_accuracy"] = scores[split][position]
+            yield model, epoch, metrics, partial(models.read_state, position)

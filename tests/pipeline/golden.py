@@ -27,6 +27,7 @@ from mzsane.files import load_tensors
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
 from mzsane.tokens.store import read_tokens
+from mzsane.zoo.shards import load_weights
 
 # Other instruction sets (AVX2, SSE4.1) and numbers of threads changed less than 0.0001 here.
 RELATIVE = 0.005  # what another CPU may change in a mean
@@ -166,8 +167,8 @@ def _list_rows(frame: pl.DataFrame) -> list[str]:
 
 
 def _describe_zoo(zoo: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:
-    weights, _ = load_tensors(zoo.path("weights.safetensors").read_bytes())
-    index, history = (pl.read_parquet(zoo.path(name)) for name in ("index.parquet", "history.parquet"))
+    index, weights = load_weights(zoo)
+    history = pl.read_parquet(zoo.path("history.parquet"))
     facts[f"{key} shapes"] = _list_shapes(weights)
     facts[f"{key} columns"] = index.columns
     means[f"{key} test loss"] = _mean(history["test_loss"])

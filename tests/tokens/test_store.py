@@ -16,7 +16,8 @@ from mzsane.tokens.store import build_tokens, canonicalise, plan_tokens, read_to
 from mzsane.tokens.symmetry import derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
-from mzsane.zoo.train import load_weights, plan_zoo
+from mzsane.zoo.shards import load_weights
+from mzsane.zoo.train import plan_zoo
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ class TestSplit:
         order = torch.arange(len(index) - 1, -1, -1)
         backwards = {name: value[order] for name, value in weights.items()}
         files = {
-            "index.parquet": to_parquet(index[order.tolist()]),
-            "weights.safetensors": save_tensors(backwards),
+            "index.parquet": to_parquet(index[order.tolist()].with_columns(row=pl.int_range(pl.len()))),
+            "weights-00000.safetensors": save_tensors(backwards),
             "history.parquet": to_parquet(index),
         }
         store.publish(plan_zoo(tiny_zoo_config), files, {})
@@ -67,6 +68,17 @@ class TestSplit:
         assert set(ours) == set(theirs)
         for key, flat in ours.items():
             assert torch.equal(flat, theirs[key]), key
+
+    def test_what_the_zoo_says_counts(self, tiny_zoo, tiny_zoo_config, tiny_tokens_config, store):
+        index, weights = load_weights(tiny_zoo)
+        given = {"000000": "test", "000001": "train", "000004": "val"}
+        index = index.with_columns(split=pl.col("model").replace_strict(given, default=None))
+        files = {"index.parquet": to_parquet(index), "weights-00000.safetensors": save_tensors(weights)}
+        store.publish(plan_zoo(tiny_zoo_config), files, {})
+        table = read_tokens(build_tokens(tiny_tokens_config, tiny_zoo_config, store))
+        found = dict(table.index.select("model", "split").unique().rows())
+        assert {model: found[model] for model in given} == given
+        assert None not in found.values()
 
     def test_a_zoo_without_training_models_is_refused(self, make_store, tiny_zoo_config):
         """The reference of the canonical form is a training model."""
@@ -137,7 +149,7 @@ class TestFile:
         index, weights = load_weights(tiny_zoo)
         assert torch.equal(raw_table.flat_NP, raw_table.layout.flatten(weights))
         assert raw_table.flat_NP.dtype == torch.float32
-        assert raw_table.index.drop("split").equals(index)
+        assert raw_table.index.drop("split").equals(index.drop("split", "shard", "row"))
         assert raw_table.groups == derive_groups(build_network(tiny_zoo_config.network, 1, 4))
         assert raw_table.layout.token_dim == 51
 
@@ -167,7 +179,7 @@ class TestFile:
         index, weights = load_weights(zoo)
         for row, bias in values.items():
             weights["module_list.11.bias"][row] = torch.tensor(bias)
-        files = {"index.parquet": to_parquet(index), "weights.safetensors": save_tensors(weights)}
+        files = {"index.parquet": to_parquet(index), "weights-00000.safetensors": save_tensors(weights)}
         store.publish(plan_zoo(zoo_config), files, {})
         tokens = build_tokens(tokens_config.model_copy(update={"canonical": False}), zoo_config, store)
         self.tokens_ref = tokens.ref

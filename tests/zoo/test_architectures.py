@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 from mzsane.config import NetworkConfig, ZooConfig
+from mzsane.errors import ConfigError
 from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.vision import open_torchvision
 
-INITIALISATIONS = ZooConfig.model_fields["initialisation"].annotation.__args__
+INITIALISATIONS = [
+    name for name in ZooConfig.model_fields["initialisation"].annotation.__args__ if name not in ("uniform", "normal")
+]
 ACTIVATIONS = NetworkConfig.model_fields["activation"].annotation.__args__
 
 
@@ -90,3 +94,85 @@ def test_weights_come_from_the_generator_alone():
         if a.ndim > 1:
             assert not torch.equal(a, c)
     assert all(parameter.requires_grad for parameter in one.parameters())
+
+
+def test_plain_distributions_are_the_published_ones():
+    for name, mean, deviation in (("uniform", 0.5, 12**-0.5), ("normal", 0.0, 1.0)):
+        weights = torch.cat([p.flatten() for p in make_network(name).parameters() if p.ndim > 1])
+        assert weights.mean().item() == pytest.approx(mean, abs=0.08)
+        assert weights.std().item() == pytest.approx(deviation, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels", "classes", "size", "weights"),
+    [
+        ({"architecture": "cnn-l"}, 3, 10, 32, 10_853),
+        ({"architecture": "resnet18"}, 3, 10, 32, 11_173_962),
+        ({"architecture": "resnet18"}, 3, 100, 32, 11_220_132),
+        ({"architecture": "resnet18", "width": 16}, 1, 10, 28, 701_178),
+        ({"architecture": "mlp"}, 1, 10, 28, 784 * 32 + 32 + 32 * 32 + 32 + 330),
+        ({"architecture": "vit"}, 1, 10, 28, 138_890),
+    ],
+)
+def test_architectures_have_the_expected_size(settings, channels, classes, size, weights):
+    network = build_network(NetworkConfig(activation="relu", **settings), channels, classes, size)
+    assert sum(parameter.numel() for parameter in network.parameters()) == weights
+    initialise_network(network, "kaiming_uniform", torch.Generator().manual_seed(0))
+    logits = network(torch.randn(3, channels, size, size))
+    assert logits.shape == (3, classes)
+    assert logits.isfinite().all()
+
+
+def test_cnn_l_has_the_published_names():
+    names = {
+        name.rsplit(".", 1)[0] for name in build_network(NetworkConfig(architecture="cnn-l"), 3, 10, 32).state_dict()
+    }
+    assert names == {f"module_list.{layer}" for layer in (0, 4, 8, 13, 16)}
+
+
+def test_resnet18_computes_what_torchvisions_does():
+    """With torchvision's own weights and the CIFAR stem put in its place, the outputs are the same."""
+    theirs = open_torchvision().models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    ours = build_network(NetworkConfig(architecture="resnet18", activation="relu"), 3, 10, 32)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_changes_training_and_no_name():
+    plain, dropping = make_network(), make_network(dropout=0.5)
+    assert list(plain.state_dict()) == list(dropping.state_dict())
+    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain.eval()(x), dropping.eval()(x))
+    assert not torch.equal(dropping.train()(x), dropping(x))
+
+
+class TestFactory:
+    def test_is_called_with_channels_and_classes(self, monkeypatch, tmp_path):
+        (tmp_path / "their_networks.py").write_text(
+            "from torch import nn\ndef small(channels, classes):\n"
+            "    return nn.Sequential(nn.Flatten(), nn.Linear(784 * channels, classes))\n"
+            "def broken(channels, classes):\n    raise KeyError('depth')\n"
+            "number = lambda channels, classes: 3\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        network = build_network(NetworkConfig(architecture="their_networks:small"), 1, 7)
+        assert torch.equal(before, torch.get_rng_state())
+        assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+        for name, message in (
+            ("broken", "KeyError: 'depth'"),
+            ("number", "made a int"),
+            ("none", "cannot be imported"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                build_network(NetworkConfig(architecture=f"their_networks:{name}"), 1, 7)
+
+    def test_unknown_name_is_refused(self):
+        with pytest.raises(ValueError, match="architecture"):
+            NetworkConfig(architecture="cnn-xl")
+        with pytest.raises(ConfigError, match="cannot be imported"):
+            build_network(NetworkConfig(architecture="no.such.module:make"), 1, 7)

@@ -1,15 +1,19 @@
 """Training a population: complete, the same however it is spread, and resumed instead of repeated."""
 
+import json
+
 import polars as pl
 import pytest
 import torch
 
-from mzsane.config import ExecutionConfig, ZooConfig
+from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
+from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs, measure
 from mzsane.zoo.images import load_images
-from mzsane.zoo.train import load_weights, plan_zoo, train_zoo
+from mzsane.zoo.shards import hash_weights, iterate_weights, load_weights
+from mzsane.zoo.train import plan_models, plan_zoo, train_zoo
 
 SERIAL = ExecutionConfig(processes=1)
 
@@ -48,7 +52,7 @@ def test_index_has_a_row_a_kept_checkpoint(tiny_zoo, tiny_zoo_config):
     assert index.select("model", "epoch").rows() == expected
     assert set(weights) == set(build_network(tiny_zoo_config.network, 1, 4).state_dict())
     assert all(len(value) == len(index) and value.dtype == torch.float32 for value in weights.values())
-    assert tiny_zoo.manifest.counts == {"models": 6, "checkpoints": 12}
+    assert tiny_zoo.manifest.counts == {"models": 6, "checkpoints": 12, "rejected": 0}
     assert set(index["architecture"]) == {"cnn-s"}
     assert set(index["dataset"]) == {"glyphs"}
 
@@ -89,7 +93,7 @@ def test_a_model_is_what_the_recipe_says(tiny_zoo, tiny_zoo_config):
     generator = make_generator(0, "zoo", 4)
     network = build_network(tiny_zoo_config.network, 1, 4)
     initialise_network(network, "kaiming_uniform", generator)
-    training = fit_epochs(network, images.splits["train"], 1e-3, 16, generator)
+    training = fit_epochs(network, images.splits["train"], RecipeConfig(), generator)
     for epoch in (1, 2):
         next(training)
         for name, value in network.named_parameters():
@@ -130,7 +134,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_zoo, tiny_zoo_config,
     with pytest.raises(KeyboardInterrupt):
         train_zoo(tiny_zoo_config, store, execution, Interruptor(stop_at))
     assert not store.exists(plan_zoo(tiny_zoo_config).ref)
-    assert len(store.partial(plan_zoo(tiny_zoo_config)).names()) == stop_at // 2
+    names = store.partial(plan_zoo(tiny_zoo_config)).names()
+    assert len([name for name in names if name.endswith(".json")]) == stop_at // 2
     sink = Interruptor()
     zoo = train_zoo(tiny_zoo_config, store, execution, sink)
     assert sink.seen == list(range(stop_at, 7, 2))
@@ -167,14 +172,17 @@ def test_global_random_state_is_left_alone(tiny_zoo_config, store):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_damaged_chunk_is_made_again(tiny_zoo, tiny_zoo_config, store):
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_damaged_chunk_is_made_again(tiny_zoo, tiny_zoo_config, store, suffix):
     work = plan_zoo(tiny_zoo_config)
     with pytest.raises(KeyboardInterrupt):
         train_zoo(tiny_zoo_config, store, SERIAL, Interruptor(4))
-    (name,) = store.partial(work).names()
+    (name,) = (name for name in store.partial(work).names() if name.endswith(suffix))
     stored = f"partial/{work.ref}/{name}"
     store.files.write(stored, store.files.read(stored)[:1000])
-    assert hash_files(train_zoo(tiny_zoo_config, store, SERIAL)) == hash_files(tiny_zoo)
+    sink = Interruptor()
+    assert hash_files(train_zoo(tiny_zoo_config, store, SERIAL, sink)) == hash_files(tiny_zoo)
+    assert sink.seen == [0, 4, 6]
 
 
 def test_fingerprint_follows_the_recipe_alone(tiny_zoo_config):
@@ -190,3 +198,88 @@ def test_fingerprint_follows_the_recipe_alone(tiny_zoo_config):
     ]
     refs = {plan_zoo(ZooConfig(**{**dict(tiny_zoo_config), **change})).ref.fingerprint for change in changes}
     assert len(refs | {ref.fingerprint}) == len(changes) + 1
+
+
+class TestFactors:
+    def test_grid_takes_every_combination_equally_often(self, tiny_zoo_config):
+        factors = FactorsConfig(activation=("tanh", "relu"), learning_rate=(1e-3, 3e-3), dropout=(0.0, 0.2))
+        config = ZooConfig(**{**dict(tiny_zoo_config), "models": 16, "factors": factors})
+        plans = plan_models(config)
+        seen = [(p.network.activation, p.recipe.learning_rate, p.network.dropout) for p in plans]
+        assert len(set(seen)) == 8
+        assert all(seen.count(combination) == 2 for combination in seen)
+
+    def test_random_design_draws_every_level(self, tiny_zoo_config):
+        factors = FactorsConfig(design="random", optimizer=("adam", "sgd"), batch_size=(8, 16, 32))
+        config = ZooConfig(**{**dict(tiny_zoo_config), "models": 60, "factors": factors})
+        plans = plan_models(config)
+        assert {(p.recipe.optimizer, p.recipe.batch_size) for p in plans} == {
+            (optimizer, size) for optimizer in ("adam", "sgd") for size in (8, 16, 32)
+        }
+        assert plans == plan_models(config)
+        assert plans[:20] == plan_models(config.model_copy(update={"models": 20}))
+
+    @pytest.mark.parametrize(
+        ("factors", "message"),
+        [
+            ({"learning_rate": (1e-3, -1.0)}, "greater than 0"),
+            ({"width": (8, 16)}, "width has no meaning for cnn-s"),
+            ({"dropout": (0.0, 0.1, 0.2, 0.3)}, "multiple of the 4 combinations"),
+            ({"colour": ("red",)}, "colour"),
+        ],
+    )
+    def test_bad_factors_are_refused(self, tiny_zoo_config, factors, message):
+        with pytest.raises(ValueError, match=message):
+            ZooConfig.model_validate({**tiny_zoo_config.model_dump(), "factors": factors})
+
+    def test_index_says_what_each_model_is(self, tiny_zoo_config, store):
+        factors = FactorsConfig(activation=("tanh", "relu"), learning_rate=(1e-3, 1e-2))
+        changes = {"models": 4, "epochs": 1, "keep_epochs": 1, "factors": factors}
+        index, weights = load_weights(train_zoo(ZooConfig(**{**dict(tiny_zoo_config), **changes}), store, SERIAL))
+        assert index.select("factor_activation", "factor_learning_rate").rows() == [
+            ("tanh", 1e-3),
+            ("tanh", 1e-2),
+            ("relu", 1e-3),
+            ("relu", 1e-2),
+        ]
+        for row in index.iter_rows(named=True):
+            recipe = json.loads(row["recipe"])
+            assert recipe["activation"] == row["factor_activation"]
+            assert recipe["learning_rate"] == row["factor_learning_rate"]
+            assert row["sha256"] == hash_weights({name: value[row["row"]] for name, value in weights.items()})
+        assert not torch.equal(weights["module_list.0.weight"][0], weights["module_list.0.weight"][1])
+
+    def test_widths_are_shards_of_their_own(self, tiny_zoo_config, store):
+        changes = {"network": NetworkConfig(architecture="mlp"), "factors": FactorsConfig(width=(8, 16)), "models": 4}
+        zoo = train_zoo(ZooConfig(**{**dict(tiny_zoo_config), **changes}), store, SERIAL)
+        widths = [weights["module_list.1.weight"].shape[1] for _, weights in iterate_weights(zoo)]
+        assert widths == [8, 16]
+        with pytest.raises(ConfigError, match="different architectures"):
+            load_weights(zoo)
+
+
+def test_a_diverged_model_is_kept_and_marked(tiny_zoo_config, store):
+    factors = FactorsConfig(weight_decay=(0.0, 1.0))  # at a rate of 10 a decay of 1 multiplies weights by -9 a step
+    changes = {"models": 2, "epochs": 8, "factors": factors, "optimizer": "sgd", "learning_rate": 10.0}
+    config = ZooConfig(**{**dict(tiny_zoo_config), **changes, "network": NetworkConfig(activation="relu")})
+    index, _ = load_weights(train_zoo(config, store, SERIAL))
+    assert index["diverged"].to_list()[2:] == [True, True]
+    assert len(index) == 4
+
+
+def test_batch_norm_statistics_are_kept(tiny_zoo_config, store):
+    network = NetworkConfig(architecture="resnet18", width=4, activation="relu")
+    changes = {"network": network, "models": 2, "epochs": 1, "keep_epochs": 1, "batch_size": 40}
+    config = ZooConfig(**{**dict(tiny_zoo_config), **changes})
+    index, weights = load_weights(train_zoo(config, store, SERIAL))
+    assert weights["bn1.num_batches_tracked"].tolist() == [2, 2]
+    assert not torch.equal(weights["bn1.running_mean"][0], torch.zeros(4))
+    rebuilt = rebuild(config, weights, 1)
+    loss, accuracy = measure(rebuilt, load_images(config.images).splits["test"])
+    assert (loss, accuracy) == pytest.approx((index["test_loss"][1], index["test_accuracy"][1]), rel=1e-5)
+
+
+def test_wrong_image_size_is_said_before_any_work(tiny_zoo_config, store):
+    config = ZooConfig(**{**dict(tiny_zoo_config), "network": NetworkConfig(architecture="cnn-l")})
+    with pytest.raises(ConfigError, match="cnn-l takes images of 32x32 pixels, not 28x28"):
+        train_zoo(config, store, SERIAL)
