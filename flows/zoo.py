@@ -1,11 +1,21 @@
-"""Flow `zoo`: train a zoo."""
+"""Flow `zoo`: train a zoo. As a command: train, export."""
+
+import argparse
+import logging
+import sys
 
 from prefect import flow
 
-from mzsane.artifacts import ArtifactRef
+from flows.presets import list_presets, load_zoo_preset
+from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import ExecutionConfig, ZooConfig
+from mzsane.errors import ConfigError, MzsaneError
+from mzsane.plan import plan_zoo_stage
+from mzsane.zoo.export import export_zoo
 from tasks import stages
 from tasks.logs import quiet_expected_errors
+from tasks.publish import show_card
+from tasks.terminal import TerminalSink, print_card
 
 quiet_expected_errors()
 
@@ -21,4 +31,50 @@ def zoo(
         execution: How the work is done; changes no result.
         tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
-    return stages.train_zoo(zoo, execution, tracking_parent)
+    ref = stages.train_zoo(zoo, execution, tracking_parent)
+    show_card(zoo.name, ArtifactStore.from_environment().open(ref))
+    return ref
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.zoo", description="Zoos of trained networks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    preset = f"a preset ({', '.join(list_presets('zoos'))}) or the path of a YAML file"
+    train = commands.add_parser("train", help="train a zoo and print its card")
+    train.add_argument("preset", help=preset)
+    train.add_argument("--processes", type=int, help="worker processes; all cores if not given")
+    export = commands.add_parser("export", help="write a trained zoo in the layout of the published zoos")
+    export.add_argument("preset", help=preset)
+    export.add_argument("target", help="folder or URL to write to")
+    for command in (train, export):
+        command.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
+    options = parser.parse_args(arguments)
+    try:
+        return _run_command(options)
+    except MzsaneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    config = load_zoo_preset(options.preset, options.set)
+    store = ArtifactStore.from_environment()
+    found = store.find(plan_zoo_stage(config).work.ref)
+    if options.command == "export":
+        if found is None:
+            raise ConfigError(f"zoo {config.name} is not in {store.root}: train it first")
+        count = export_zoo(found, options.target, TerminalSink())
+        print(f"{count} checkpoints written to {options.target}")
+        return 0
+    if found is None:
+        store.check()
+        zoo(zoo=config, execution=ExecutionConfig(processes=options.processes))
+        logging.getLogger("prefect").setLevel(logging.WARNING)
+        found = store.open(plan_zoo_stage(config).work.ref)
+    print_card(config.name, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,8 @@
-"""Show a comparison on Prefect's pages: a table, the figure, and where the rest is."""
+"""Show results on Prefect's pages: a comparison's table and figure, a zoo's card."""
 
 import base64
 import os
+import re
 
 import polars as pl
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -40,7 +41,23 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
         key="findings",
         description=f"What ablation {name} found",
     )
-    picture = base64.b64encode(comparison.path("accuracy.png").read_bytes()).decode()
-    create_image_artifact(
-        image_url=f"data:image/png;base64,{picture}", key="accuracy", description="Accuracy by arm and target"
+    _show_image(comparison, "accuracy.png", "accuracy", "Accuracy by arm and target")
+
+
+def show_card(name: str, zoo: Artifact) -> None:
+    """Create the artifacts of a zoo's flow run: its card and the card's figures."""
+    key = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    create_markdown_artifact(
+        markdown=f"# {name}\n\n{zoo.path('card.md').read_text()}\n\nArtifact: `{zoo.address}`",
+        key=f"card-{key}",
+        description=f"What is in zoo {name}",
     )
+    for figure in zoo.manifest.files:
+        if figure.startswith("card-"):
+            what = figure.removeprefix("card-").removesuffix(".png")
+            _show_image(zoo, figure, f"card-{key}-{what}", f"Zoo {name}: {what}")
+
+
+def _show_image(artifact: Artifact, file: str, key: str, description: str) -> None:
+    picture = base64.b64encode(artifact.path(file).read_bytes()).decode()
+    create_image_artifact(image_url=f"data:image/png;base64,{picture}", key=key, description=description)

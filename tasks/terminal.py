@@ -1,9 +1,12 @@
-"""Show a comparison in the terminal; the last line is the path of its page."""
+"""What commands print: a comparison, a zoo's card, progress."""
 
 import shutil
+from collections.abc import Mapping
 
 import polars as pl
 from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mzsane.artifacts import Artifact
 from mzsane.report.findings import find_findings
@@ -13,7 +16,7 @@ _WIDTH = 120  # of the table when the output is not a terminal
 
 
 def print_comparison(comparison: Artifact) -> None:
-    """Print the table, what was found, and the path of the page."""
+    """Print the table, what was found, and, as the last line, the path of the page."""
     rows = pl.read_parquet(comparison.path("comparison.parquet"))
     console = Console(width=max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), highlight=False)
     console.print(comparison_table(rows))
@@ -21,3 +24,34 @@ def print_comparison(comparison: Artifact) -> None:
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(f"\nartifact {comparison.address}", soft_wrap=True)
     print(comparison.path("report.html").resolve())
+
+
+def print_card(name: str, zoo: Artifact) -> None:
+    """Print a zoo's card and where it is."""
+    console = Console(width=max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), highlight=False)
+    console.print(Markdown(f"# zoo {name}\n\n{zoo.path('card.md').read_text()}"))
+    console.print(f"\nartifact {zoo.address}", soft_wrap=True)
+    for figure in zoo.manifest.files:
+        if figure.startswith("card-"):
+            print(zoo.path(figure).resolve())
+
+
+class TerminalSink:
+    """A `MetricSink` that draws a progress bar, for commands that are no flow runs."""
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns)
+        self._task: TaskID | None = None
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Drop the values."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._task = self._bar.add_task(note, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, description=note)
+        if done >= total:
+            self._bar.stop()

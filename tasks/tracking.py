@@ -16,10 +16,10 @@ from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms
-from mzsane.report.appearance import to_png
 from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curves
 from mzsane.report.plots import plot_curves
 

@@ -1,30 +1,45 @@
-"""Complete ablation configs as YAML files, by name."""
+"""Complete configs as YAML files, by name: ablations here, zoos in `zoos/`."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from mzsane.config import AblationConfig, load_config
+from mzsane.config import AblationConfig, Config, ZooConfig, load_config
 from mzsane.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
+T = TypeVar("T", bound=Config)
 
 
-def list_presets() -> list[str]:
-    """Return the names of the shipped presets."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+def list_presets(kind: str = "") -> list[str]:
+    """Return the names of the shipped presets: of ablations, or of `zoos`."""
+    return sorted(path.stem for path in (_FOLDER / kind).glob("*.yaml"))
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> AblationConfig:
-    """Load a shipped preset by name, or any config by the path of its YAML file, with `path.to.key=value` overrides.
+    """Load a shipped ablation by name, or any by the path of its YAML file, with `path.to.key=value` overrides.
 
     Raises:
         ConfigError: there is no such preset or file, or a setting is wrong.
     """
-    if name in list_presets():
-        return load_config(AblationConfig, _FOLDER / f"{name}.yaml", overrides)
+    return _load(AblationConfig, "", name, overrides)
+
+
+def load_zoo_preset(name: str, overrides: Sequence[str] = ()) -> ZooConfig:
+    """Load a shipped zoo by name, or any by the path of its YAML file, with `path.to.key=value` overrides.
+
+    Raises:
+        ConfigError: there is no such preset or file, or a setting is wrong.
+    """
+    return _load(ZooConfig, "zoos", name, overrides)
+
+
+def _load(config: type[T], kind: str, name: str, overrides: Sequence[str]) -> T:
+    if name in list_presets(kind):
+        return load_config(config, _FOLDER / kind / f"{name}.yaml", overrides)
     if Path(name).suffix in (".yaml", ".yml"):
-        return load_config(AblationConfig, Path(name), overrides)
-    raise ConfigError(f"no preset {name!r}: give the path of a YAML file or one of {', '.join(list_presets())}")
+        return load_config(config, Path(name), overrides)
+    raise ConfigError(f"no preset {name!r}: give the path of a YAML file or one of {', '.join(list_presets(kind))}")
 
 
 DEMO = load_preset("demo")

@@ -12,11 +12,11 @@ from typing import Any
 
 import polars as pl
 
+from mzsane.appearance import assign_looks, to_png
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import AblationConfig, CompositionConfig
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.report.appearance import assign_looks, to_png
 from mzsane.report.cells import ROW_SCHEMA
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from mzsane.report.appearance import Look, assign_looks, to_png, to_svg
+from mzsane.appearance import Look, assign_looks, to_png, to_svg
 from mzsane.report.cells import check_rows, list_names
 from mzsane.report.findings import find_findings
 from mzsane.report.page_style import SCRIPT, STYLE

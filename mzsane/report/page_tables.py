@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from mzsane.report.appearance import Look
+from mzsane.appearance import Look
 from mzsane.report.cells import Cell, check_rows, format_accuracy, list_names
 from mzsane.report.provenance import merge_artifacts
 from mzsane.report.table import MISSING, arrange_lines, format_marks, name_epochs, write_caption

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from mzsane.report.appearance import (
+from mzsane.appearance import (
     BAND,
     MUTED,
     Look,

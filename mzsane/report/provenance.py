@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from mzsane.report.appearance import INK, MUTED, create_figure, create_message, quote
+from mzsane.appearance import INK, MUTED, create_figure, create_message, quote
 
 STAGES = ("zoo", "tokens", "backbone", "samples", "scores")
 # Not the colours of compositions, which mean something else.

@@ -121,6 +121,11 @@ class ZooParts:
         """Metrics of every model and epoch."""
         return pl.DataFrame(self._history, infer_schema_length=None)
 
+    def read_shard(self, shard: str) -> dict[str, Tensor]:
+        """Return the stacked weights of a finished shard."""
+        weights, _ = load_tensors(self._store.files.read(f"{self._work.ref}/{self._shards[int(shard)].path}"))
+        return weights
+
     def files(self) -> dict[str, bytes | FileEntry]:
         """Return the files of the artifact."""
         return {

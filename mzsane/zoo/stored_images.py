@@ -6,6 +6,8 @@ Suffixes: N images, C channels, H height, W width.
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ def _read_npz(path: Path, part: str) -> ImagePart | None:
                     "labels under labels, y, targets, alone or with _train and _test"
                 )
             images, labels = arrays[image_key], arrays[label_key]
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} cannot be read as npz: {error}") from None

@@ -21,6 +21,7 @@ from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
@@ -109,7 +110,8 @@ def train_zoo(
         "models",
         names=[chunk.name for chunk in chunks],
     )
-    return store.publish(work, parts.files(), parts.counts())
+    card = draw_card(parts, _describe_zoo(config), images)
+    return store.publish(work, {**parts.files(), **card}, parts.counts())
 
 
 def pick_device(execution: ExecutionConfig) -> str:
@@ -185,6 +187,24 @@ def _train_chunk(chunk: _Chunk) -> ShardContent:
 
 def _describe(model: ModelPlan) -> dict[str, Any]:
     return {**model.network.model_dump(mode="json"), **model.recipe.model_dump(mode="json"), "seed": model.number}
+
+
+def _describe_zoo(config: ZooConfig) -> dict[str, Any]:
+    """Return what the card says besides what is measured."""
+    fixed = {
+        "activation": config.network.activation,
+        **{key: getattr(config, key) for key in RecipeConfig.model_fields},
+    }
+    recipe = {key: value for key, value in fixed.items() if key not in config.factors.levels()}
+    varied = ", ".join(f"{name} {list(levels)}" for name, levels in config.factors.levels().items())
+    return {
+        "architecture": config.network.architecture,
+        "dataset": json.dumps(config.images.model_dump(mode="json", exclude_defaults=True)),
+        "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()),
+        "epochs": config.epochs,
+        "generating factors": varied or "the seed alone",
+        "seed": config.seed,
+    }
 
 
 _Epoch = tuple[ModelPlan, int, dict[str, float], Callable[[], dict[str, Tensor]]]

@@ -5,7 +5,7 @@ import math
 import polars as pl
 from matplotlib.colors import to_hex
 
-from mzsane.report.appearance import assign_looks
+from mzsane.appearance import assign_looks
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning, plot_provenance, to_png, to_svg
 
 
