@@ -326,12 +326,17 @@ class TestLoadConfig:
         (EvaluationConfig, {"finetune_epochs": [3]}, "finetune_epochs must start at 0 and rise, not [3]"),
         (SamplingConfig, {"sampler": "magic"}, "sampler: Input should be 'joint', not 'magic'"),
         (BackboneConfig, {"max_positions": [1, 2]}, "max_positions.2: Field required"),
+        (
+            TargetConfig,
+            {"name": "t", "images": {"source": "glyphs", "noise": 2}, "network": {}},
+            "images.noise: Input should be less than or equal to 1, not 2",
+        ),
     ],
 )
 def test_explain_validation(kind, data, expected):
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(data)
-    text = explain_validation(caught.value)
+    text = explain_validation(caught.value, data)
     assert text.startswith(expected)
     assert "\n" not in text
 

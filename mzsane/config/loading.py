@@ -27,14 +27,19 @@ def validate_config(kind: type[T], data: Any, where: str) -> T:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {explain_validation(error)}") from None
+        raise ConfigError(f"{where}: {explain_validation(error, data)}") from None
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Put a pydantic error in one line: each wrong key with its value and the reason."""
+def explain_validation(error: ValidationError, data: Any) -> str:
+    """Put a pydantic error in one line: each wrong key with its value and the reason.
+
+    Args:
+        error: what pydantic says.
+        data: what was validated.
+    """
     reasons = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        key = ".".join(_drop_tags(item["loc"], data))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
@@ -42,6 +47,20 @@ def explain_validation(error: ValidationError) -> str:
             message += f", not {item['input']!r}"
         reasons.append(f"{key}: {message}" if key else message)
     return "; ".join(reasons)
+
+
+def _drop_tags(place: tuple[int | str, ...], data: Any) -> list[str]:
+    """Return a key's path without what pydantic puts in it for the alternatives of a union."""
+    path: list[str] = []
+    for number, part in enumerate(place):
+        if isinstance(data, list | tuple):
+            data = dict(enumerate(data))
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif number < len(place) - 1:
+            continue
+        path.append(str(part))
+    return path
 
 
 def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:

@@ -1,0 +1,150 @@
+"""Zoo training: images a second against a plain loop, cores against one, and on a GPU many models at once.
+
+Baseline: one process, one thread, preloaded tensors, default memory format, unfused optimizer.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import ExecutionConfig, GlyphsConfig, RecipeConfig, ZooConfig
+from mzsane.parallel import map_processes, single_thread
+from mzsane.randomness import make_generator
+from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.fit import fit_epochs
+from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched
+from mzsane.zoo.images import ImageSplit, load_images
+from mzsane.zoo.train import train_zoo
+
+IMAGES = GlyphsConfig(source="glyphs", images=10_000)
+CONFIG = ZooConfig(name="bench", images=IMAGES, models=2, epochs=1, keep_epochs=1, batch_size=64)
+RECIPE = RecipeConfig(batch_size=64)
+GPU_MODELS = 512
+
+
+def build(seed: int) -> torch.nn.Module:
+    """Build a CNN-s."""
+    network = build_network(CONFIG.network, 1, 10)
+    initialise_network(network, "kaiming_uniform", make_generator(seed, "bench"))
+    return network
+
+
+def train_plainly(network: torch.nn.Module, split: ImageSplit) -> None:
+    """Train one epoch as a short script would."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for batch in torch.randperm(len(split.labels_N), device=split.labels_N.device).split(64):
+        loss = functional.cross_entropy(network(split.images_NCHW[batch]), split.labels_N[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def train_ours(network: torch.nn.Module, split: ImageSplit) -> None:
+    """Train one epoch by the loop of zoo training."""
+    next(fit_epochs(network, split, RECIPE, make_generator(0, "order")))
+
+
+def measure_seconds(run: Callable[[], None]) -> float:
+    """Return the wall time of a call, GPU work included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def train_job(seed: int) -> None:
+    """Train one network in a worker process, images in memory from the first call on."""
+    train_ours(build(seed), load_images(IMAGES).splits["train"])
+
+
+def measure_cpu(repeats: int) -> list[dict]:
+    """Compare our loop with the plain one, and two processes with one; interleaved, medians."""
+    split = load_images(IMAGES).splits["train"]
+    plain, ours, serial, parallel = [], [], [], []
+    list(map_processes(train_job, [0] * 4, 2))  # starts the workers and loads their images
+    for seed in range(repeats):
+        with single_thread():
+            plain.append(measure_seconds(lambda seed=seed: train_plainly(build(seed), split)))
+            ours.append(measure_seconds(lambda seed=seed: train_ours(build(seed), split)))
+        serial.append(measure_seconds(lambda: list(map_processes(train_job, range(4), 1))))
+        parallel.append(measure_seconds(lambda: list(map_processes(train_job, range(4), 2))))
+    count = len(split.labels_N)
+    base, own = statistics.median(plain), statistics.median(ours)
+    return [
+        row("plain loop", 1e6 * base / count, "microseconds an image"),
+        row("our loop, times as fast", base / own, "ratio", 1e6 * base / count, 1.3),
+        row("two processes, times one", statistics.median(serial) / statistics.median(parallel), "ratio", 1.0, 1.8),
+    ]
+
+
+def measure_stage() -> list[dict]:
+    """Time the whole stage, metrics and artifact included."""
+    config = CONFIG.model_copy(update={"models": 8, "epochs": 3})
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = measure_seconds(lambda: train_zoo(config, ArtifactStore(folder), ExecutionConfig(device="cpu")))
+    return [row("whole stage, model-epochs a second", 8 * 3 / seconds, "1/s")]
+
+
+def measure_gpu() -> list[dict]:
+    """Compare many models at once with one by one on the GPU, on 60,000 images of MNIST's size."""
+    device = torch.device("cuda")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(60_000, 1, 28, 28, generator=generator)
+    split = ImageSplit(images, torch.randint(10, (60_000,), generator=generator)).to(device)
+    network = build(0).to(device)
+    train_plainly(network, split)
+    one = measure_seconds(lambda: train_plainly(network, split))
+    models = BatchedModels.stack([build(seed) for seed in range(GPU_MODELS)], device)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(GPU_MODELS)]
+    training = fit_epochs_batched(models, [split] * GPU_MODELS, [RECIPE] * GPU_MODELS, generators, 2)
+    next(training)
+    many = measure_seconds(lambda: next(training))
+    rate = GPU_MODELS / many
+    return [
+        row("one model on the GPU, model-epochs a second", 1 / one, "1/s"),
+        row(f"{GPU_MODELS} models at once, model-epochs a second", rate, "1/s"),
+        row(f"{GPU_MODELS} models at once, times one by one", rate * one, "ratio", 1 / one, 50.0),
+        row("peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB"),
+    ]
+
+
+def row(name: str, value: float, unit: str, baseline: float | None = None, bar: float | None = None) -> dict:
+    """Make a row of the result."""
+    holds = None if bar is None else value >= bar
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
+
+
+def main() -> int:
+    """Run the benchmark; returns 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    rows = measure_cpu(options.repeats) + measure_stage()
+    if torch.cuda.is_available():
+        rows += measure_gpu()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    print(f"{device}, torch {torch.__version__}")
+    for item in rows:
+        bar = "" if item["bar"] is None else f"  bar {item['bar']:g}: {'holds' if item['holds'] else 'MISSED'}"
+        print(f"{item['name']:<48}{item['value']:>12.2f}  {item['unit']}{bar}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if any(item["holds"] is False for item in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
