@@ -8,10 +8,10 @@ from tasks import stages
 
 
 def make_tokens(config: AblationConfig, zoo_names: list[str], execution: ExecutionConfig, run: str | None) -> None:
-    """Train and tokenize zoos."""
+    """Make and tokenize zoos."""
     for name in zoo_names:
         zoo = config.find_zoo(name)
-        stages.train_zoo(zoo, execution, run)
+        stages.make_zoo(zoo, execution, run)
         stages.build_tokens(zoo, config.tokens, execution)
 
 

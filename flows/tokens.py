@@ -1,9 +1,9 @@
-"""Flow `tokens`: tokenize a zoo, which is trained first when it is not there."""
+"""Flow `tokens`: tokenize a zoo, which is made first when it is not there."""
 
 from prefect import flow
 
 from mzsane.artifacts import ArtifactRef
-from mzsane.config import ExecutionConfig, TokensConfig, ZooConfig
+from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 
@@ -12,7 +12,7 @@ quiet_expected_errors()
 
 @flow(name="tokens", flow_run_name="tokens-{zoo.name}")
 def tokens(
-    zoo: ZooConfig,
+    zoo: AnyZooConfig,
     tokens: TokensConfig = TokensConfig(),
     execution: ExecutionConfig = ExecutionConfig(),
     tracking_parent: str | None = None,
@@ -20,10 +20,10 @@ def tokens(
     """Tokenize a zoo, or find its tokens.
 
     Args:
-        zoo: The population; it is trained first when it is not there.
+        zoo: The population; it is made first when it is not there.
         tokens: How the zoo becomes tokens.
         execution: How the work is done; changes no result.
         tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
-    stages.train_zoo(zoo, execution, tracking_parent)
+    stages.make_zoo(zoo, execution, tracking_parent)
     return stages.build_tokens(zoo, tokens, execution)

@@ -1,4 +1,4 @@
-"""Flow `zoo`: train a zoo. As a command: train, export."""
+"""Flow `zoo`: make a zoo. As a command: make, export."""
 
 import argparse
 import logging
@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.config import ExecutionConfig, ZooConfig
+from mzsane.config import AnyZooConfig, ExecutionConfig
 from mzsane.errors import ConfigError, MzsaneError
 from mzsane.plan import plan_zoo_stage
 from mzsane.zoo.export import export_zoo
@@ -22,16 +22,16 @@ quiet_expected_errors()
 
 @flow(name="zoo", flow_run_name="zoo-{zoo.name}")
 def zoo(
-    zoo: ZooConfig, execution: ExecutionConfig = ExecutionConfig(), tracking_parent: str | None = None
+    zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig(), tracking_parent: str | None = None
 ) -> ArtifactRef:
-    """Train a zoo, or find it trained.
+    """Make a zoo, or find it made.
 
     Args:
-        zoo: The population to train.
+        zoo: The population: trained here, read from others' checkpoints, or a trained one made sparse.
         execution: How the work is done; changes no result.
         tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
-    ref = stages.train_zoo(zoo, execution, tracking_parent)
+    ref = stages.make_zoo(zoo, execution, tracking_parent)
     show_card(zoo.name, ArtifactStore.from_environment().open(ref))
     return ref
 
@@ -41,13 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.zoo", description="Zoos of trained networks.")
     commands = parser.add_subparsers(dest="command", required=True)
     preset = f"a preset ({', '.join(list_presets('zoos'))}) or the path of a YAML file"
-    train = commands.add_parser("train", help="train a zoo and print its card")
-    train.add_argument("preset", help=preset)
-    train.add_argument("--processes", type=int, help="worker processes; all cores if not given")
+    make = commands.add_parser("make", help="train or read a zoo, or make one sparse, and print its card")
+    make.add_argument("preset", help=preset)
+    make.add_argument("--processes", type=int, help="worker processes; all cores if not given")
     export = commands.add_parser("export", help="write a trained zoo in the layout of the published zoos")
     export.add_argument("preset", help=preset)
     export.add_argument("target", help="folder or URL to write to")
-    for command in (train, export):
+    for command in (make, export):
         command.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
     options = parser.parse_args(arguments)
     try:
@@ -63,7 +63,7 @@ def _run_command(options: argparse.Namespace) -> int:
     found = store.find(plan_zoo_stage(config).work.ref)
     if options.command == "export":
         if found is None:
-            raise ConfigError(f"zoo {config.name} is not in {store.root}: train it first")
+            raise ConfigError(f"zoo {config.name} is not in {store.root}: make it first")
         count = export_zoo(found, options.target, TerminalSink())
         print(f"{count} checkpoints written to {options.target}")
         return 0

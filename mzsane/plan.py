@@ -11,11 +11,12 @@ from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.pretrain import TokenSlice, plan_backbone, pretrain
 from mzsane.config import (
     AblationConfig,
+    AnyZooConfig,
     CompositionConfig,
+    DownloadConfig,
     ExecutionConfig,
     TargetConfig,
     TokensConfig,
-    ZooConfig,
 )
 from mzsane.errors import ConfigError
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
@@ -23,7 +24,8 @@ from mzsane.metrics import MetricSink
 from mzsane.report.compare import ArmParts, compare, plan_comparison
 from mzsane.sampling.draw import Target, draw_samples, plan_samples
 from mzsane.tokens.store import build_tokens, plan_tokens
-from mzsane.zoo.train import plan_zoo, train_zoo
+from mzsane.zoo.download import download, plan_download
+from mzsane.zoo.origins import make_zoo, plan_zoo
 
 Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]
 
@@ -73,12 +75,17 @@ def find_arm(config: AblationConfig, composition: str, seed: int) -> Arm:
     raise ConfigError(f"no arm with composition {composition!r} and seed {seed}; the ablation has {names}")
 
 
-def plan_zoo_stage(zoo: ZooConfig) -> Stage:
-    """Return the stage that trains a zoo."""
-    return Stage(zoo.name, plan_zoo(zoo), lambda store, execution, sink: train_zoo(zoo, store, execution, sink))
+def plan_zoo_stage(zoo: AnyZooConfig) -> Stage:
+    """Return the stage that makes a zoo."""
+    return Stage(zoo.name, plan_zoo(zoo), lambda store, execution, sink: make_zoo(zoo, store, execution, sink))
 
 
-def plan_tokens_stage(tokens: TokensConfig, zoo: ZooConfig) -> Stage:
+def plan_download_stage(config: DownloadConfig) -> Stage:
+    """Return the stage that downloads an archive."""
+    return Stage(config.name, plan_download(config), lambda store, _, sink: download(config, store, sink))
+
+
+def plan_tokens_stage(tokens: TokensConfig, zoo: AnyZooConfig) -> Stage:
     """Return the stage that tokenizes a zoo."""
     return Stage(zoo.name, plan_tokens(tokens, zoo), lambda store, _, sink: build_tokens(tokens, zoo, store, sink))
 

@@ -7,22 +7,36 @@ from functools import partial
 from prefect import get_run_logger, task
 
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.config import AblationConfig, ExecutionConfig, TargetConfig, TokensConfig, ZooConfig
-from mzsane.plan import ArmPlan, Stage, find_arm, plan_comparison_stage, plan_tokens_stage, plan_zoo_stage
+from mzsane.config import AblationConfig, AnyZooConfig, DownloadConfig, ExecutionConfig, TargetConfig, TokensConfig
+from mzsane.plan import (
+    ArmPlan,
+    Stage,
+    find_arm,
+    plan_comparison_stage,
+    plan_download_stage,
+    plan_tokens_stage,
+    plan_zoo_stage,
+)
 from tasks.sink import StageSink
 from tasks.tracking import Tracker, name_points
 
-_LONG_KINDS = ("zoo", "backbone")  # stages that show a progress artifact
+_LONG_KINDS = ("archive", "zoo", "backbone")  # stages that show a progress artifact
 
 
 @task(task_run_name="zoo-{zoo.name}")
-def train_zoo(zoo: ZooConfig, execution: ExecutionConfig, tracking_run: str | None = None) -> ArtifactRef:
-    """Train a zoo."""
+def make_zoo(zoo: AnyZooConfig, execution: ExecutionConfig, tracking_run: str | None = None) -> ArtifactRef:
+    """Make a zoo: train it, read it, or make a trained one sparse."""
     return _run_stage(plan_zoo_stage(zoo), execution, tracking_run, partial(_name_zoo_points, zoo.name))
 
 
+@task(task_run_name="download-{download.name}")
+def download(download: DownloadConfig, execution: ExecutionConfig) -> ArtifactRef:
+    """Download an archive, or some members of it."""
+    return _run_stage(plan_download_stage(download), execution)
+
+
 @task(task_run_name="tokens-{zoo.name}")
-def build_tokens(zoo: ZooConfig, tokens: TokensConfig, execution: ExecutionConfig) -> ArtifactRef:
+def build_tokens(zoo: AnyZooConfig, tokens: TokensConfig, execution: ExecutionConfig) -> ArtifactRef:
     """Tokenize a zoo."""
     return _run_stage(plan_tokens_stage(tokens, zoo), execution)
 

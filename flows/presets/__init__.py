@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from mzsane.config import AblationConfig, Config, ZooConfig, load_config
+from mzsane.config import AblationConfig, AnyZooConfig, load_config
 from mzsane.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
-T = TypeVar("T", bound=Config)
 
 
 def list_presets(kind: str = "") -> list[str]:
@@ -25,16 +24,16 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> AblationConfig:
     return _load(AblationConfig, "", name, overrides)
 
 
-def load_zoo_preset(name: str, overrides: Sequence[str] = ()) -> ZooConfig:
+def load_zoo_preset(name: str, overrides: Sequence[str] = ()) -> AnyZooConfig:
     """Load a shipped zoo by name, or any by the path of its YAML file, with `path.to.key=value` overrides.
 
     Raises:
         ConfigError: there is no such preset or file, or a setting is wrong.
     """
-    return _load(ZooConfig, "zoos", name, overrides)
+    return _load(AnyZooConfig, "zoos", name, overrides)
 
 
-def _load(config: type[T], kind: str, name: str, overrides: Sequence[str]) -> T:
+def _load(config: Any, kind: str, name: str, overrides: Sequence[str]) -> Any:
     if name in list_presets(kind):
         return load_config(config, _FOLDER / kind / f"{name}.yaml", overrides)
     if Path(name).suffix in (".yaml", ".yml"):

@@ -8,6 +8,7 @@ either, so that two ablations that call one zoo by different names share it.
 from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfig, TargetConfig
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config
+from mzsane.config.download import DownloadConfig
 from mzsane.config.execution import ExecutionConfig
 from mzsane.config.images import (
     IMAGE_SIZE,
@@ -19,18 +20,23 @@ from mzsane.config.images import (
     TorchvisionConfig,
 )
 from mzsane.config.loading import explain_validation, load_config, validate_config
+from mzsane.config.reading import ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
+from mzsane.config.twins import TwinsConfig
 from mzsane.config.zoo import FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
+from mzsane.config.zoos import AnyZooConfig
 
 __all__ = [
     "IMAGE_SIZE",
     "AblationConfig",
     "AnyImagesConfig",
+    "AnyZooConfig",
     "BackboneConfig",
     "CompositionConfig",
     "Config",
     "DigitsConfig",
+    "DownloadConfig",
     "EvaluationConfig",
     "ExecutionConfig",
     "FactorsConfig",
@@ -38,12 +44,14 @@ __all__ = [
     "GlyphsConfig",
     "ImagesConfig",
     "NetworkConfig",
+    "ReadConfig",
     "RecipeConfig",
     "SamplingConfig",
     "SliceConfig",
     "TargetConfig",
     "TokensConfig",
     "TorchvisionConfig",
+    "TwinsConfig",
     "ZooConfig",
     "explain_validation",
     "load_config",

@@ -7,7 +7,8 @@ from mzsane.config.base import Config, Name
 from mzsane.config.images import AnyImagesConfig, ImagesConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
-from mzsane.config.zoo import NetworkConfig, ZooConfig
+from mzsane.config.zoo import NetworkConfig
+from mzsane.config.zoos import AnyZooConfig
 
 
 class SliceConfig(Config):
@@ -45,7 +46,9 @@ class AblationConfig(Config):
     """Several compositions, each with several seeds, scored on the same targets with the same baselines."""
 
     name: Name = Field(description="what people call this ablation; runs in MLflow are grouped under it")
-    zoos: tuple[ZooConfig, ...] = Field(min_length=1, description="the zoos, each trained once and shared by all arms")
+    zoos: tuple[AnyZooConfig, ...] = Field(
+        min_length=1, description="the zoos, trained here or read, each made once and shared by all arms"
+    )
     tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
     compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")
@@ -73,12 +76,14 @@ class AblationConfig(Config):
             self._check_anchors(composition)
         return self
 
-    def _check_slices(self, composition: CompositionConfig, zoos: dict[str, ZooConfig]) -> None:
+    def _check_slices(self, composition: CompositionConfig, zoos: dict[str, AnyZooConfig]) -> None:
         names = [part.zoo for part in composition.slices]
         if len(set(names)) != len(names):
             raise ValueError(f"composition {composition.name!r} takes two slices of one zoo: {', '.join(names)}")
         for part in composition.slices:
             zoo = zoos[part.zoo]
+            if zoo.models is None or zoo.keep_epochs is None:
+                continue  # known when it has been read; the backbone checks it again
             available = self.tokens.count_split(zoo.models)["train"]
             if part.models > available:
                 raise ValueError(
@@ -105,6 +110,11 @@ class AblationConfig(Config):
         """Return a target's network and images, its zoo's or its own."""
         if target.zoo is not None:
             zoo = self.find_zoo(target.zoo)
+            if zoo.network is None or zoo.images is None:
+                raise ValueError(
+                    f"target {target.name!r} names zoo {zoo.name!r}, whose network and images are not given: give both "
+                    "to the zoo"
+                )
             return zoo.network, zoo.images
         assert target.network is not None
         assert target.images is not None
@@ -125,10 +135,14 @@ class AblationConfig(Config):
         fitting = [
             part
             for part in composition.slices
-            if zoos[part.zoo].network == network and zoos[part.zoo].images.classes == images.classes
+            if zoos[part.zoo].network == network and _count_classes(zoos[part.zoo]) == images.classes
         ]
         return [part for part in fitting if zoos[part.zoo].images == images] or fitting
 
-    def find_zoo(self, name: str) -> ZooConfig:
+    def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""
         return next(zoo for zoo in self.zoos if zoo.name == name)
+
+
+def _count_classes(zoo: AnyZooConfig) -> int | None:
+    return None if zoo.images is None else zoo.images.classes

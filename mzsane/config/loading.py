@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from mzsane.config.base import Config
 from mzsane.errors import ConfigError
 
-T = TypeVar("T", bound=Config)
+T = TypeVar("T")
 
 
 def validate_config(kind: type[T], data: Any, where: str) -> T:
     """Build a config from plain data.
 
     Args:
-        kind: the config class.
+        kind: the config class, or a union of them.
         data: nested dicts and lists, as read from YAML.
         where: what the data is, for the error text: a file, a form.
 
@@ -25,7 +24,7 @@ def validate_config(kind: type[T], data: Any, where: str) -> T:
         ConfigError: one line that names each wrong key, its value, and what is allowed.
     """
     try:
-        return kind.model_validate(data)
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain_validation(error, data)}") from None
 

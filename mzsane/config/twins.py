@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mzsane.config.base import Config, Name
-from mzsane.config.zoo import ZooConfig
+from mzsane.config.images import AnyImagesConfig
+from mzsane.config.zoo import NetworkConfig, ZooConfig
 
 
 class TwinsConfig(Config):
@@ -35,6 +36,26 @@ class TwinsConfig(Config):
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate")
     batch_size: int = Field(16, ge=1, description="images in a training step")
     seed: int = Field(0, ge=0, description="root seed of the twins")
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The architecture, the original zoo's."""
+        return self.zoo.network
+
+    @property
+    def images(self) -> AnyImagesConfig:
+        """The image dataset, the original zoo's."""
+        return self.zoo.images
+
+    @property
+    def models(self) -> int:
+        """Number of models."""
+        return self.zoo.models
+
+    @property
+    def keep_epochs(self) -> int:
+        """Number of steps that are kept of each model."""
+        return len(self.sparsity) if self.method == "magnitude" else self.epochs
 
     @model_validator(mode="after")
     def _check_sparsity(self) -> "TwinsConfig":

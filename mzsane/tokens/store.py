@@ -7,6 +7,7 @@ unpadded and in canonical form. `layout.json` holds the token layout and the per
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, Work
-from mzsane.config import TokensConfig, ZooConfig
+from mzsane.config import AnyZooConfig, TokensConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
@@ -25,8 +26,8 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry import PermutationGroup, build_permutation_map, derive_groups, match_weights
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
+from mzsane.zoo.origins import plan_zoo
 from mzsane.zoo.shards import load_weights, select_parameters
-from mzsane.zoo.train import plan_zoo
 
 VERSION = 2
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -58,12 +59,12 @@ class TokenTable:
         return torch.from_numpy(rows["row"].cast(pl.Int64).to_numpy().copy())
 
 
-def plan_tokens(config: TokensConfig, zoo: ZooConfig) -> Work:
+def plan_tokens(config: TokensConfig, zoo: AnyZooConfig) -> Work:
     """Name the work of tokenizing a zoo."""
     return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
 
 
-def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sink: MetricSink = NO_SINK) -> Artifact:
+def build_tokens(config: TokensConfig, zoo: AnyZooConfig, store: ArtifactStore, sink: MetricSink = NO_SINK) -> Artifact:
     """Split a trained zoo by model, bring it to canonical form, and write its flat weights with their layout.
 
     The reference model is the first training model. The permutation is found on each model's last epoch and applied to
@@ -74,14 +75,12 @@ def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sin
         return found
     index, tensors = load_weights(store.open(work.inputs["zoo"]))
     weights = select_parameters(tensors)
-    images = load_images(zoo.images)
-    network = build_network(zoo.network, images.channels, images.classes, images.size)
     layout = TokenLayout.from_state_dict(weights_of_first(weights), config.token_dim)
-    groups = derive_groups(network)
+    groups, without = _find_groups(zoo)
     flat_NP = layout.flatten(weights)
     index = _split_models(index.drop("shard", "row"), config)
     index, flat_NP, rejected = _set_aside(index, flat_NP, config.max_rejected)
-    if config.canonical:
+    if config.canonical and groups:
         flat_NP = canonicalise(index, flat_NP, layout, groups, sink)
     else:
         sink.progress(len(index), len(index), "checkpoints")
@@ -90,19 +89,32 @@ def build_tokens(config: TokensConfig, zoo: ZooConfig, store: ArtifactStore, sin
         "digest": layout.digest,
         "groups": [group.model_dump(mode="json") for group in groups],
     }
-    counts = {
+    counts: dict[str, Any] = {
         "checkpoints": len(index),
         "rejected": len(rejected),
         "models": index["model"].n_unique(),
         "tokens_per_model": layout.length,
         "filled": float(layout.mask_TD.float().mean()),
     }
+    if without:
+        counts["no_symmetry"] = without
     files = {
         "weights.parquet": _write_rows(index, flat_NP),
         "layout.json": json.dumps(description, indent=1).encode(),
         "rejected.parquet": to_parquet(rejected),
     }
     return store.publish(work, files, counts)
+
+
+def _find_groups(zoo: AnyZooConfig) -> tuple[tuple[PermutationGroup, ...], str]:
+    """Return the permutation groups of a zoo's architecture, or none and why."""
+    if zoo.network is None or zoo.images is None:
+        return (), "the zoo's network and images are not given"
+    images = load_images(zoo.images)
+    try:
+        return derive_groups(build_network(zoo.network, images.channels, images.classes, images.size)), ""
+    except ValueError as error:
+        return (), str(error)
 
 
 def read_tokens(tokens: Artifact) -> TokenTable:

@@ -1,0 +1,21 @@
+"""Flow `zoo`, deployment `download`: fetch a published zoo, or the epochs of it that are needed, into the store."""
+
+from prefect import flow
+
+from mzsane.artifacts import ArtifactRef
+from mzsane.config import DownloadConfig, ExecutionConfig
+from tasks import stages
+from tasks.logs import quiet_expected_errors
+
+quiet_expected_errors()
+
+
+@flow(name="zoo", flow_run_name="download-{download.name}")
+def download(download: DownloadConfig, execution: ExecutionConfig = ExecutionConfig()) -> ArtifactRef:
+    """Download a file or some members of it, or find it downloaded.
+
+    Args:
+        download: What to fetch, and from where.
+        execution: How the work is done; changes no result.
+    """
+    return stages.download(download, execution)
