@@ -1,0 +1,135 @@
+"""Read a zoo in the published layout into an artifact: checkpoints a second and memory, one process.
+
+    python benchmarks/zoo_reading.py [--json FILE] [--small N] [--large N]
+
+The zoo is made of random CNN-s weights, ten epochs a model. Each reading runs in a process of its own, so that its
+peak memory is its own; the baseline is a plain loop of `torch.load` over the same files, without an artifact.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from mzsane.artifacts import ArtifactStore
+from mzsane.config import ExecutionConfig, NetworkConfig
+from mzsane.config.reading import ReadConfig
+from mzsane.files import load_torch
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.readers.read import read_zoo
+
+_EPOCHS = 10
+_RATE_BAR = 1000.0  # checkpoints a second
+_MEMORY_BAR = 1.2  # peak for the large zoo over that for the small one
+_BASELINE_FILES = 500
+
+
+def main() -> None:
+    """Measure, print a table and write the results if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--small", type=int, default=1000, help="checkpoints of the small zoo")
+    parser.add_argument("--large", type=int, default=10_000, help="checkpoints of the large zoo")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.read:
+        print(json.dumps(read_once(arguments.read)))
+        return
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (arguments.small, arguments.large):
+            zoo = Path(folder, str(count))
+            write_zoo(zoo, count)
+            measured[count] = run_alone(zoo)
+        baseline = loop_plainly(Path(folder, str(arguments.small)))
+    results = [
+        {
+            "name": f"reading {count} CNN-s checkpoints, one process",
+            "value": round(count / measured[count]["seconds"]),
+            "unit": "checkpoints/s",
+            "baseline": round(baseline),
+            "bar": _RATE_BAR,
+            "holds": count / measured[count]["seconds"] >= _RATE_BAR,
+        }
+        for count in measured
+    ]
+    small, large = measured[arguments.small]["peak_mb"], measured[arguments.large]["peak_mb"]
+    results.append(
+        {
+            "name": f"peak memory for {arguments.large} over that for {arguments.small} checkpoints",
+            "value": round(large / small, 3),
+            "unit": f"ratio ({large:.0f} MB / {small:.0f} MB)",
+            "baseline": None,
+            "bar": _MEMORY_BAR,
+            "holds": large / small <= _MEMORY_BAR,
+        }
+    )
+    print(f"{'what':56} {'value':>8} {'baseline':>9} {'bar':>7}  holds  unit")
+    for row in results:
+        baseline_text = "-" if row["baseline"] is None else row["baseline"]
+        holds = "yes" if row["holds"] else "NO"
+        print(f"{row['name']:56} {row['value']:>8} {baseline_text:>9} {row['bar']:>7}  {holds:5}  {row['unit']}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def write_zoo(folder: Path, count: int) -> None:
+    """Write a zoo of random weights in the published layout."""
+    generator = torch.Generator().manual_seed(count)
+    shapes = {name: value.shape for name, value in build_network(NetworkConfig(), 1, 10).state_dict().items()}
+    for number in range(count // _EPOCHS):
+        model = folder / f"NN_tune_trainable_{number:05d}_seed={number}"
+        model.mkdir(parents=True)
+        (model / "params.json").write_text(json.dumps({"model::type": "CNN", "model::nlin": "tanh", "seed": number}))
+        lines = []
+        for epoch in range(_EPOCHS):
+            checkpoint = model / f"checkpoint_{epoch:06d}"
+            checkpoint.mkdir()
+            state = OrderedDict((name, torch.randn(shape, generator=generator)) for name, shape in shapes.items())
+            torch.save(state, checkpoint / "checkpoints")
+            metrics = {"train_acc": 0.9, "test_acc": 0.85, "train_loss": 0.3, "test_loss": 0.4, "val_acc": 0.86}
+            lines.append(json.dumps({**metrics, "training_iteration": epoch, "hostname": "somewhere", "pid": 1234}))
+        (model / "result.json").write_text("\n".join(lines))
+
+
+def run_alone(zoo: Path) -> dict[str, float]:
+    """Read a zoo in a process of its own."""
+    command = [sys.executable, __file__, "--read", str(zoo)]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def read_once(zoo: Path) -> dict[str, float]:
+    """Read a zoo into a new artifact; return the seconds it took and the process's peak memory."""
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        config = ReadConfig(name="benchmark", source=str(zoo))
+        artifact = read_zoo(config, ArtifactStore(root), ExecutionConfig(processes=1))
+        seconds = time.perf_counter() - start
+    assert artifact.manifest.counts["rejected"] == 0
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def loop_plainly(zoo: Path) -> float:
+    """Return how many checkpoints a second a plain loop loads."""
+    files = sorted(zoo.glob("*/checkpoint_*/checkpoints"))[:_BASELINE_FILES]
+    start = time.perf_counter()
+    for file in files:
+        load_torch(file.read_bytes())
+    return len(files) / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

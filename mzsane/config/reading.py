@@ -1,0 +1,141 @@
+"""Reading a zoo that others trained."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mzsane.config.base import Config, Fraction, Name
+from mzsane.config.images import ImagesConfig
+from mzsane.config.zoo import NetworkConfig
+
+Metric = Literal[
+    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "generalisation_gap"
+]
+
+
+class MetricFilter(Config):
+    """Keeps the checkpoints with a metric in a range."""
+
+    metric: Metric = Field(
+        "test_accuracy",
+        description="which metric: losses in nats, accuracies as the zoo gives them (mostly 0 to 1), "
+        "generalisation_gap as train minus test accuracy; a checkpoint without it is rejected",
+    )
+    minimum: float | None = Field(
+        None, description="smallest value that is kept, in the metric's unit; no limit if unset"
+    )
+    maximum: float | None = Field(
+        None, description="largest value that is kept, in the metric's unit; no limit if unset"
+    )
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "MetricFilter":
+        if self.minimum is None and self.maximum is None:
+            raise ValueError(f"a filter on {self.metric} needs minimum, maximum or both")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) of {self.metric} cannot be more than maximum ({self.maximum})")
+        return self
+
+
+class ReadConfig(Config):
+    """Checkpoints that others trained, read into a zoo."""
+
+    name: Name = Field(description="what compositions and targets call this zoo")
+    source: str = Field(
+        min_length=1,
+        description="where the checkpoints are: a folder, an fsspec URL such as s3://bucket/prefix, a file .zip, .tar, "
+        ".tar.gz or .tgz in either, or hf://owner/name (needs the package huggingface_hub)",
+    )
+    format: Literal["auto", "ray-tune", "files"] = Field(
+        "auto",
+        description="ray-tune: the published zoos' folders (params.json, result.json, checkpoint_000NNN/checkpoints); "
+        "files: .pt .pth .th .bin .safetensors .npz files in any folders; auto: ray-tune if there is such a folder",
+    )
+    epochs: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="epochs to read; one that a model does not have is listed as rejected; all if unset",
+    )
+    epoch_range: tuple[int, int] | None = Field(
+        None, description="first and last epoch to read, both included; what a model has of them is read; all if unset"
+    )
+    where: tuple[MetricFilter, ...] = Field((), description="filters on metrics; a checkpoint must pass all of them")
+    pattern: str | None = Field(
+        None,
+        description="for files: regular expression searched for in each path below the source, with named groups model "
+        "and epoch, as in (?P<model>.+)/epoch_(?P<epoch>\\d+)\\.pt$; files without a match are not read. If unset, the "
+        "model is the path without its suffix, and the epoch the number after 'epoch' or 'ep' at its end. A checkpoint "
+        "whose epoch is told by nothing counts as epoch 0",
+    )
+    metadata: str | None = Field(
+        None,
+        description="table (.csv, .json, .jsonl or .parquet) inside the source or at an address of its own, with a "
+        "column file (path below the source) or model, and any of epoch, split (train, val, test), dataset and metrics "
+        "(train_loss, test_acc, ...); other columns become part of the recipe",
+    )
+    network: NetworkConfig | None = Field(
+        None,
+        description="the architecture of all checkpoints; others are rejected. If unset, mzsane's own ones are "
+        "recognised by names and shapes, and of any other architecture the zoo can be tokenized but not scored",
+    )
+    images: ImagesConfig | None = Field(None, description="the image dataset that the models were trained on, if known")
+    dataset: str | None = Field(
+        None, min_length=1, description="label of the dataset in the index; the source of the images if unset"
+    )
+    max_rejected: Fraction = Field(
+        0.5, description="share of the checkpoints that may be unusable; when more are, nothing is published"
+    )
+    max_file_bytes: int = Field(
+        2**30,
+        ge=1,
+        description="largest checkpoint, bytes, both as a file, unpacked from an archive, and in memory as float32",
+    )
+    revision: str = Field(
+        "",
+        description="any label; a zoo is read once per address and label, so change it when the content behind the "
+        "address changed",
+    )
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> "ReadConfig":
+        if self.epochs is not None and self.epoch_range is not None:
+            raise ValueError("epochs and epoch_range cannot both be set")
+        if self.epochs is not None and (min(self.epochs) < 0 or len(set(self.epochs)) != len(self.epochs)):
+            raise ValueError(f"epochs must be distinct and not negative, not {list(self.epochs)}")
+        if self.epoch_range is not None and not 0 <= self.epoch_range[0] <= self.epoch_range[1]:
+            raise ValueError(f"epoch_range must be a first epoch of 0 or more and a last one, not {self.epoch_range}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> "ReadConfig":
+        if self.pattern is None:
+            return self
+        if self.format == "ray-tune":
+            raise ValueError("pattern has no meaning for format ray-tune: leave it out")
+        try:
+            groups = set(re.compile(self.pattern).groupindex)
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        if not groups or groups - {"model", "epoch"}:
+            raise ValueError(f"pattern {self.pattern!r} needs a group (?P<model>...) or (?P<epoch>...), and no other")
+        return self
+
+    @property
+    def models(self) -> None:
+        """Number of models: not known before the zoo has been read."""
+
+    @property
+    def keep_epochs(self) -> None:
+        """Number of epochs of each model: not known before the zoo has been read."""
+
+    @property
+    def dataset_label(self) -> str | None:
+        """What the index calls the dataset, when nothing else says it."""
+        return self.dataset or (self.images.source if self.images else None)
+
+    def takes(self, epoch: int) -> bool:
+        """Tell whether an epoch is asked for."""
+        if self.epochs is not None:
+            return epoch in self.epochs
+        return self.epoch_range is None or self.epoch_range[0] <= epoch <= self.epoch_range[1]

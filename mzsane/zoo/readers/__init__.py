@@ -1,0 +1,1 @@
+"""Zoos that others trained, read into a ZOO artifact."""

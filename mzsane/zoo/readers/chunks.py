@@ -1,0 +1,232 @@
+"""Chunks of a listing: what one process reads, checks and stacks at a time."""
+
+import hashlib
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from mzsane.config.reading import ReadConfig
+from mzsane.config.zoo import Activation
+from mzsane.errors import ConfigError
+from mzsane.zoo.readers.checkpoint import CheckpointReader
+from mzsane.zoo.readers.listing import METRICS, Entry, has_diverged
+from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, recognise, rename_tensors
+from mzsane.zoo.readers.sources import Source
+from mzsane.zoo.readers.states import State
+from mzsane.zoo.shards import ShardContent, hash_weights
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What all checkpoints of a zoo share: names, shapes and types of tensors, and the architecture if known."""
+
+    signature: Signature
+    dtypes: tuple[torch.dtype, ...]
+    found: Recognised | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a checkpoint's tensors."""
+        sizes = [math.prod(shape) for _, shape in self.signature]
+        return sum(size * kind.itemsize for size, kind in zip(sizes, self.dtypes, strict=True))
+
+
+@dataclass(frozen=True)
+class ReadChunk:
+    """Some checkpoints of a source.
+
+    Attributes:
+        source: where they lie.
+        config: what is asked of them.
+        entries: the checkpoints.
+        pattern: what they must look like.
+        repeated: why a checkpoint, by address and place in its file, is to be left out although it can be read.
+    """
+
+    source: Source
+    config: ReadConfig
+    entries: tuple[Entry, ...]
+    pattern: Pattern
+    repeated: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tells this chunk from all others of the work, and from those of a source that has changed since."""
+        files = [(entry.model, entry.epoch, entry.file) for entry in self.entries]
+        text = json.dumps([files, sorted((*key, reason) for key, reason in self.repeated.items())])
+        return f"read-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def locate(self, entry: Entry) -> str:
+        """Return the address of a checkpoint's file."""
+        return f"{self.source.address}/{entry.file}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a checkpoint file: its place in the file, its name and epoch, and its tensors."""
+
+    place: int
+    model: str
+    epoch: int
+    tensors: dict[str, Tensor]
+
+
+def read_chunk(chunk: ReadChunk) -> ShardContent:
+    """Read the checkpoints of a chunk; what cannot be used is set aside with its reason."""
+    content = ShardContent()
+    reader = CheckpointReader(chunk.config.max_file_bytes)
+    kept: list[dict[str, Tensor]] = []
+    for entry, data in read_ahead(chunk.source, chunk.entries):
+        try:
+            networks = list_networks(entry, reader.read(data()))
+        except ConfigError as error:
+            content.rejected.append(_reject(chunk, entry, entry.model, entry.epoch, str(error)))
+            continue
+        for network in networks:
+            if not chunk.config.takes(network.epoch):
+                continue
+            try:
+                if reason := chunk.repeated.get((chunk.locate(entry), network.place)):
+                    raise ConfigError(reason)
+                tensors = fit_pattern(network.tensors, chunk.pattern, chunk.config)
+            except ConfigError as error:
+                content.rejected.append(_reject(chunk, entry, network.model, network.epoch, str(error)))
+            else:
+                kept.append(tensors)
+                content.rows.append(_describe(chunk, entry, network, hash_weights(tensors)))
+    if kept:
+        content.weights = {name: torch.stack([tensors[name] for tensors in kept]) for name in kept[0]}
+    return content
+
+
+def list_networks(entry: Entry, states: Sequence[State]) -> list[Network]:
+    """Name the networks of a file. A list of them are the epochs of a model, or models when the epoch is known."""
+    if len(states) == 1:
+        epoch = entry.epoch if entry.epoch is not None else states[0].epoch
+        return [Network(0, entry.model, epoch or 0, states[0].tensors)]
+    networks = []
+    for place, state in enumerate(states):
+        if entry.epoch is not None:
+            networks.append(Network(place, f"{entry.model}-{place}", entry.epoch, state.tensors))
+        else:
+            networks.append(Network(place, entry.model, place if state.epoch is None else state.epoch, state.tensors))
+    return networks
+
+
+def make_pattern(tensors: Mapping[str, Tensor], config: ReadConfig) -> Pattern | None:
+    """Return the pattern of the zoo that a checkpoint begins; None when it is not of the given architecture.
+
+    Raises:
+        ConfigError: the given architecture cannot be built.
+    """
+    found = _recognise(read_signature(tensors), config)
+    if found is None and config.network is not None:
+        return None
+    ours = rename_tensors(tensors, found) if found else dict(tensors)
+    return Pattern(read_signature(ours), tuple(value.dtype for value in ours.values()), found)
+
+
+def fit_pattern(tensors: dict[str, Tensor], pattern: Pattern, config: ReadConfig) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors with the names and in the order of the zoo's.
+
+    Raises:
+        ConfigError: it is of another architecture.
+    """
+    signature = read_signature(tensors)
+    if signature != pattern.signature:
+        found = _recognise(signature, config)
+        if found is not None:
+            tensors = rename_tensors(tensors, found)
+        names = [name for name, _ in pattern.signature]
+        if tensors.keys() == set(names):
+            tensors = {name: tensors[name] for name in names}
+        if difference := _compare(read_signature(tensors), pattern.signature):
+            raise ConfigError(f"another architecture: {difference}")
+    if tuple(value.dtype for value in tensors.values()) != pattern.dtypes:
+        raise ConfigError("another architecture: whole numbers where the others have fractions, or the reverse")
+    return tensors
+
+
+def read_ahead(source: Source, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Callable[[], bytes]]]:
+    """Yield each checkpoint and how to get its bytes, or the error of reading them; slow sources are read ahead."""
+    if source.parallel_reads == 1:
+        for entry in entries:
+            yield entry, partial(source.read, entry.file)
+        return
+    with ThreadPoolExecutor(source.parallel_reads) as threads:
+        waiting: deque[tuple[Entry, Future[bytes]]] = deque()
+        try:
+            for entry in entries:
+                waiting.append((entry, threads.submit(source.read, entry.file)))
+                if len(waiting) >= source.parallel_reads:
+                    first, future = waiting.popleft()
+                    yield first, future.result
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _recognise(signature: Signature, config: ReadConfig) -> Recognised | None:
+    return recognise(signature, config.network, config.images.classes if config.images else None)
+
+
+def _compare(signature: Signature, expected: Signature) -> str | None:
+    """Return the first difference of two signatures."""
+    if signature == expected:
+        return None
+    shapes = dict(signature)
+    for name, shape in expected:
+        if name not in shapes:
+            return f"it has no {name[:80]}, which the first checkpoint has"
+        if shapes[name] != shape:
+            return f"{name[:80]} is {_show(shapes[name])}, and {_show(shape)} in the first checkpoint"
+    known = dict(expected)
+    extra = next(name for name in shapes if name not in known)
+    return f"it has {extra[:80]}, which the first checkpoint has not"
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def _reject(chunk: ReadChunk, entry: Entry, model: str, epoch: int | None, reason: str) -> dict[str, Any]:
+    return {"model": model, "epoch": epoch, "source": chunk.locate(entry), "reason": reason}
+
+
+def _describe(chunk: ReadChunk, entry: Entry, network: Network, sha256: str) -> dict[str, Any]:
+    """Return a checkpoint's row of the index."""
+    found = chunk.pattern.found
+    recipe = dict(entry.recipe)
+    known = chunk.config.network is not None
+    if found is not None:
+        described = found.network.model_dump(mode="json", exclude_none=True)
+        if chunk.config.network is None:
+            described = {key: described[key] for key in ("architecture", "width") if key in described}
+            known = recipe.get("activation") in get_args(Activation)
+        recipe |= described
+    return {
+        "model": network.model,
+        "checkpoint": f"{network.model}/{network.epoch}",
+        "epoch": network.epoch,
+        "architecture": found.network.architecture if found else None,
+        "dataset": entry.dataset or chunk.config.dataset_label,
+        "split": entry.split,
+        **{name: entry.metrics.get(name) for name in (*METRICS, "generalisation_gap")},
+        "diverged": has_diverged(entry.metrics),
+        "recipe": json.dumps(recipe, sort_keys=True, default=str),
+        "sha256": sha256,
+        "source": chunk.locate(entry),
+        "scorable": found is not None and known,
+        "place": network.place,
+    }

@@ -1,0 +1,292 @@
+"""Read the checkpoints that others trained into a ZOO artifact; the artifact is described in `zoo.shards`.
+
+The index has the columns of a trained zoo and `scorable`: whether the whole network, activation included, is known. The
+first usable checkpoint settles the architecture of the zoo, unless it is given.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
+from mzsane.config import ExecutionConfig
+from mzsane.config.reading import MetricFilter, ReadConfig
+from mzsane.errors import ConfigError
+from mzsane.files import to_parquet
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.zoo.readers.checkpoint import CheckpointReader
+from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
+from mzsane.zoo.readers.files import list_files
+from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
+from mzsane.zoo.readers.metadata import apply_metadata
+from mzsane.zoo.readers.ray_tune import is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.sources import Source, open_source
+from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
+
+VERSION = 1
+_CHUNK = 256  # checkpoints; fewer when they are large
+_REASONS = 3  # most frequent ones that an error names
+_INDEX_SCHEMA = {
+    "model": pl.String,
+    "checkpoint": pl.String,
+    "epoch": pl.Int64,
+    "architecture": pl.String,
+    "dataset": pl.String,
+    "split": pl.String,
+    **dict.fromkeys((*METRICS, GAP), pl.Float64),
+    "diverged": pl.Boolean,
+    "recipe": pl.String,
+    "sha256": pl.String,
+    "source": pl.String,
+    "scorable": pl.Boolean,
+    "shard": pl.String,
+    "row": pl.Int64,
+}
+_HISTORY_SCHEMA = {"model": pl.String, "epoch": pl.Int64, **dict.fromkeys((*METRICS, GAP), pl.Float64)}
+
+
+def plan_read(config: ReadConfig) -> Work:
+    """Name the work of reading a zoo."""
+    return Work("zoo", VERSION, config.recipe())
+
+
+def read_zoo(
+    config: ReadConfig,
+    store: ArtifactStore,
+    execution: ExecutionConfig | None = None,
+    sink: MetricSink = NO_SINK,
+    source: Source | None = None,
+) -> Artifact:
+    """Read a zoo, or open it when it was read before.
+
+    Killed at any point, the next call continues after the last finished chunk.
+
+    Args:
+        config: what to read.
+        store: where the zoo goes.
+        execution: how many processes.
+        sink: told of every chunk.
+        source: the files, if they are not opened by their address, `config.source`.
+
+    Raises:
+        ConfigError: there is no such source, nothing to read, or too much that cannot be used.
+        StoreError: the source or the store cannot be reached.
+        WorkerError: a worker process was killed.
+    """
+    work = plan_read(config)
+    if found := store.find(work.ref):
+        return found
+    if source is not None:
+        return _read(config, work, source, store, execution or ExecutionConfig(), sink)
+    with open_source(config.source, config.max_file_bytes) as opened:
+        return _read(config, work, opened, store, execution or ExecutionConfig(), sink)
+
+
+def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
+    """List what a source has, before any filter.
+
+    Raises:
+        ConfigError: there is no such source, or no checkpoint in it.
+    """
+    names = source.names()
+    if config.format == "ray-tune" or (config.format == "auto" and config.pattern is None and is_ray_tune(names)):
+        listing = list_ray_tune(source, names)
+    else:
+        listing = list_files(names, config.pattern)
+    if config.metadata is not None:
+        listing = apply_metadata(listing, source, names, config.metadata)
+    for name, reason in sorted(source.refused().items()):
+        listing.reject(reason, file=name)
+    if not listing.entries:
+        seen = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        reasons = f"; {_count_reasons([row['reason'] for row in listing.rejected])}" if listing.rejected else ""
+        raise ConfigError(
+            f"source {config.source} has no checkpoints of format {config.format}: it has {len(names)} files"
+            f"{f', {seen}' if names else ''}{reasons}"
+        )
+    return listing
+
+
+def select_checkpoints(config: ReadConfig, listing: Listing) -> Listing:
+    """Keep the checkpoints that are asked for, and reject those asked for that are not there.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    kept = Listing(history=listing.history, rejected=list(listing.rejected), without_metrics=listing.without_metrics)
+    if config.epochs is not None:
+        _reject_missing(config.epochs, listing.entries, kept)
+    for entry in listing.entries:
+        if entry.epoch is not None and not config.takes(entry.epoch):
+            continue
+        missing = [part.metric for part in config.where if part.metric not in entry.metrics]
+        if missing:
+            kept.reject(f"no {missing[0]}: it is filtered by, and not known", entry.model, entry.epoch, entry.file)
+        elif all(_passes(part, entry.metrics[part.metric]) for part in config.where):
+            kept.entries.append(entry)
+    if not kept.entries:
+        raise ConfigError(_explain_none(config, listing.entries))
+    return kept
+
+
+def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listing) -> None:
+    found: dict[str, set[int | None]] = {}
+    for entry in entries:
+        found.setdefault(entry.model, set()).add(entry.epoch)
+    for model, there in found.items():
+        if None not in there:  # what is in a file whose epoch is not told is seen when it is read
+            for epoch in sorted(set(epochs) - there):
+                kept.reject("no such epoch: the model has no checkpoint of it", model, epoch)
+
+
+def _passes(part: MetricFilter, value: float) -> bool:
+    """Tell whether a metric is in the range; one that is not a number is in none."""
+    above = part.minimum is None or value >= part.minimum
+    return above and (part.maximum is None or value <= part.maximum) and not math.isnan(value)
+
+
+def _explain_none(config: ReadConfig, entries: Sequence[Entry]) -> str:
+    epochs = sorted({entry.epoch for entry in entries if entry.epoch is not None})
+    told = [f"epochs {epochs[0]} to {epochs[-1]}"] if epochs else ["no epochs in the paths"]
+    for name in dict.fromkeys(part.metric for part in config.where):
+        values = [entry.metrics[name] for entry in entries if math.isfinite(entry.metrics.get(name, math.nan))]
+        told.append(f"{name} from {min(values):.4g} to {max(values):.4g}" if values else f"no {name}")
+    return (
+        f"no checkpoint of {config.source} is left: none of its {len(entries)} passes epochs, epoch_range and where; "
+        f"it has {', '.join(told)}"
+    )
+
+
+def _read(
+    config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
+) -> Artifact:
+    listing = select_checkpoints(config, list_checkpoints(config, source))
+    chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
+    parts = _write(work, chunks, store, execution, sink)
+    if repeated := _find_repeated(parts.index):
+        first, parts = parts, _write(work, [_leave_out(chunk, repeated) for chunk in chunks], store, execution, sink)
+        _remove_unused(work, store, first, parts)
+    found = [{**row, "source": row["source"] and f"{source.address}/{row['source']}"} for row in listing.rejected]
+    rejected = pl.concat([pl.DataFrame(found, schema=parts.rejected.schema), parts.rejected])
+    try:
+        _check_share(config, len(parts.index), rejected["reason"].to_list())
+    except ConfigError:  # another try has other settings, and thus another name
+        _remove_unused(work, store, parts)
+        store.partial(work).clear()
+        raise
+    files = {
+        **parts.files(),
+        "index.parquet": to_parquet(_shape(parts.index, _INDEX_SCHEMA)),
+        "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
+        "rejected.parquet": to_parquet(rejected),
+    }
+    counts = {**parts.counts(), "rejected": len(rejected), "models_without_metrics": listing.without_metrics}
+    return store.publish(work, files, counts)
+
+
+def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Pattern:
+    """Return what the first usable checkpoint says that all are like.
+
+    Raises:
+        ConfigError: none is usable, the given architecture cannot be built, or it does not fit the images.
+    """
+    reader = CheckpointReader(config.max_file_bytes)
+    reasons = [row["reason"] for row in listing.rejected]
+    for entry, data in read_ahead(source, listing.entries):
+        try:
+            networks = list_networks(entry, reader.read(data()))
+        except ConfigError as error:
+            reasons.append(str(error))
+            continue
+        for network in networks:
+            if not config.takes(network.epoch):
+                reasons.append("no such epoch: another one is asked for")
+            elif pattern := make_pattern(network.tensors, config):
+                _check_classes(config, pattern)
+                return pattern
+            else:
+                reasons.append("another architecture: not the given network")
+    raise ConfigError(f"no checkpoint of {config.source} can be used: {_count_reasons(reasons)}")
+
+
+def _check_classes(config: ReadConfig, pattern: Pattern) -> None:
+    found = pattern.found
+    if config.images is not None and found is not None and found.classes != config.images.classes:
+        raise ConfigError(
+            f"the checkpoints of {config.source} have {found.classes} outputs, and images {config.images.source} have "
+            f"{config.images.classes} classes: set images to what they were trained on, or leave it out"
+        )
+
+
+def _cut(config: ReadConfig, source: Source, entries: Sequence[Entry], pattern: Pattern) -> list[ReadChunk]:
+    size = min(_CHUNK, max(1, SHARD_BYTES // pattern.bytes))
+    return [
+        ReadChunk(source, config, tuple(entries[first : first + size]), pattern)
+        for first in range(0, len(entries), size)
+    ]
+
+
+def _write(
+    work: Work, chunks: Sequence[ReadChunk], store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
+) -> ZooParts:
+    sizes = [len(chunk.entries) for chunk in chunks]
+    names = [chunk.name for chunk in chunks]
+    return write_shards(work, chunks, sizes, read_chunk, store, execution, sink, "checkpoints", names=names)
+
+
+def _find_repeated(index: pl.DataFrame) -> dict[tuple[str, int], str]:
+    """Return the checkpoints that come a second time, by address and place in the file, and what to say of them."""
+    repeated: dict[tuple[str, int], str] = {}
+    weights: dict[str, str] = {}
+    names: dict[str, str] = {}
+    if index.is_empty():
+        return repeated
+    for name, sha256, source, place in index.select("checkpoint", "sha256", "source", "place").iter_rows():
+        if name in names:
+            repeated[source, place] = f"a second {name}: the first is in {names[name]}"
+        elif sha256 in weights:
+            repeated[source, place] = f"duplicate: the same weights as {weights[sha256]}"
+        else:
+            names[name], weights[sha256] = source, name
+    return repeated
+
+
+def _leave_out(chunk: ReadChunk, repeated: Mapping[tuple[str, int], str]) -> ReadChunk:
+    files = {chunk.locate(entry) for entry in chunk.entries}
+    return replace(chunk, repeated={key: reason for key, reason in repeated.items() if key[0] in files})
+
+
+def _remove_unused(work: Work, store: ArtifactStore, parts: ZooParts, kept: ZooParts | None = None) -> None:
+    """Remove the uploaded shards that no manifest will name."""
+    used = _find_shards(kept) if kept else set()
+    for path in _find_shards(parts) - used:
+        store.files.remove(f"{work.ref}/{path}")
+
+
+def _find_shards(parts: ZooParts) -> set[str]:
+    return {content.path for content in parts.files().values() if isinstance(content, FileEntry)}
+
+
+def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str]) -> None:
+    share = len(reasons) / max(1, usable + len(reasons))
+    if share > config.max_rejected or not usable:
+        raise ConfigError(
+            f"{len(reasons)} of {usable + len(reasons)} checkpoints of {config.source} cannot be used ({share:.0%}, "
+            f"max_rejected is {config.max_rejected:.0%}): {_count_reasons(reasons)}"
+        )
+
+
+def _count_reasons(reasons: Sequence[str]) -> str:
+    """Return the most frequent kinds of reasons, each with an example."""
+    kinds = Counter(reason.partition(":")[0] for reason in reasons)
+    examples = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
+    return "; ".join(f"{count} times {examples[kind]}" for kind, count in kinds.most_common(_REASONS))
+
+
+def _shape(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Return a frame with the columns and types of a schema."""
+    return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
