@@ -1,4 +1,4 @@
-"""Flow `zoo`: make a zoo. As a command: make, export."""
+"""Flow `zoo`: make a zoo. As a command: make, list, download, export."""
 
 import argparse
 import logging
@@ -8,9 +8,11 @@ from prefect import flow
 
 from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.config import AnyZooConfig, ExecutionConfig
+from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, validate_config
 from mzsane.errors import ConfigError, MzsaneError
 from mzsane.plan import plan_zoo_stage
+from mzsane.zoo.catalog import catalog_table
+from mzsane.zoo.download import download
 from mzsane.zoo.export import export_zoo
 from tasks import stages
 from tasks.logs import quiet_expected_errors
@@ -47,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     export = commands.add_parser("export", help="write a trained zoo in the layout of the published zoos")
     export.add_argument("preset", help=preset)
     export.add_argument("target", help="folder or URL to write to")
+    commands.add_parser("list", help="list the published zoos that can be downloaded")
+    fetch = commands.add_parser("download", help="fetch a published zoo, or some epochs of it, into the store")
+    fetch.add_argument("source", help="name in the list, or the address of a file")
+    fetch.add_argument("--epochs", type=int, nargs="+", help="only these epochs; all if not given")
+    fetch.add_argument("--members", nargs="+", default=[], metavar="PATTERN", help="only members that fit a pattern")
     for command in (make, export):
         command.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
     options = parser.parse_args(arguments)
@@ -58,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        print(catalog_table())
+        return 0
+    if options.command == "download":
+        return _download(options)
     config = load_zoo_preset(options.preset, options.set)
     store = ArtifactStore.from_environment()
     found = store.find(plan_zoo_stage(config).work.ref)
@@ -73,6 +85,14 @@ def _run_command(options: argparse.Namespace) -> int:
         logging.getLogger("prefect").setLevel(logging.WARNING)
         found = store.open(plan_zoo_stage(config).work.ref)
     print_card(config.name, found)
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    settings = {"name": "download", "source": options.source, "epochs": options.epochs, "members": options.members}
+    config = validate_config(DownloadConfig, settings, "the command line")
+    archive = download(config, ArtifactStore.from_environment(), TerminalSink())
+    print(f"{sum(entry.bytes for entry in archive.manifest.files.values()):,} bytes in {archive.address}")
     return 0
 
 

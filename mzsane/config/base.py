@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -16,3 +18,14 @@ class Config(BaseModel):
     def recipe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON data: all but the names that people give."""
         return self.model_dump(mode="json", exclude={"name"})
+
+
+class ShownAsAnyOf:
+    """Annotation of a union: describes it in the way that Prefect's form can show; what is accepted stays the same."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Rename `oneOf`, and leave out which key tells the alternatives apart."""
+        described = handler(schema)
+        described["anyOf"] = described.pop("oneOf")
+        described.pop("discriminator", None)
+        return described

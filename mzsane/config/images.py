@@ -1,10 +1,10 @@
 """Image datasets: two that need no download, torchvision's, folders of images and npz files."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Config
+from mzsane.config.base import Config, ShownAsAnyOf
 
 IMAGE_SIZE = 28  # height and width of digits and glyphs, pixels
 
@@ -118,11 +118,5 @@ class FilesConfig(_StoredImagesConfig):
     classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1")
 
 
-def _show_as_any_of(schema: dict[str, Any]) -> None:
-    """Describe the union in the way that Prefect's form can show; what is accepted stays the same."""
-    schema["anyOf"] = schema.pop("oneOf")
-    del schema["discriminator"]
-
-
 AnyImagesConfig = DigitsConfig | GlyphsConfig | TorchvisionConfig | FilesConfig
-ImagesConfig = Annotated[AnyImagesConfig, Field(discriminator="source", json_schema_extra=_show_as_any_of)]
+ImagesConfig = Annotated[AnyImagesConfig, Field(discriminator="source"), ShownAsAnyOf()]

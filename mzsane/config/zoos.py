@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
+from mzsane.config.base import ShownAsAnyOf
 from mzsane.config.reading import ReadConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.config.zoo import ZooConfig
@@ -18,12 +19,8 @@ def _find_origin(value: Any) -> str:
     return "twins" if isinstance(value, dict) and "zoo" in value else "train"
 
 
-def _show_as_any_of(schema: dict[str, Any]) -> None:
-    schema["anyOf"] = schema.pop("oneOf")
-
-
 AnyZooConfig = Annotated[
     Annotated[ZooConfig, Tag("train")] | Annotated[ReadConfig, Tag("read")] | Annotated[TwinsConfig, Tag("twins")],
     Discriminator(_find_origin),
-    Field(json_schema_extra=_show_as_any_of),
+    ShownAsAnyOf(),
 ]

@@ -17,7 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import Activation
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.checkpoint import CheckpointReader
-from mzsane.zoo.readers.listing import METRICS, Entry, has_diverged
+from mzsane.zoo.readers.listing import Entry, has_diverged
 from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, recognise, rename_tensors
 from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import State
@@ -69,6 +69,33 @@ class ReadChunk:
         return f"{self.source.address}/{entry.file}"
 
 
+class _Stack:
+    """Checkpoints copied one by one into stacked tensors: small buffers kept for long would break up the memory."""
+
+    def __init__(self, pattern: Pattern, capacity: int) -> None:
+        self._names = [name for name, _ in pattern.signature]
+        self._stacked = [
+            torch.empty((capacity, *shape), dtype=dtype)
+            for (_, shape), dtype in zip(pattern.signature, pattern.dtypes, strict=True)
+        ]
+        self._capacity, self._count = capacity, 0
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Append a checkpoint."""
+        if self._count == self._capacity:  # files with several networks
+            self._stacked = [torch.cat([value, torch.empty_like(value)]) for value in self._stacked]
+            self._capacity *= 2
+        for stacked, value in zip(self._stacked, tensors.values(), strict=True):
+            stacked[self._count] = value
+        self._count += 1
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the tensors by name, stacked over the checkpoints; nothing when there are none."""
+        if not self._count:
+            return {}
+        return {name: value[: self._count] for name, value in zip(self._names, self._stacked, strict=True)}
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a checkpoint file: its place in the file, its name and epoch, and its tensors."""
@@ -83,7 +110,8 @@ def read_chunk(chunk: ReadChunk) -> ShardContent:
     """Read the checkpoints of a chunk; what cannot be used is set aside with its reason."""
     content = ShardContent()
     reader = CheckpointReader(chunk.config.max_file_bytes)
-    kept: list[dict[str, Tensor]] = []
+    stack = _Stack(chunk.pattern, len(chunk.entries))
+    recipes: dict[int, str] = {}  # the checkpoints of a model share one
     for entry, data in read_ahead(chunk.source, chunk.entries):
         try:
             networks = list_networks(entry, reader.read(data()))
@@ -100,10 +128,11 @@ def read_chunk(chunk: ReadChunk) -> ShardContent:
             except ConfigError as error:
                 content.rejected.append(_reject(chunk, entry, network.model, network.epoch, str(error)))
             else:
-                kept.append(tensors)
-                content.rows.append(_describe(chunk, entry, network, hash_weights(tensors)))
-    if kept:
-        content.weights = {name: torch.stack([tensors[name] for tensors in kept]) for name in kept[0]}
+                stack.add(tensors)
+                if id(entry.recipe) not in recipes:
+                    recipes[id(entry.recipe)] = json.dumps(_complete(chunk, entry.recipe), sort_keys=True, default=str)
+                content.rows.append(_describe(chunk, entry, network, recipes[id(entry.recipe)], hash_weights(tensors)))
+    content.weights = stack.take()
     return content
 
 
@@ -204,27 +233,29 @@ def _reject(chunk: ReadChunk, entry: Entry, model: str, epoch: int | None, reaso
     return {"model": model, "epoch": epoch, "source": chunk.locate(entry), "reason": reason}
 
 
-def _describe(chunk: ReadChunk, entry: Entry, network: Network, sha256: str) -> dict[str, Any]:
-    """Return a checkpoint's row of the index."""
+def _complete(chunk: ReadChunk, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with what is known of the network."""
+    if chunk.pattern.found is None:
+        return dict(recipe)
+    network = chunk.pattern.found.network.model_dump(mode="json", exclude_none=True)
+    if chunk.config.network is None:  # recognised, and the rest of the config is only its defaults
+        network = {key: network[key] for key in ("architecture", "width") if key in network}
+    return {**recipe, **network}
+
+
+def _describe(chunk: ReadChunk, entry: Entry, network: Network, recipe: str, sha256: str) -> dict[str, Any]:
+    """Return a checkpoint's row of the index, without what is null."""
     found = chunk.pattern.found
-    recipe = dict(entry.recipe)
-    known = chunk.config.network is not None
-    if found is not None:
-        described = found.network.model_dump(mode="json", exclude_none=True)
-        if chunk.config.network is None:
-            described = {key: described[key] for key in ("architecture", "width") if key in described}
-            known = recipe.get("activation") in get_args(Activation)
-        recipe |= described
+    known = chunk.config.network is not None or entry.recipe.get("activation") in get_args(Activation)
     return {
         "model": network.model,
-        "checkpoint": f"{network.model}/{network.epoch}",
         "epoch": network.epoch,
         "architecture": found.network.architecture if found else None,
         "dataset": entry.dataset or chunk.config.dataset_label,
         "split": entry.split,
-        **{name: entry.metrics.get(name) for name in (*METRICS, "generalisation_gap")},
+        **entry.metrics,
         "diverged": has_diverged(entry.metrics),
-        "recipe": json.dumps(recipe, sort_keys=True, default=str),
+        "recipe": recipe,
         "sha256": sha256,
         "source": chunk.locate(entry),
         "scorable": found is not None and known,

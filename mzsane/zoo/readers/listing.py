@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -72,7 +73,7 @@ def pick_metrics(values: Mapping[str, Any]) -> dict[str, float]:
     for name, value in values.items():
         ours = _translate(name)
         if ours and isinstance(value, int | float) and not isinstance(value, bool):
-            metrics[ours] = float(value) if abs(value) < _HUGE else math.copysign(math.inf, value)
+            metrics[ours] = float(value) if abs(value) < _HUGE else math.inf * (1 if value > 0 else -1)
     if "train_accuracy" in metrics and "test_accuracy" in metrics:
         metrics[GAP] = metrics["train_accuracy"] - metrics["test_accuracy"]
     return metrics
@@ -110,6 +111,7 @@ def find_common_folder(names: Iterable[str]) -> str:
     return "".join(f"{part}/" for part in first[:shared])
 
 
+@lru_cache(maxsize=1024)  # a few names, millions of times
 def _translate(name: str) -> str | None:
     first, _, second = name.lower().partition("_")
     if first in _KINDS:

@@ -28,7 +28,9 @@ from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 
 VERSION = 1
-_CHUNK = 256  # checkpoints; fewer when they are large
+_SMALL_CHUNK = 256  # checkpoints
+_LARGE_CHUNK = 4096
+_ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
 _REASONS = 3  # most frequent ones that an error names
 _INDEX_SCHEMA = {
     "model": pl.String,
@@ -167,20 +169,22 @@ def _read(
     listing = select_checkpoints(config, list_checkpoints(config, source))
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
     parts = _write(work, chunks, store, execution, sink)
-    if repeated := _find_repeated(parts.index):
+    index = parts.index
+    if repeated := _find_repeated(index):
         first, parts = parts, _write(work, [_leave_out(chunk, repeated) for chunk in chunks], store, execution, sink)
         _remove_unused(work, store, first, parts)
+        index = parts.index
     found = [{**row, "source": row["source"] and f"{source.address}/{row['source']}"} for row in listing.rejected]
     rejected = pl.concat([pl.DataFrame(found, schema=parts.rejected.schema), parts.rejected])
     try:
-        _check_share(config, len(parts.index), rejected["reason"].to_list())
+        _check_share(config, len(index), rejected["reason"].to_list())
     except ConfigError:  # another try has other settings, and thus another name
         _remove_unused(work, store, parts)
         store.partial(work).clear()
         raise
     files = {
         **parts.files(),
-        "index.parquet": to_parquet(_shape(parts.index, _INDEX_SCHEMA)),
+        "index.parquet": to_parquet(_shape(index, _INDEX_SCHEMA)),
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
         "rejected.parquet": to_parquet(rejected),
     }
@@ -223,7 +227,9 @@ def _check_classes(config: ReadConfig, pattern: Pattern) -> None:
 
 
 def _cut(config: ReadConfig, source: Source, entries: Sequence[Entry], pattern: Pattern) -> list[ReadChunk]:
-    size = min(_CHUNK, max(1, SHARD_BYTES // pattern.bytes))
+    # A chunk of half a shard is stored at once and needs no joining; but few of them would leave cores idle.
+    full = min(_LARGE_CHUNK, SHARD_BYTES // 2 // pattern.bytes + 1)
+    size = full if len(entries) >= _ENOUGH_CHUNKS * full else min(_SMALL_CHUNK, full)
     return [
         ReadChunk(source, config, tuple(entries[first : first + size]), pattern)
         for first in range(0, len(entries), size)
@@ -245,7 +251,8 @@ def _find_repeated(index: pl.DataFrame) -> dict[tuple[str, int], str]:
     names: dict[str, str] = {}
     if index.is_empty():
         return repeated
-    for name, sha256, source, place in index.select("checkpoint", "sha256", "source", "place").iter_rows():
+    for model, epoch, sha256, source, place in index.select("model", "epoch", "sha256", "source", "place").iter_rows():
+        name = f"{model}/{epoch}"
         if name in names:
             repeated[source, place] = f"a second {name}: the first is in {names[name]}"
         elif sha256 in weights:
@@ -288,5 +295,7 @@ def _count_reasons(reasons: Sequence[str]) -> str:
 
 
 def _shape(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
-    """Return a frame with the columns and types of a schema."""
-    return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+    """Return the index with the columns and types of a schema; what no row has is null."""
+    named = frame.with_columns(pl.format("{}/{}", "model", "epoch").alias("checkpoint"))
+    missing = [pl.lit(None).alias(name) for name in schema if name not in named.columns]
+    return named.with_columns(missing).select(pl.col(name).cast(kind) for name, kind in schema.items())

@@ -18,6 +18,7 @@ from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8
+_ADVICE = "is the address right, is there a network, and does a private repository have its token (HF_TOKEN)?"
 
 
 class Source(Protocol):
@@ -74,9 +75,12 @@ class FolderSource:
             return _walk_local(folder, self.address)
         try:
             with self._reached("is not there"):
-                return self._storage.walk()
+                names = self._storage.walk()
         except StoreError as error:
             raise ConfigError(str(error)) from None
+        if not names:  # fsspec takes a folder that it cannot list for an empty one
+            raise ConfigError(f"source {self.address} has no files, or cannot be reached: {_ADVICE}")
+        return names
 
     def refused(self) -> Mapping[str, str]:
         """Return nothing: names of folders and buckets cannot lead out of them."""
@@ -106,8 +110,7 @@ class FolderSource:
         except Exception as error:  # every protocol has libraries and errors of its own
             text = " ".join(str(error).split())[:200]
             raise StoreError(
-                f"source {self.address} cannot be reached ({type(error).__name__}: {text}): is the address right, is "
-                "there a network, and does a private repository have its token (HF_TOKEN)?"
+                f"source {self.address} cannot be reached ({type(error).__name__}: {text}): {_ADVICE}"
             ) from None
 
 

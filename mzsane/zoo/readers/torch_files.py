@@ -133,10 +133,10 @@ def _load(data: bytes) -> list[State]:
 
 def _explain(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if found := re.search(r"Unsupported (?:global|class|operand)[^`']*?(?:GLOBAL|`)?\s*([\w.]+)", text):
-        return f"code: the pickle would run {found[1]}; save the state dict alone"
-    if "weights_only" in text or "Weights only" in text:
-        return "code: the pickle holds more than tensors and plain values; save the state dict alone"
+    if found := re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", text):
+        return f"code: the pickle asks for {found[1][:80]}; save the state dict alone"
+    if found := re.search(r"WeightsUnpickler error: (.{,80})", text):
+        return f"truncated or damaged: or the pickle holds more than a state dict: {found[1]}"
     return f"truncated or damaged: {type(error).__name__}: {text[:160]}"
 
 

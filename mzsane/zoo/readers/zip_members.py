@@ -14,7 +14,10 @@ from typing import BinaryIO
 from mzsane.errors import ConfigError
 
 ZIP_START = b"PK\x03\x04"
-DIRECTORY_ERRORS = (zipfile.BadZipFile, EOFError, OSError, ValueError, IndexError, OverflowError, struct.error)
+DIRECTORY_ERRORS = (  # what a damaged directory makes Python's readers raise; a RuntimeError for unknown versions
+    *(zipfile.BadZipFile, struct.error, EOFError, OSError),
+    *(ValueError, IndexError, OverflowError, RuntimeError, MemoryError),
+)
 _HEADER = struct.Struct("<4s22xHH")
 HEADER_BYTES = _HEADER.size
 _PACKED = 8  # deflate, the one packing that is read
