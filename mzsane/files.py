@@ -39,4 +39,4 @@ def to_parquet(frame: pl.DataFrame) -> bytes:
 
 def load_torch(data: bytes) -> Any:
     """Read what `torch.save` wrote. The only place that calls `torch.load`, and never with code execution."""
-    return torch.load(io.BytesIO(data), weights_only=True)
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

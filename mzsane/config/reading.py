@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mzsane.config.base import Config, Fraction, Name
+from mzsane.config.download import DownloadConfig
 from mzsane.config.images import ImagesConfig
 from mzsane.config.zoo import NetworkConfig
 
@@ -42,10 +43,14 @@ class ReadConfig(Config):
     """Checkpoints that others trained, read into a zoo."""
 
     name: Name = Field(description="what compositions and targets call this zoo")
-    source: str = Field(
+    source: str | None = Field(
+        None,
         min_length=1,
         description="where the checkpoints are: a folder, an fsspec URL such as s3://bucket/prefix, a file .zip, .tar, "
         ".tar.gz or .tgz in either, or hf://owner/name (needs the package huggingface_hub)",
+    )
+    download: DownloadConfig | None = Field(
+        None, description="a published zoo to fetch first, in place of a source; it stays in the store as an archive"
     )
     format: Literal["auto", "ray-tune", "files"] = Field(
         "auto",
@@ -80,6 +85,11 @@ class ReadConfig(Config):
         "recognised by names and shapes, and of any other architecture the zoo can be tokenized but not scored",
     )
     images: ImagesConfig | None = Field(None, description="the image dataset that the models were trained on, if known")
+    measure: bool = Field(
+        False,
+        description="measure loss and accuracy on the splits of images, in place of what the source says; checkpoints "
+        "that cannot be scored keep what the source says",
+    )
     dataset: str | None = Field(
         None, min_length=1, description="label of the dataset in the index; the source of the images if unset"
     )
@@ -96,6 +106,18 @@ class ReadConfig(Config):
         description="any label; a zoo is read once per address and label, so change it when the content behind the "
         "address changed",
     )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "ReadConfig":
+        if (self.source is None) == (self.download is None):
+            raise ValueError("a zoo that is read needs either source or download")
+        return self
+
+    @model_validator(mode="after")
+    def _check_measure(self) -> "ReadConfig":
+        if self.measure and self.images is None:
+            raise ValueError("measure needs images to measure on: set images, or leave measure out")
+        return self
 
     @model_validator(mode="after")
     def _check_epochs(self) -> "ReadConfig":
@@ -120,6 +142,11 @@ class ReadConfig(Config):
         if not groups or groups - {"model", "epoch"}:
             raise ValueError(f"pattern {self.pattern!r} needs a group (?P<model>...) or (?P<epoch>...), and no other")
         return self
+
+    @property
+    def origin(self) -> str:
+        """Where the checkpoints come from, for people."""
+        return self.source or (self.download.source if self.download else "")
 
     @property
     def models(self) -> None:

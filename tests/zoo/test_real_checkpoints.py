@@ -90,6 +90,6 @@ def test_a_zoo_of_unknown_architecture_becomes_tokens(store):
     assert not index["scorable"].any()
     tokens = build_tokens(TokensConfig(token_dim=128), config, store)
     table = read_tokens(tokens)
-    assert table.flat_NP.shape == (20, 432_180 - 0)
+    assert table.flat_NP.shape == (20, 432_180)
     assert table.groups == ()
     assert "network" in tokens.manifest.counts["no_symmetry"]

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from mzsane.config.reading import ReadConfig
-from mzsane.config.zoo import Activation
+from mzsane.config.zoo import Activation, NetworkConfig
 from mzsane.errors import ConfigError
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.fit import measure
+from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.listing import Entry, has_diverged
 from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, recognise, rename_tensors
@@ -59,9 +62,8 @@ class ReadChunk:
 
     @property
     def name(self) -> str:
-        """What tells this chunk from all others of the work, and from those of a source that has changed since."""
-        files = [(entry.model, entry.epoch, entry.file) for entry in self.entries]
-        text = json.dumps([files, sorted((*key, reason) for key, reason in self.repeated.items())])
+        """What tells this chunk from all others of the work, and from those of a source that looks another since."""
+        text = repr((self.entries, self.pattern.signature, sorted(self.repeated.items())))
         return f"read-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def locate(self, entry: Entry) -> str:
@@ -131,7 +133,10 @@ def read_chunk(chunk: ReadChunk) -> ShardContent:
                 stack.add(tensors)
                 if id(entry.recipe) not in recipes:
                     recipes[id(entry.recipe)] = json.dumps(_complete(chunk, entry.recipe), sort_keys=True, default=str)
-                content.rows.append(_describe(chunk, entry, network, recipes[id(entry.recipe)], hash_weights(tensors)))
+                row = _describe(chunk, entry, network, recipes[id(entry.recipe)], hash_weights(tensors))
+                if chunk.config.measure and row["scorable"]:
+                    row |= _measure(json.loads(row["recipe"]), tensors, chunk.config)
+                content.rows.append(row)
     content.weights = stack.take()
     return content
 
@@ -223,6 +228,20 @@ def _compare(signature: Signature, expected: Signature) -> str | None:
     known = dict(expected)
     extra = next(name for name in shapes if name not in known)
     return f"it has {extra[:80]}, which the first checkpoint has not"
+
+
+def _measure(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], config: ReadConfig) -> dict[str, Any]:
+    """Return loss and accuracy of a checkpoint on the splits of the images."""
+    assert config.images is not None
+    images = load_images(config.images)
+    settings = config.network or NetworkConfig(**{k: recipe[k] for k in NetworkConfig.model_fields if k in recipe})
+    network = build_network(settings, images.channels, images.classes, images.size)
+    network.load_state_dict(tensors)
+    metrics: dict[str, Any] = {}
+    for split, data in images.splits.items():
+        metrics[f"{split}_loss"], metrics[f"{split}_accuracy"] = measure(network, data)
+    metrics["generalisation_gap"] = metrics["train_accuracy"] - metrics["test_accuracy"]
+    return {**metrics, "diverged": has_diverged(metrics)}
 
 
 def _show(shape: tuple[int, ...]) -> str:

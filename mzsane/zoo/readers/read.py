@@ -18,6 +18,9 @@ from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.zoo.card import draw_card
+from mzsane.zoo.download import download, open_archive, plan_download
+from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
 from mzsane.zoo.readers.files import list_files
@@ -53,7 +56,8 @@ _HISTORY_SCHEMA = {"model": pl.String, "epoch": pl.Int64, **dict.fromkeys((*METR
 
 def plan_read(config: ReadConfig) -> Work:
     """Name the work of reading a zoo."""
-    return Work("zoo", VERSION, config.recipe())
+    inputs = {"archive": plan_download(config.download).ref} if config.download else {}
+    return Work("zoo", VERSION, config.recipe(), inputs)
 
 
 def read_zoo(
@@ -72,7 +76,7 @@ def read_zoo(
         store: where the zoo goes.
         execution: how many processes.
         sink: told of every chunk.
-        source: the files, if they are not opened by their address, `config.source`.
+        source: the files, if they are not opened by their address, `config.origin`.
 
     Raises:
         ConfigError: there is no such source, nothing to read, or too much that cannot be used.
@@ -84,7 +88,11 @@ def read_zoo(
         return found
     if source is not None:
         return _read(config, work, source, store, execution or ExecutionConfig(), sink)
-    with open_source(config.source, config.max_file_bytes) as opened:
+    if config.download is not None:
+        opening = open_archive(download(config.download, store, sink), config.max_file_bytes)
+    else:
+        opening = open_source(config.origin, config.max_file_bytes)
+    with opening as opened:
         return _read(config, work, opened, store, execution or ExecutionConfig(), sink)
 
 
@@ -107,7 +115,7 @@ def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
         seen = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         reasons = f"; {_count_reasons([row['reason'] for row in listing.rejected])}" if listing.rejected else ""
         raise ConfigError(
-            f"source {config.source} has no checkpoints of format {config.format}: it has {len(names)} files"
+            f"source {config.origin} has no checkpoints of format {config.format}: it has {len(names)} files"
             f"{f', {seen}' if names else ''}{reasons}"
         )
     return listing
@@ -158,7 +166,7 @@ def _explain_none(config: ReadConfig, entries: Sequence[Entry]) -> str:
         values = [entry.metrics[name] for entry in entries if math.isfinite(entry.metrics.get(name, math.nan))]
         told.append(f"{name} from {min(values):.4g} to {max(values):.4g}" if values else f"no {name}")
     return (
-        f"no checkpoint of {config.source} is left: none of its {len(entries)} passes epochs, epoch_range and where; "
+        f"no checkpoint of {config.origin} is left: none of its {len(entries)} passes epochs, epoch_range and where; "
         f"it has {', '.join(told)}"
     )
 
@@ -182,14 +190,26 @@ def _read(
         _remove_unused(work, store, parts)
         store.partial(work).clear()
         raise
+    images = load_images(config.images) if config.images is not None else None
+    facts = {
+        "read from": config.origin,
+        "architecture": _tell(parts.index, "architecture"),
+        "dataset": _tell(parts.index, "dataset"),
+    }
     files = {
         **parts.files(),
+        **draw_card(parts, facts, images),
         "index.parquet": to_parquet(_shape(index, _INDEX_SCHEMA)),
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
         "rejected.parquet": to_parquet(rejected),
     }
     counts = {**parts.counts(), "rejected": len(rejected), "models_without_metrics": listing.without_metrics}
     return store.publish(work, files, counts)
+
+
+def _tell(index: pl.DataFrame, column: str) -> str:
+    values = index[column].drop_nulls().unique().to_list() if column in index.columns else []
+    return ", ".join(values) or "not known"
 
 
 def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Pattern:
@@ -214,14 +234,14 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
                 return pattern
             else:
                 reasons.append("another architecture: not the given network")
-    raise ConfigError(f"no checkpoint of {config.source} can be used: {_count_reasons(reasons)}")
+    raise ConfigError(f"no checkpoint of {config.origin} can be used: {_count_reasons(reasons)}")
 
 
 def _check_classes(config: ReadConfig, pattern: Pattern) -> None:
     found = pattern.found
     if config.images is not None and found is not None and found.classes != config.images.classes:
         raise ConfigError(
-            f"the checkpoints of {config.source} have {found.classes} outputs, and images {config.images.source} have "
+            f"the checkpoints of {config.origin} have {found.classes} outputs, and images {config.images.source} have "
             f"{config.images.classes} classes: set images to what they were trained on, or leave it out"
         )
 
@@ -282,7 +302,7 @@ def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str]) -> Non
     share = len(reasons) / max(1, usable + len(reasons))
     if share > config.max_rejected or not usable:
         raise ConfigError(
-            f"{len(reasons)} of {usable + len(reasons)} checkpoints of {config.source} cannot be used ({share:.0%}, "
+            f"{len(reasons)} of {usable + len(reasons)} checkpoints of {config.origin} cannot be used ({share:.0%}, "
             f"max_rejected is {config.max_rejected:.0%}): {_count_reasons(reasons)}"
         )
 

@@ -97,6 +97,7 @@ class _Records:
         self.sizes = {name: member.size for name, member in self._members.items() if name.startswith("data/")}
         self.plain = (
             "data.pkl" in self._members
+            and len(self._members) == len(members)
             and order == _ORDER == sys.byteorder
             and all(member.method == zipfile.ZIP_STORED for member in members)
             and not any(name.partition("/")[0] in _SCRIPT for name in self._members)

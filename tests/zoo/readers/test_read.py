@@ -5,16 +5,18 @@ import shutil
 import tarfile
 import zipfile
 
+import boto3
 import polars as pl
 import pytest
 import torch
 
 from mzsane.config import DigitsConfig, ExecutionConfig, GlyphsConfig, NetworkConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
-from mzsane.errors import ConfigError
+from mzsane.errors import ConfigError, StoreError
 from mzsane.zoo.readers import read
 from mzsane.zoo.readers.archives import ZipSource
 from mzsane.zoo.readers.read import plan_read, read_zoo
+from mzsane.zoo.readers.sources import FolderSource
 from mzsane.zoo.shards import hash_weights, load_weights, read_index
 
 SERIAL = ExecutionConfig(processes=1)
@@ -358,6 +360,60 @@ def test_a_killed_reading_continues(tmp_path, write_ray_zoo, store, make_store, 
     }
 
 
+def test_a_reading_does_not_continue_with_what_has_changed(tmp_path, write_ray_zoo, store, monkeypatch):
+    monkeypatch.setattr(read, "_SMALL_CHUNK", 2)
+    folder = write_ray_zoo(tmp_path / "zoo")
+    config = ReadConfig(name="zoo", source=str(folder))
+    with pytest.raises(KeyboardInterrupt):
+        read_zoo(config, store, SERIAL, Interruptor(stop_at=4))
+    (folder / "trainable_0_seed=0" / "result.json").write_text('{"training_iteration": 0, "train_acc": 0.77}')
+    assert read_index(read_zoo(config, store, SERIAL))["train_accuracy"][0] == 0.77
+
+
+class Failing(FolderSource):
+    """A folder that is out of reach for one file."""
+
+    def __init__(self, address, lost):
+        super().__init__(address, 10**7)
+        self.lost, self.parallel_reads = lost, 4
+
+    def read(self, name):
+        if self.lost in name:
+            raise StoreError("source cannot be reached")
+        return super().read(name)
+
+
+def test_an_outage_stops_the_reading_and_rejects_nothing(tmp_path, write_ray_zoo, store):
+    folder = write_ray_zoo(tmp_path / "zoo")
+    config = ReadConfig(name="zoo", source=str(folder))
+    with pytest.raises(StoreError, match="cannot be reached"):
+        read_zoo(config, store, SERIAL, source=Failing(str(folder), "seed=2/checkpoint_000001/checkpoints"))
+    assert store.find(plan_read(config).ref) is None
+    again = read_zoo(config, store, SERIAL, source=Failing(str(folder), "nothing"))
+    assert again.manifest.counts["checkpoints"] == 9
+    assert read_index(again)["checkpoint"].to_list() == [
+        f"trainable_{n}_seed={n}/{e}" for n in range(3) for e in range(3)
+    ]
+
+
+def test_a_bucket_is_read(tmp_path, write_ray_zoo, store, s3_endpoint, monkeypatch):
+    client = boto3.client("s3", endpoint_url=s3_endpoint, aws_access_key_id="x", aws_secret_access_key="x")
+    client.create_bucket(Bucket="reader-zoo")
+    folder = write_ray_zoo(tmp_path / "zoo", models=2)
+    for path in sorted(folder.glob("**/*.json")) + sorted(folder.glob("**/checkpoints")):
+        client.put_object(Bucket="reader-zoo", Key=f"zoos/{path.relative_to(folder)}", Body=path.read_bytes())
+    for name, value in (
+        ("MZSANE_S3_ENDPOINT", s3_endpoint),
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+    ):
+        monkeypatch.setenv(name, value)
+    zoo = read_all(store, "s3://reader-zoo/zoos")
+    assert hash_files(zoo) == hash_files(read_all(store, folder))
+    with pytest.raises(ConfigError, match="reader-zoo/nothing has no files"):
+        read_all(store, "s3://reader-zoo/nothing")
+
+
 def test_large_chunks_are_shards_of_their_own(tmp_path, write_ray_zoo, store, monkeypatch):
     for module in ("mzsane.zoo.readers.read", "mzsane.zoo.shards"):
         monkeypatch.setattr(f"{module}.SHARD_BYTES", 40_000)
@@ -386,8 +442,7 @@ def test_real_residual_networks_are_read(real_checkpoints, store):
     assert "another architecture" in read_rejected(zoo)["reason"][0]
 
 
-def test_a_trained_zoo_can_be_tokenized_from_files(tmp_path, write_ray_zoo, store):
-    """What is read has all that the next stage reads."""
+def test_the_index_has_the_types_that_the_next_stage_reads(tmp_path, write_ray_zoo, store):
     index = read_index(read_all(store, write_ray_zoo(tmp_path / "zoo")))
     assert index.schema["split"] == pl.String
     assert index.schema["epoch"] == pl.Int64
