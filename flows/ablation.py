@@ -66,7 +66,8 @@ def ablation(
     logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
     try:
         zoos = [
-            {"zoo": zoo, "tokens": config.tokens, "execution": execution, "tracking_parent": run} for zoo in config.zoos
+            {"zoo": zoo, "tokens": config.tokens, "execution": execution, "tracking_parent": run}
+            for zoo in config.all_zoos
         ]
         run_parts(tokens, "tokens/build", zoos)
         arms = [

@@ -92,8 +92,8 @@ def plan_tokens_stage(tokens: TokensConfig, zoo: AnyZooConfig) -> Stage:
 
 def plan_ablation(config: AblationConfig) -> list[Stage]:
     """Return every stage of an ablation once, each after those that it reads; the comparison is last."""
-    stages = [plan_zoo_stage(zoo) for zoo in config.zoos]
-    stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.zoos]
+    stages = [plan_zoo_stage(zoo) for zoo in config.all_zoos]
+    stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.all_zoos]
     stages += [stage for arm in list_arms(config) for stage in ArmPlan(config, arm).stages()]
     stages.append(plan_comparison_stage(config))
     unique: dict[ArtifactRef, Stage] = {}

@@ -5,9 +5,11 @@ from pydantic import Field, model_validator
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
 from mzsane.config.images import AnyImagesConfig, ImagesConfig
+from mzsane.config.reading import ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
-from mzsane.config.zoo import NetworkConfig
+from mzsane.config.twins import TwinsConfig
+from mzsane.config.zoo import NetworkConfig, ZooConfig
 from mzsane.config.zoos import AnyZooConfig
 
 
@@ -46,9 +48,10 @@ class AblationConfig(Config):
     """Several compositions, each with several seeds, scored on the same targets with the same baselines."""
 
     name: Name = Field(description="what people call this ablation; runs in MLflow are grouped under it")
-    zoos: tuple[AnyZooConfig, ...] = Field(
-        min_length=1, description="the zoos, trained here or read, each made once and shared by all arms"
-    )
+    # A list for each origin, because Prefect's form shows a list of alternatives as JSON.
+    zoos: tuple[ZooConfig, ...] = Field((), description="zoos that are trained here, each once and shared by all arms")
+    read_zoos: tuple[ReadConfig, ...] = Field((), description="zoos of checkpoints that others trained")
+    sparse_zoos: tuple[TwinsConfig, ...] = Field((), description="zoos of sparse twins of models that are trained here")
     tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
     compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")
@@ -57,15 +60,22 @@ class AblationConfig(Config):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="how models are scored")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one arm a composition and seed")
 
+    @property
+    def all_zoos(self) -> tuple[AnyZooConfig, ...]:
+        """The zoos of every origin."""
+        return (*self.zoos, *self.read_zoos, *self.sparse_zoos)
+
     @model_validator(mode="after")
     def _check_references(self) -> "AblationConfig":
-        for what in ("zoos", "compositions", "targets"):
-            names = [item.name for item in getattr(self, what)]
+        for what, items in (("zoos", self.all_zoos), ("compositions", self.compositions), ("targets", self.targets)):
+            names = [item.name for item in items]
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} have repeated names: {', '.join(names)}")
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct and not negative, not {list(self.seeds)}")
-        zoos = {zoo.name: zoo for zoo in self.zoos}
+        zoos = {zoo.name: zoo for zoo in self.all_zoos}
+        if not zoos:
+            raise ValueError("there is no zoo: give zoos, read_zoos or sparse_zoos")
         uses = [(f"composition {c.name!r}", s.zoo) for c in self.compositions for s in c.slices]
         uses += [(f"target {t.name!r}", t.zoo) for t in self.targets if t.zoo]
         for where, zoo in uses:
@@ -141,7 +151,7 @@ class AblationConfig(Config):
 
     def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""
-        return next(zoo for zoo in self.zoos if zoo.name == name)
+        return next(zoo for zoo in self.all_zoos if zoo.name == name)
 
 
 def _count_classes(zoo: AnyZooConfig) -> int | None:

@@ -15,7 +15,7 @@ class DownloadConfig(Config):
 
     name: Name = Field(description="what people call this download")
     source: str = Field(
-        min_length=1, description="name in the catalogue (`python -m flows.zoo list`), or http(s) address of a file"
+        min_length=1, description="name in the catalogue (python -m flows.zoo list), or http(s) address of a file"
     )
     epochs: tuple[Epoch, ...] | None = Field(
         None,
@@ -25,8 +25,8 @@ class DownloadConfig(Config):
     )
     members: tuple[str, ...] = Field(
         (),
-        description="only members of the archive that one of these patterns fits: `*` is anything, `?` a character; "
-        "all if none, with epochs `*checkpoint_*/checkpoints`",
+        description="only members of the archive that one of these shell patterns fits (star: anything, question mark: "
+        "a character); all if none; with epochs, all checkpoints",
     )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="sha256 of the whole file, 64 hex digits; not checked if unset"

@@ -68,8 +68,8 @@ class ReadConfig(Config):
     where: tuple[MetricFilter, ...] = Field((), description="filters on metrics; a checkpoint must pass all of them")
     pattern: str | None = Field(
         None,
-        description="for files: regular expression searched for in each path below the source, with named groups model "
-        "and epoch, as in (?P<model>.+)/epoch_(?P<epoch>\\d+)\\.pt$; files without a match are not read. If unset, the "
+        description="for files: regular expression searched for in each path below the source, with groups that are "
+        "named (as Python names them) model, epoch or both; files without a match are not read. If unset, the "
         "model is the path without its suffix, and the epoch the number after 'epoch' or 'ep' at its end. A checkpoint "
         "whose epoch is told by nothing counts as epoch 0",
     )

@@ -23,7 +23,9 @@ class NetworkConfig(Config):
         description="cnn-s (28x28 images) or cnn-l (32x32) of the published zoos, mlp, resnet18 (CIFAR stem), vit; or "
         "package.module:factory, called with channels and classes",
     )
-    activation: Activation = Field("tanh", description="non-linearity after each hidden layer")
+    activation: Activation = Field(
+        "tanh", description="non-linearity after each hidden layer; a factory decides itself"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units that are dropped in training")
     width: int | None = Field(
         None, ge=4, description="hidden units of mlp (32), base channels of resnet18 (64), model width of vit (64)"
@@ -37,8 +39,6 @@ class NetworkConfig(Config):
             raise ValueError(f"width of a vit must be a multiple of its 4 heads, not {self.width}")
         if self.dropout and (self.architecture == "resnet18" or ":" in self.architecture):
             raise ValueError(f"dropout has no meaning for {self.architecture}: leave it out")
-        if ":" in self.architecture and "activation" in self.model_fields_set:
-            raise ValueError("activation has no meaning for a factory: leave it out")
         return self
 
 

@@ -23,8 +23,13 @@ from mzsane.config import (
     AblationConfig,
     BackboneConfig,
     CompositionConfig,
+    DigitsConfig,
+    DownloadConfig,
     EvaluationConfig,
     ExecutionConfig,
+    FactorsConfig,
+    NetworkConfig,
+    ReadConfig,
     SamplingConfig,
     SliceConfig,
     TokensConfig,
@@ -162,10 +167,10 @@ def open_page(browser: Any) -> Any:
     return page
 
 
-def open_form(page: Any, settings: StackSettings) -> None:
+def open_form(page: Any, settings: StackSettings, deployment: str = "zoo-composition") -> None:
     """Go to the deployment's "custom run" form as a person does."""
     page.goto(f"{settings.prefect_url}/deployments")
-    page.get_by_role("link", name="zoo-composition", exact=True).first.click()
+    page.get_by_role("link", name=deployment, exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     page.get_by_role("button", name="Submit").wait_for()
@@ -249,6 +254,42 @@ def test_form_explains_every_field(page: Any, settings: StackSettings) -> None:
     kinds = (AblationConfig, ZooConfig, TokensConfig, CompositionConfig, SliceConfig)
     kinds += (BackboneConfig, SamplingConfig, EvaluationConfig, ExecutionConfig)
     assert {help_text for help_text in list_help(*kinds) if help_text not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("deployment", "kinds"),
+    [("train", (ZooConfig, NetworkConfig, FactorsConfig, DigitsConfig)), ("download", (DownloadConfig,))],
+)
+def test_zoo_forms_explain_every_field(page: Any, settings: StackSettings, deployment: str, kinds: tuple) -> None:
+    open_form(page, settings, deployment)
+    text = " ".join(page.locator("form").inner_text().split())
+    assert {help_text for help_text in list_help(*kinds) if help_text not in text} == set()
+
+
+def test_zoo_can_be_read_by_the_form_too(page: Any, settings: StackSettings) -> None:
+    open_form(page, settings, "train")
+    page.get_by_role("button", name="ReadConfig", exact=True).click()
+    find_field(page.locator("body"), "Measure").wait_for()
+    text = " ".join(page.locator("form").inner_text().split())
+    assert {help_text for help_text in list_help(ReadConfig) if help_text not in text} == set()
+
+
+def test_card_of_a_trained_zoo_is_shown(page: Any, settings: StackSettings) -> None:
+    zoo = TINY.zoos[0].model_copy(update={"name": "carded", "models": 2, "epochs": 2, "keep_epochs": 1})
+    api = f"{settings.prefect_url}/api"
+    deployment = httpx.get(f"{api}/deployments/name/zoo/train", timeout=60).raise_for_status().json()["id"]
+    body = {"parameters": {"zoo": zoo.model_dump(mode="json")}, "state": {"type": "SCHEDULED"}}
+    reply = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body, timeout=60)
+    run = await_run(settings, reply.raise_for_status().json()["id"])
+    open_artifact(page, settings, run, "markdown", "card-carded")
+    page.get_by_role("cell", name="weights a model", exact=True).wait_for()
+    cells = page.get_by_role("cell").all_inner_texts()
+    assert cells[cells.index("models") + 1] == "2"
+    assert cells[cells.index("weights a model") + 1] == "2,464"
+    open_artifact(page, settings, run, "image", "card-carded-epochs")
+    picture = page.locator("img[src^='data:image/png']")
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 500
 
 
 def test_form_is_filled_with_the_demo(page: Any, settings: StackSettings) -> None:

@@ -144,15 +144,16 @@ def test_ablation_of_a_zoo_that_is_read(exported, store, tiny_zoo_config):
     read = {"name": "theirs", "source": str(folder), "images": tiny_zoo_config.images.model_dump(mode="json")}
     data = {
         "name": "a",
-        "zoos": [{**read, "network": {"architecture": "cnn-s"}}, config.model_dump(mode="json")],
+        "zoos": [config.model_dump(mode="json")],
+        "read_zoos": [{**read, "network": {"architecture": "cnn-s"}}],
         "compositions": [{"name": "both", "slices": [{"zoo": "theirs", "models": 3}, {"zoo": "tiny", "models": 3}]}],
         "targets": [{"name": "theirs", "zoo": "theirs"}],
         "sampling": {"anchors": 3, "samples": 3, "keep": 1},
     }
     stages = plan_ablation(validate_config(AblationConfig, data, "here"))
     assert [stage.work.kind for stage in stages][:4] == ["zoo", "zoo", "tokens", "tokens"]
-    assert stages[0].work.ref == plan_zoo(ReadConfig.model_validate(data["zoos"][0])).ref
-    data["zoos"][0].pop("network")
+    assert stages[1].work.ref == plan_zoo(ReadConfig.model_validate(data["read_zoos"][0])).ref
+    data["read_zoos"][0].pop("network")
     with pytest.raises(ConfigError, match="whose network and images are not given: give both to the zoo"):
         validate_config(AblationConfig, data, "here")
 

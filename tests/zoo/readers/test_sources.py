@@ -7,6 +7,7 @@ import pickle
 import socket
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -151,8 +152,13 @@ def test_a_bomb_that_lies_about_its_size_is_not_unpacked(tmp_path):
     for at in (data.find(b"PK\x01\x02") + 24, 22):  # the size in the directory and in the member's own header
         data[at : at + 4] = (1000).to_bytes(4, "little")
     path.write_bytes(data)
+    source = ZipSource([path], LIMIT)
+    tracemalloc.start()
     with pytest.raises(ConfigError, match="checksum"):
-        ZipSource([path], LIMIT).read("liar.pt")
+        source.read("liar.pt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_gzip_bombs_are_refused(tmp_path):
