@@ -4,7 +4,7 @@
 
 The zoo is made of random CNN-s weights, ten epochs a model. Each reading runs in a process of its own, so that its
 peak memory is its own, and reads a zoo of ten first, so that imports are not counted; the baseline is a plain loop of
-`torch.load` over the same files, without an artifact.
+`torch.load` over such files, without an artifact. All of a reading counts, the zoo's card too.
 """
 
 import argparse
@@ -32,6 +32,7 @@ _RATE_BAR = 1000.0  # checkpoints a second
 _MEMORY_BAR = 1.2  # peak for the large zoo over that for the small one
 _BASELINE_FILES = 500
 _FIRST = "first"
+_CLOCKS = ("wall_time", "core_time")  # they differ where other work runs on the same cores
 
 
 def main() -> None:
@@ -57,14 +58,14 @@ def main() -> None:
         baseline = loop_plainly(Path(folder, str(arguments.small)))
     results = [
         {
-            "name": f"reading {count} CNN-s checkpoints, one process",
-            "value": round(count / measured[count]["seconds"]),
-            "unit": "checkpoints/s",
-            "baseline": round(baseline),
+            "name": f"reading {arguments.large} CNN-s checkpoints, one process",
+            "value": round(arguments.large / measured[arguments.large][clock]),
+            "unit": f"checkpoints/s of {clock.replace('_', ' ')}",
+            "baseline": round(baseline[clock]),
             "bar": _RATE_BAR,
-            "holds": count / measured[count]["seconds"] >= _RATE_BAR,
+            "holds": arguments.large / measured[arguments.large][clock] >= _RATE_BAR,
         }
-        for count in measured
+        for clock in _CLOCKS
     ]
     small, large = measured[arguments.small]["peak_mb"], measured[arguments.large]["peak_mb"]
     results.append(
@@ -116,24 +117,25 @@ def run_alone(zoo: Path) -> dict[str, float]:
 
 
 def read_once(zoo: Path) -> dict[str, float]:
-    """Read a zoo into a new artifact; return the seconds it took and the process's peak memory."""
+    """Read a zoo into a new artifact; return the seconds it took by each clock and the process's peak memory."""
     with tempfile.TemporaryDirectory() as root:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         artifact = read_zoo(
             ReadConfig(name="benchmark", source=str(zoo)), ArtifactStore(root), ExecutionConfig(processes=1)
         )
-        seconds = time.perf_counter() - start
+        seconds = {"wall_time": time.perf_counter() - start, "core_time": time.process_time() - busy}
     assert artifact.manifest.counts["rejected"] == 0
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {**seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def loop_plainly(zoo: Path) -> float:
-    """Return how many checkpoints a second a plain loop loads."""
+def loop_plainly(zoo: Path) -> dict[str, float]:
+    """Return how many checkpoints a second a plain loop loads, by each clock."""
     files = sorted(zoo.glob("*/checkpoint_*/checkpoints"))[:_BASELINE_FILES]
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     for file in files:
         load_torch(file.read_bytes())
-    return len(files) / (time.perf_counter() - start)
+    seconds = {"wall_time": time.perf_counter() - start, "core_time": time.process_time() - busy}
+    return {clock: len(files) / value for clock, value in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def ablation(
         tracker.fail(run)
         raise
     comparison = store.open(planned)
-    tracker.finish_ablation(run, comparison)
+    tracker.finish_ablation(config, run, comparison, store)
     show_comparison(config.name, comparison, run)
     return planned
 

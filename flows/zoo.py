@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
@@ -18,23 +18,30 @@ from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_card
 from tasks.terminal import TerminalSink, print_card
+from tasks.tracking import Tracker
 
 quiet_expected_errors()
 
 
 @flow(name="zoo", flow_run_name="zoo-{zoo.name}")
-def zoo(
-    zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig(), tracking_parent: str | None = None
-) -> ArtifactRef:
+def zoo(zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig()) -> ArtifactRef:
     """Make a zoo, or find it made.
 
     Args:
         zoo: The population: trained here, read from others' checkpoints, or a trained one made sparse.
         execution: How the work is done; changes no result.
-        tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
-    ref = stages.make_zoo(zoo, execution, tracking_parent)
-    show_card(zoo.name, ArtifactStore.from_environment().open(ref))
+    store = ArtifactStore.from_environment()
+    tracker = Tracker.from_environment(get_run_logger())
+    run = tracker.open_zoo(zoo.name, plan_zoo_stage(zoo).work.ref.fingerprint)
+    try:
+        ref = stages.make_zoo(zoo, execution, run)
+    except Exception:
+        tracker.fail(run)
+        raise
+    made = store.open(ref)
+    tracker.finish_zoo(run, zoo.name, made)
+    show_card(zoo.name, made)
     return ref
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
-from mzsane.plan import Arm, ArmPlan, list_arms
+from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage
 from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curves
 from mzsane.report.plots import plot_curves
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BATCH = 1000  # MLflow's limit of metrics in one request
 _PARENT_TAG = "mlflow.parentRunId"
 _KEY_TAG = "mzsane.key"
+_ZOOS = "zoos"  # the experiment of zoos that are made by themselves
 _COMPARISON_FILES = ("accuracy.png", "finetuning.png", "curves.png", "provenance.png", "report.html", "comparison.json")
 
 
@@ -56,6 +57,15 @@ class Tracker:
         tags = {"mzsane.ablation": config.name, "mzsane.kind": "arm", _PARENT_TAG: parent}
         return self._attempt(lambda client: _open_run(client, config.name, arm.name, f"{parent}/{arm.name}", tags))
 
+    def open_zoo(self, name: str, key: str) -> str | None:
+        """Return the run of a zoo that is made by itself, a new one if there is none; `key` is its fingerprint."""
+        return self._attempt(lambda client: _open_run(client, _ZOOS, name, key, {"mzsane.kind": "zoo"}))
+
+    def finish_zoo(self, run: str | None, name: str, zoo: Artifact) -> None:
+        """Send a zoo's card and address, and close its run."""
+        if run is not None:
+            self._attempt(lambda client: (_send_card(client, run, name, zoo), client.set_terminated(run, "FINISHED")))
+
     def log_points(self, run: str | None, points: list[tuple[str, float, int]]) -> None:
         """Send metric points: key, value, step."""
         if run is not None and points:
@@ -66,10 +76,13 @@ class Tracker:
         if run is not None:
             self._attempt(lambda client: _send_arm(client, run, config, arm, store))
 
-    def finish_ablation(self, run: str | None, comparison: Artifact) -> None:
-        """Send the comparison's figures and page and its address, and close the parent run."""
+    def finish_ablation(
+        self, config: AblationConfig, run: str | None, comparison: Artifact, store: ArtifactStore
+    ) -> None:
+        """Send the cards of the zoos, the comparison's figures and page and its address, and close the parent run."""
         if run is not None:
-            self._attempt(lambda client: _send_comparison(client, run, comparison))
+            zoos = {zoo.name: store.open(plan_zoo_stage(zoo).work.ref) for zoo in config.all_zoos}
+            self._attempt(lambda client: _send_comparison(client, run, comparison, zoos))
 
     def fail(self, run: str | None) -> None:
         """Mark a run as failed; the next attempt opens it again."""
@@ -99,7 +112,7 @@ def resend(config: AblationConfig, comparison: Artifact, store: ArtifactStore, l
     parent = tracker.open_ablation(config, comparison.ref.fingerprint)
     for arm in list_arms(config):
         tracker.finish_arm(config, arm, tracker.open_arm(config, arm, parent), store)
-    tracker.finish_ablation(parent, comparison)
+    tracker.finish_ablation(config, parent, comparison, store)
     return parent is not None and not tracker.lost
 
 
@@ -170,18 +183,27 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     client.set_terminated(run, "FINISHED")
 
 
-def _send_comparison(client: "MlflowClient", run: str, comparison: Artifact) -> None:
+def _send_card(client: "MlflowClient", run: str, name: str, zoo: Artifact) -> None:
+    client.set_tag(run, f"artifact.zoo.{name}", zoo.address)
+    for file in zoo.manifest.files:
+        if file.startswith("card"):
+            _log_file(client, run, file, zoo.path(file).read_bytes(), folder=f"zoos/{name}")
+
+
+def _send_comparison(client: "MlflowClient", run: str, comparison: Artifact, zoos: Mapping[str, Artifact]) -> None:
+    for name, zoo in zoos.items():
+        _send_card(client, run, name, zoo)
     client.set_tag(run, "artifact.comparison", comparison.address)
     for name in _COMPARISON_FILES:
         _log_file(client, run, name, comparison.path(name).read_bytes())
     client.set_terminated(run, "FINISHED")
 
 
-def _log_file(client: "MlflowClient", run: str, name: str, data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
+def _log_file(client: "MlflowClient", run: str, name: str, data: bytes, folder: str | None = None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / name
         path.write_bytes(data)
-        client.log_artifact(run, str(path))
+        client.log_artifact(run, str(path), folder)
 
 
 def _flatten_parameters(config: AblationConfig, arm: Arm) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The deployments: their forms, and a run from the command line to Prefect's and MLflow's pages."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,12 @@ import polars as pl
 import pytest
 import yaml
 
-from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_comparison_stage
-from tests.pipeline.harness import REPOSITORY, read_comparison
+from mzsane.config import DownloadConfig, ReadConfig
+from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage
+from mzsane.zoo.export import export_zoo
+from mzsane.zoo.shards import read_index
+from tests.pipeline.harness import REPOSITORY, SERIAL, read_comparison, start_deployed, wait_until
+from tests.zoo.http_server import serve
 
 DEPLOYMENTS = {
     "ablation/zoo-composition",
@@ -18,6 +23,7 @@ DEPLOYMENTS = {
     "samples/draw",
     "scores/evaluate",
     "tokens/build",
+    "zoo/download",
     "zoo/train",
 }
 
@@ -176,6 +182,7 @@ def test_mlflow_leads_to_the_artifacts(running_stack, mlflow_runs, tiny, tmp_pat
     assert all(address.startswith("s3://mzsane/store/") for address in tagged)
     assert tagged <= addresses
     expected = {store.address(stage.work.ref) for arm in list_arms(tiny) for stage in ArmPlan(tiny, arm).stages()}
+    expected |= {store.address(plan_zoo_stage(zoo).work.ref) for zoo in tiny.all_zoos}
     assert tagged == expected | {store.address(plan_comparison_stage(tiny).work.ref)}
     for stage in plan_ablation(tiny):
         assert store.exists(stage.work.ref)
@@ -204,3 +211,33 @@ def test_layers_hold():
     done = subprocess.run([str(tool), "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+def await_completed(running_stack, run_id):
+    with running_stack.open_prefect() as client:
+        state = wait_until(lambda: (state := client.read_flow_run(run_id).state).is_final() and state, "the run's end")
+    assert state.is_completed(), state.message
+
+
+def test_downloaded_zoo_is_read_and_tracked(running_stack, tiny_zoo_config, tiny_zoo, tmp_path):
+    """A zip on a web server: `zoo/download` fetches it, `zoo/train` reads it, MLflow and Prefect have its card."""
+    export_zoo(tiny_zoo, str(tmp_path / "exported"))
+    packed = shutil.make_archive(str(tmp_path / "zoo"), "zip", tmp_path / "exported")
+    with serve() as server:
+        server.files["/zoo.zip"] = Path(packed).read_bytes()
+        download = DownloadConfig(name="theirs", source=f"{server.url}/zoo.zip", epochs=(2,), piece_bytes=1 << 16)
+        run_id = start_deployed(running_stack, "zoo/download", download=download, execution=SERIAL)
+        await_completed(running_stack, run_id)
+    zoo = ReadConfig(name="theirs", download=download, images=tiny_zoo_config.images)
+    run_id = start_deployed(running_stack, "zoo/train", zoo=zoo, execution=SERIAL)  # and the server is gone
+    await_completed(running_stack, run_id)
+    made = running_stack.open_store(tmp_path / "cache").open(plan_zoo_stage(zoo).work.ref)
+    ours = read_index(tiny_zoo).filter(epoch=2)
+    assert sorted(read_index(made)["sha256"]) == sorted(ours["sha256"])
+    keys = {artifact.key for artifact in find_artifacts(running_stack, run_id)}
+    assert {"card-theirs", "card-theirs-weights", "card-theirs-agreement"} <= keys
+    client = running_stack.open_mlflow()
+    (tracked,) = client.search_runs([client.get_experiment_by_name("zoos").experiment_id])
+    assert (tracked.info.run_name, tracked.info.status) == ("theirs", "FINISHED")
+    assert tracked.data.tags["artifact.zoo.theirs"] == made.address
+    assert "zoos/theirs/card.md" in {file.path for file in client.list_artifacts(tracked.info.run_id, "zoos/theirs")}

@@ -1,5 +1,7 @@
 """Tracking is best effort: without MLflow the work goes on, and what was lost can be sent again."""
 
+from pathlib import Path
+
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import plan_comparison_stage
@@ -52,6 +54,9 @@ def test_lost_tracking_is_sent_again(running_stack, served_environment, command_
     assert "letters/samples/none/accuracy" in points
     assert "curves.png" in files
     assert "report.html" in first["lost"][5]
+    assert "zoos" in first["lost"][5]
+    cards = client.list_artifacts(first["lost"][0], f"zoos/{config.zoos[0].name}")
+    assert {"card.md", "card-weights.png"} <= {Path(file.path).name for file in cards}
 
     again = command_session([path, "--resend"], root, back)
     assert again.code == 0, again.err

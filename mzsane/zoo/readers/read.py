@@ -4,8 +4,6 @@ The index has the columns of a trained zoo and `scorable`: whether the whole net
 first usable checkpoint settles the architecture of the zoo, unless it is given.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +12,7 @@ import polars as pl
 
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import ExecutionConfig
-from mzsane.config.reading import MetricFilter, ReadConfig
+from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
@@ -23,10 +21,8 @@ from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
-from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
-from mzsane.zoo.readers.metadata import apply_metadata
-from mzsane.zoo.readers.ray_tune import is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 
@@ -34,7 +30,6 @@ VERSION = 1
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
 _ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
-_REASONS = 3  # most frequent ones that an error names
 _INDEX_SCHEMA = {
     "model": pl.String,
     "checkpoint": pl.String,
@@ -94,81 +89,6 @@ def read_zoo(
         opening = open_source(config.origin, config.max_file_bytes)
     with opening as opened:
         return _read(config, work, opened, store, execution or ExecutionConfig(), sink)
-
-
-def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
-    """List what a source has, before any filter.
-
-    Raises:
-        ConfigError: there is no such source, or no checkpoint in it.
-    """
-    names = source.names()
-    if config.format == "ray-tune" or (config.format == "auto" and config.pattern is None and is_ray_tune(names)):
-        listing = list_ray_tune(source, names)
-    else:
-        listing = list_files(names, config.pattern)
-    if config.metadata is not None:
-        listing = apply_metadata(listing, source, names, config.metadata)
-    for name, reason in sorted(source.refused().items()):
-        listing.reject(reason, file=name)
-    if not listing.entries:
-        seen = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        reasons = f"; {_count_reasons([row['reason'] for row in listing.rejected])}" if listing.rejected else ""
-        raise ConfigError(
-            f"source {config.origin} has no checkpoints of format {config.format}: it has {len(names)} files"
-            f"{f', {seen}' if names else ''}{reasons}"
-        )
-    return listing
-
-
-def select_checkpoints(config: ReadConfig, listing: Listing) -> Listing:
-    """Keep the checkpoints that are asked for, and reject those asked for that are not there.
-
-    Raises:
-        ConfigError: none is left.
-    """
-    kept = Listing(history=listing.history, rejected=list(listing.rejected), without_metrics=listing.without_metrics)
-    if config.epochs is not None:
-        _reject_missing(config.epochs, listing.entries, kept)
-    for entry in listing.entries:
-        if entry.epoch is not None and not config.takes(entry.epoch):
-            continue
-        missing = [part.metric for part in config.where if part.metric not in entry.metrics]
-        if missing:
-            kept.reject(f"no {missing[0]}: it is filtered by, and not known", entry.model, entry.epoch, entry.file)
-        elif all(_passes(part, entry.metrics[part.metric]) for part in config.where):
-            kept.entries.append(entry)
-    if not kept.entries:
-        raise ConfigError(_explain_none(config, listing.entries))
-    return kept
-
-
-def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listing) -> None:
-    found: dict[str, set[int | None]] = {}
-    for entry in entries:
-        found.setdefault(entry.model, set()).add(entry.epoch)
-    for model, there in found.items():
-        if None not in there:  # what is in a file whose epoch is not told is seen when it is read
-            for epoch in sorted(set(epochs) - there):
-                kept.reject("no such epoch: the model has no checkpoint of it", model, epoch)
-
-
-def _passes(part: MetricFilter, value: float) -> bool:
-    """Tell whether a metric is in the range; one that is not a number is in none."""
-    above = part.minimum is None or value >= part.minimum
-    return above and (part.maximum is None or value <= part.maximum) and not math.isnan(value)
-
-
-def _explain_none(config: ReadConfig, entries: Sequence[Entry]) -> str:
-    epochs = sorted({entry.epoch for entry in entries if entry.epoch is not None})
-    told = [f"epochs {epochs[0]} to {epochs[-1]}"] if epochs else ["no epochs in the paths"]
-    for name in dict.fromkeys(part.metric for part in config.where):
-        values = [entry.metrics[name] for entry in entries if math.isfinite(entry.metrics.get(name, math.nan))]
-        told.append(f"{name} from {min(values):.4g} to {max(values):.4g}" if values else f"no {name}")
-    return (
-        f"no checkpoint of {config.origin} is left: none of its {len(entries)} passes epochs, epoch_range and where; "
-        f"it has {', '.join(told)}"
-    )
 
 
 def _read(
@@ -234,7 +154,7 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
                 return pattern
             else:
                 reasons.append("another architecture: not the given network")
-    raise ConfigError(f"no checkpoint of {config.origin} can be used: {_count_reasons(reasons)}")
+    raise ConfigError(f"no checkpoint of {config.origin} can be used: {count_reasons(reasons)}")
 
 
 def _check_classes(config: ReadConfig, pattern: Pattern) -> None:
@@ -303,15 +223,8 @@ def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str]) -> Non
     if share > config.max_rejected or not usable:
         raise ConfigError(
             f"{len(reasons)} of {usable + len(reasons)} checkpoints of {config.origin} cannot be used ({share:.0%}, "
-            f"max_rejected is {config.max_rejected:.0%}): {_count_reasons(reasons)}"
+            f"max_rejected is {config.max_rejected:.0%}): {count_reasons(reasons)}"
         )
-
-
-def _count_reasons(reasons: Sequence[str]) -> str:
-    """Return the most frequent kinds of reasons, each with an example."""
-    kinds = Counter(reason.partition(":")[0] for reason in reasons)
-    examples = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
-    return "; ".join(f"{count} times {examples[kind]}" for kind, count in kinds.most_common(_REASONS))
 
 
 def _shape(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
