@@ -113,8 +113,8 @@ def _read(
     images = load_images(config.images) if config.images is not None else None
     facts = {
         "read from": config.origin,
-        "architecture": _tell(parts.index, "architecture"),
-        "dataset": _tell(parts.index, "dataset"),
+        "architecture": _tell(index, "architecture"),
+        "dataset": _tell(index, "dataset"),
     }
     files = {
         **parts.files(),
