@@ -91,7 +91,8 @@ class Storage:
         """Return the names of all files below the root, sorted; an empty list when there is no such folder."""
         with self._explained(""):
             try:
-                paths = self._fs.find(self._root)
+                # fsspec leaves out local folders that cannot be listed, unless told otherwise.
+                paths = self._fs.find(self._root, **({"on_error": "raise"} if self._local else {}))
             except FileNotFoundError:
                 return []
         return sorted(str(PurePosixPath(path).relative_to(self._root)) for path in paths)

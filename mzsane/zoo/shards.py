@@ -74,6 +74,7 @@ class ZooParts:
     def __init__(self, work: Work, store: ArtifactStore) -> None:
         self._work, self._store = work, store
         self._rows: list[dict[str, Any]] = []
+        self._index: pl.DataFrame | None = None
         self._history: list[dict[str, Any]] = []
         self._rejected: list[dict[str, Any]] = []
         self._shards: list[FileEntry] = []
@@ -88,6 +89,7 @@ class ZooParts:
             self.close()
         first = sum(len(next(iter(part.values()))) for part in self._open)
         shard = f"{len(self._shards):05d}"
+        self._index = None
         self._rows += [{**row, "shard": shard, "row": first + i} for i, row in enumerate(note["rows"])]
         self._history += note["history"]
         self._rejected += note["rejected"]
@@ -100,7 +102,8 @@ class ZooParts:
     def close(self) -> None:
         """Write the open shard."""
         if self._open:
-            joined = {name: torch.cat([part[name] for part in self._open]) for name in self._open[0]}
+            # Taken out one by one, so that the parts and the whole are not both in memory.
+            joined = {name: torch.cat([part.pop(name) for part in self._open]) for name in list(self._open[0])}
             name = f"weights-{len(self._shards):05d}.safetensors"
             self._shards.append(self._store.upload(self._work, name, save_tensors(joined)))
             self._open, self._open_bytes = [], 0
@@ -108,8 +111,10 @@ class ZooParts:
     @property
     def index(self) -> pl.DataFrame:
         """The index."""
-        frame = pl.DataFrame(self._rows, infer_schema_length=None)
-        return frame.with_columns(pl.col(pl.Null).cast(pl.String))  # parquet has no columns without a type
+        if self._index is None:
+            frame = pl.DataFrame(self._rows, infer_schema_length=None)
+            self._index = frame.with_columns(pl.col(pl.Null).cast(pl.String))  # parquet knows no column without a type
+        return self._index
 
     @property
     def rejected(self) -> pl.DataFrame:
