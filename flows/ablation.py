@@ -15,12 +15,12 @@ from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
-from mzsane.errors import ConfigError, MzsaneError
+from mzsane.errors import ConfigError
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_comparison
-from tasks.terminal import print_comparison
+from tasks.terminal import print_comparison, report_errors
 from tasks.tracking import Tracker, resend
 
 quiet_expected_errors()
@@ -102,11 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
     options = parser.parse_args(arguments)
-    try:
-        return _run_command(options)
-    except MzsaneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    return report_errors(lambda: _run_command(options))
 
 
 def _run_command(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, validate_config
-from mzsane.errors import ConfigError, MzsaneError
+from mzsane.errors import ConfigError
 from mzsane.plan import plan_zoo_stage
 from mzsane.zoo.catalog import catalog_table
 from mzsane.zoo.download import download
@@ -17,7 +17,7 @@ from mzsane.zoo.export import export_zoo
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_card
-from tasks.terminal import TerminalSink, print_card
+from tasks.terminal import TerminalSink, print_card, report_errors
 from tasks.tracking import Tracker
 
 quiet_expected_errors()
@@ -64,11 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (make, export):
         command.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
     options = parser.parse_args(arguments)
-    try:
-        return _run_command(options)
-    except MzsaneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    return report_errors(lambda: _run_command(options))
 
 
 def _run_command(options: argparse.Namespace) -> int:

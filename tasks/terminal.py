@@ -1,7 +1,8 @@
 """What commands print: a comparison, a zoo's card, progress."""
 
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 
 import polars as pl
 from rich.console import Console
@@ -9,10 +10,20 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mzsane.artifacts import Artifact
+from mzsane.errors import ConfigError, MzsaneError
 from mzsane.report.findings import find_findings
 from mzsane.report.table import comparison_table
 
 _WIDTH = 120  # of the table when the output is not a terminal
+
+
+def report_errors(command: Callable[[], int]) -> int:
+    """Run a command; an expected error becomes one line, and exit code 2 for a wrong setting or 1 for the rest."""
+    try:
+        return command()
+    except MzsaneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 def print_comparison(comparison: Artifact) -> None:
