@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.runs
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
 
 # The demo needs no server and uses none that is running: everything it makes is below .mzsane/.
 EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PREFECT_HOME=$(CURDIR)/.mzsane/prefect \
@@ -18,13 +20,19 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv and install everything, pinned by constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): about two minutes the first time"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,stack,dev]'
+$(STAMP): $(RUNS)
+	@echo "installing what tests and the stack need"
+	@$(PIP) '.[pipeline,tracking,stack,dev]'
 	@touch $@
 
-demo: $(STAMP) ## run the zoo-composition ablation on embedded defaults
+# The demo needs neither servers nor tools, and installs in less time.
+$(RUNS): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about two minutes the first time"
+	@$(PIP) '.[pipeline]'
+	@touch $@
+
+demo: $(RUNS) ## run the zoo-composition ablation on embedded defaults
 	@mkdir -p .mzsane/prefect
 	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
 

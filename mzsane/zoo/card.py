@@ -99,13 +99,11 @@ def _measure_agreement(shown: list[_Shown], images: ImageDataset) -> Tensor | No
     for model in sorted(shown, key=lambda model: model.row.get("test_accuracy") or 0.0):
         recipe = json.loads(model.row["recipe"]) if model.row["recipe"] else {}
         settings = {key: recipe[key] for key in NetworkConfig.model_fields if recipe.get(key) is not None}
-        if model.row["architecture"] is None or model.row["diverged"]:
+        if model.row["architecture"] is None or model.row["diverged"] or model.row.get("scorable") is False:
             continue
         settings["architecture"] = model.row["architecture"]
-        if ":" in settings["architecture"]:
-            settings.pop("activation", None)
         network = build_network(NetworkConfig(**settings), images.channels, images.classes, images.size)
-        network.load_state_dict(model.weights)
+        network.load_state_dict(model.weights, strict=False)  # old files lack batch norm's counters
         with torch.no_grad():
             labels.append(torch.cat([network.eval()(batch).argmax(dim=1) for batch in test_NCHW.split(250)]))
     if len(labels) < 2:

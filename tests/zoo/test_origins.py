@@ -4,6 +4,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mzsane.config import (
     DownloadConfig,
     ExecutionConfig,
     FactorsConfig,
+    FilesConfig,
     NetworkConfig,
     ReadConfig,
     TwinsConfig,
@@ -78,6 +80,39 @@ def test_round_trip_keeps_weights_and_metrics(exported, store, tiny_zoo_config):
     history = pl.read_parquet(back.path("history.parquet"))
     assert history["epoch"].value_counts().sort("epoch").rows() == [(1, 8), (2, 8), (3, 8)]
     assert "card.md" in back.manifest.files
+
+
+def test_nothing_is_computed_of_networks_that_are_not_known(exported, store, tiny_zoo_config):
+    """Without `params.json` nobody knows the activations: no agreement on the card, no scores."""
+    _, zoo, folder = exported
+    for file in folder.glob("*/params.json"):
+        file.write_text("{}")
+    config = ReadConfig(name="back", source=str(folder), images=tiny_zoo_config.images, measure=True)
+    back = make_zoo(config, store, SERIAL)
+    index = read_index(back)
+    assert not index["scorable"].any()
+    assert set(index["architecture"]) == {"cnn-s"}
+    assert "card-agreement.png" not in back.manifest.files
+    assert sorted(index["test_loss"]) == sorted(read_index(zoo)["test_loss"])  # what the source says
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"characters": "ABC"}, "have 4 outputs, and images glyphs have 3 classes"),
+        (None, r"module_list\.0\.weight .* is \[8, 1, 5, 5\]; images of 3 channels"),
+    ],
+)
+def test_images_that_do_not_fit_are_said_before_reading(exported, store, tiny_zoo_config, tmp_path, changes, message):
+    _, _, folder = exported
+    images = tiny_zoo_config.images
+    if changes:
+        images = images.model_copy(update=changes)
+    else:
+        np.savez(tmp_path / "colour.npz", images=np.zeros((40, 28, 28, 3), np.uint8), labels=np.arange(40) % 4)
+        images = FilesConfig(source="npz", train=str(tmp_path / "colour.npz"), classes=4)
+    with pytest.raises(ConfigError, match=message):
+        make_zoo(ReadConfig(name="back", source=str(folder), images=images), store, SERIAL)
 
 
 def test_measured_again_the_metrics_are_the_same(exported, store, tiny_zoo_config):

@@ -65,10 +65,14 @@ class TestTorchvision:
         dataset = load_images(TorchvisionConfig(source="kmnist"))
         assert [len(dataset.splits[name].labels_N) for name in ("train", "val", "test")] == [30, 10, 10]
 
-    def test_missing_dataset_says_what_to_do(self, monkeypatch):
-        monkeypatch.setattr("socket.getaddrinfo", lambda *_: (_ for _ in ()).throw(OSError("no network")))
-        with pytest.raises(ConfigError, match=r"mnist is not in the data folder .*MZSANE_DATA"):
-            load_images(TorchvisionConfig(source="mnist"))
+    @pytest.mark.parametrize("source", TorchvisionConfig.model_fields["source"].annotation.__args__)
+    def test_missing_dataset_says_what_to_do(self, monkeypatch, source):
+        def fail(*_, **__):
+            raise OSError("no network")
+
+        monkeypatch.setattr("socket.getaddrinfo", fail)
+        with pytest.raises(ConfigError, match=rf"{source} is not in the data folder .*MZSANE_DATA"):
+            load_images(TorchvisionConfig(source=source))
 
     def test_damaged_copy_is_said(self, folders):
         write_idx(folders / "MNIST" / "raw", "train", draw(5, (28, 28)), np.arange(5))

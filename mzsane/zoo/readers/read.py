@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import polars as pl
+import torch
 
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import ExecutionConfig
@@ -16,6 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.images import load_images
@@ -150,20 +152,38 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
             if not config.takes(network.epoch):
                 reasons.append("no such epoch: another one is asked for")
             elif pattern := make_pattern(network.tensors, config):
-                _check_classes(config, pattern)
+                _check_images(config, pattern)
                 return pattern
             else:
                 reasons.append("another architecture: not the given network")
     raise ConfigError(f"no checkpoint of {config.origin} can be used: {count_reasons(reasons)}")
 
 
-def _check_classes(config: ReadConfig, pattern: Pattern) -> None:
+def _check_images(config: ReadConfig, pattern: Pattern) -> None:
+    """Check that the networks take the given images, before any of them is read."""
     found = pattern.found
-    if config.images is not None and found is not None and found.classes != config.images.classes:
+    if config.images is None or found is None:
+        return
+    if found.classes != config.images.classes:
         raise ConfigError(
             f"the checkpoints of {config.origin} have {found.classes} outputs, and images {config.images.source} have "
             f"{config.images.classes} classes: set images to what they were trained on, or leave it out"
         )
+    images = load_images(config.images)
+    network = build_network(found.network, images.channels, images.classes, images.size)
+    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    size = f"{images.channels} channels and {images.size}x{images.size} pixels"
+    for name, shape in pattern.signature:
+        if needed.get(name) != shape:
+            raise ConfigError(
+                f"{name} of the checkpoints of {config.origin} is {list(shape)}; images of {size} need "
+                f"{list(needed.get(name, ()))}: set images to what the models were trained on, or leave it out"
+            )
+    try:
+        with torch.no_grad():
+            network.eval()(images.splits["test"].images_NCHW[:1])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{found.network.architecture} does not take images of {size}: {error}") from None
 
 
 def _cut(config: ReadConfig, source: Source, entries: Sequence[Entry], pattern: Pattern) -> list[ReadChunk]:
