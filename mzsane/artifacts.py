@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mzsane.errors import CorruptArtifactError
-from mzsane.storage import Storage
+from mzsane.storage import Storage, default_cache
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -174,7 +173,7 @@ class ArtifactStore:
     def __init__(self, root: str, cache: Path | None = None, options: Mapping[str, Any] | None = None) -> None:
         self.files = Storage(root, options)
         self.root = self.files.root
-        self._cache = cache or Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
+        self._cache = cache or default_cache()
 
     @classmethod
     def from_environment(cls) -> "ArtifactStore":

@@ -6,6 +6,7 @@ The only user of fsspec.
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,11 @@ _S3_OPTIONS = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def default_cache() -> Path:
+    """Return the folder of copies and unpacked data where `MZSANE_CACHE` names none."""
+    return Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
 
 
 class Storage:

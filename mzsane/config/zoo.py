@@ -1,6 +1,7 @@
 """Zoos: populations of models and the recipe that they are trained by."""
 
 from itertools import product
+from math import prod
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -109,12 +110,12 @@ class ZooConfig(RecipeConfig, _PopulationConfig):
 
     @model_validator(mode="after")
     def _check_factors(self) -> "ZooConfig":
-        combinations = self.factors.combinations()
-        if self.factors.design == "grid" and self.models % len(combinations):
-            raise ValueError(
-                f"models ({self.models}) must be a multiple of the {len(combinations)} combinations of the factors"
-            )
         levels = self.factors.levels()
+        combinations = prod(map(len, levels.values()))
+        if self.factors.design == "grid" and self.models % combinations:
+            raise ValueError(
+                f"models ({self.models}) must be a multiple of the {combinations} combinations of the factors"
+            )
         for name, values in levels.items():
             for value in values:
                 self.vary({**{other: first[0] for other, first in levels.items()}, name: value})

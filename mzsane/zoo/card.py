@@ -64,7 +64,7 @@ def draw_card(parts: ZooParts, facts: Mapping[str, Any], images: ImageDataset | 
     agreement = _measure_agreement(shown, images) if images is not None else None
     if agreement is not None:
         files["card-agreement.png"] = to_png(_plot_agreement(agreement))
-    files["card.md"] = _write_text(parts, facts, factors, agreement, list(files)).encode()
+    files["card.md"] = _write_text(parts, shown, facts, factors, agreement, list(files)).encode()
     return files
 
 
@@ -181,12 +181,16 @@ def _plot_agreement(agreement_MM: Tensor) -> Figure:
 
 
 def _write_text(
-    parts: ZooParts, facts: Mapping[str, Any], factors: list[str], agreement: Tensor | None, figures: list[str]
+    parts: ZooParts,
+    shown: list[_Shown],
+    facts: Mapping[str, Any],
+    factors: list[str],
+    agreement: Tensor | None,
+    figures: list[str],
 ) -> str:
     index, counts = parts.index, parts.counts()
     last = _take_last(index)
-    shapes = parts.read_shard(index["shard"][0])
-    weights = sum(value[0].numel() for value in select_parameters(shapes).values())
+    weights = sum(value.numel() for value in select_parameters(shown[0].weights).values())
     epochs = sorted(index["epoch"].unique().to_list())
     more = ", …" if len(epochs) > 12 else ""
     lines = {

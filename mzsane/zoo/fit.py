@@ -4,7 +4,7 @@ Suffixes: N images, C channels, H height, W width, K classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,14 @@ def measure(network: nn.Module, split: ImageSplit) -> tuple[float, float]:
         correct += int((logits_NK.argmax(dim=1) == labels_N).sum())
     mean = loss / len(split.labels_N)
     return mean if math.isfinite(mean) else math.inf, correct / len(split.labels_N)
+
+
+def measure_splits(network: nn.Module, splits: Mapping[str, ImageSplit]) -> dict[str, float]:
+    """Return `measure` of every split, as `SPLIT_loss` and `SPLIT_accuracy`."""
+    metrics = {}
+    for name, split in splits.items():
+        metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = measure(network, split)
+    return metrics
 
 
 def _build_optimizer(network: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:

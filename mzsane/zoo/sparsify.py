@@ -23,7 +23,7 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
-from mzsane.zoo.fit import fit_epochs, measure
+from mzsane.zoo.fit import fit_epochs, measure_splits
 from mzsane.zoo.images import ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, iterate_weights, write_shards
 from mzsane.zoo.train import plan_models, plan_zoo
@@ -100,8 +100,7 @@ def _sparsify_chunk(chunk: _Chunk) -> ShardContent:
         generator = make_generator(config.seed, "twins", number)
         for step, sparse in enumerate(sparsify(network, images.splits["train"], config, generator), start=1):
             row: dict[str, Any] = {"model": f"{number:06d}", "epoch": step, "sparsity": measure_sparsity(sparse)}
-            for split, data in images.splits.items():
-                row[f"{split}_loss"], row[f"{split}_accuracy"] = measure(sparse, data)
+            row |= measure_splits(sparse, images.splits)
             row["generalisation_gap"] = row["train_accuracy"] - row["test_accuracy"]
             content.history.append(row)
             state = {name: value.detach().clone().contiguous() for name, value in sparse.state_dict().items()}

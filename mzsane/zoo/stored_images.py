@@ -5,7 +5,6 @@ Suffixes: N images, C channels, H height, W width.
 
 import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
+from mzsane.storage import default_cache
 from mzsane.zoo.vision import open_torchvision
 
 ImagePart = tuple[Tensor, Tensor]  # images_NCHW in 0..1, labels_N
@@ -72,7 +72,7 @@ def find_data(path: str) -> Path:
 
 def _cache_folder() -> Path:
     cache = os.environ.get("MZSANE_CACHE")
-    folder = (Path(cache) if cache else Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}") / "images"
+    folder = (Path(cache) if cache else default_cache()) / "images"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -22,7 +22,7 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.card import draw_card
-from mzsane.zoo.fit import fit_epochs, measure, thin_split
+from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
@@ -60,11 +60,11 @@ def plan_zoo(config: ZooConfig) -> Work:
 
 def plan_models(config: ZooConfig) -> list[ModelPlan]:
     """Return what each model of a zoo is. The models of a grid take its combinations in turn."""
-    combinations = config.factors.combinations()
+    grid = config.factors.combinations() if config.factors.design == "grid" else []
     plans = []
     for number in range(config.models):
-        if config.factors.design == "grid":
-            factors = combinations[number % len(combinations)]
+        if grid:
+            factors = grid[number % len(grid)]
         else:
             generator = make_generator(config.seed, "factors", number)
             factors = {
@@ -228,11 +228,7 @@ def _train_looping(chunk: _Chunk, images: ImageDataset) -> Iterator[_Epoch]:
         training = fit_epochs(network, seen, model.recipe, generator, chunk.config.epochs)
         for epoch in range(1, chunk.config.epochs + 1):
             next(training)
-            metrics = {}
-            for split, data in images.splits.items():
-                metrics[f"{split}_loss"], metrics[f"{split}_accuracy"] = measure(network, data)
-
-            yield model, epoch, metrics, partial(_read_state, network)
+            yield model, epoch, measure_splits(network, images.splits), partial(_read_state, network)
 
 
 def _read_state(network: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import Activation, NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.fit import measure
+from mzsane.zoo.fit import measure_splits
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.listing import Entry, has_diverged
@@ -237,9 +237,7 @@ def _measure(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], config: R
     settings = config.network or NetworkConfig(**{k: recipe[k] for k in NetworkConfig.model_fields if k in recipe})
     network = build_network(settings, images.channels, images.classes, images.size)
     network.load_state_dict(tensors, strict=False)  # names were compared; old files lack batch norm's counters
-    metrics: dict[str, Any] = {}
-    for split, data in images.splits.items():
-        metrics[f"{split}_loss"], metrics[f"{split}_accuracy"] = measure(network, data)
+    metrics = measure_splits(network, images.splits)
     metrics["generalisation_gap"] = metrics["train_accuracy"] - metrics["test_accuracy"]
     return {**metrics, "diverged": has_diverged(metrics)}
 
