@@ -16,7 +16,7 @@ from flows.tokens import tokens
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.errors import ConfigError
-from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage
+from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_comparison
@@ -66,7 +66,7 @@ def ablation(
     logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
     try:
         zoos = [
-            {"zoo": zoo, "tokens": config.tokens, "execution": execution, "tracking_parent": run}
+            {"zoo": zoo, "tokens": resolve_ablation(config).tokens, "execution": execution, "tracking_parent": run}
             for zoo in config.all_zoos
         ]
         run_parts(tokens, "tokens/build", zoos)

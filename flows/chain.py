@@ -3,16 +3,17 @@
 from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig, ExecutionConfig, TargetConfig
 from mzsane.errors import ConfigError
-from mzsane.plan import find_arm
+from mzsane.plan import find_arm, resolve_ablation
 from tasks import stages
 
 
 def make_tokens(config: AblationConfig, zoo_names: list[str], execution: ExecutionConfig, run: str | None) -> None:
     """Make and tokenize zoos."""
+    tokens = resolve_ablation(config).tokens
     for name in zoo_names:
         zoo = config.find_zoo(name)
         stages.make_zoo(zoo, execution, run)
-        stages.build_tokens(zoo, config.tokens, execution)
+        stages.build_tokens(zoo, tokens, execution)
 
 
 def make_backbone(

@@ -117,10 +117,21 @@ class Artifact:
         Raises:
             CorruptArtifactError: the file is missing or its bytes are not those of the manifest.
         """
+        return self.store.fetch(self.ref, self._find(name))
+
+    def read(self, name: str) -> bytes:
+        """Return the verified bytes of a data file; a remote one is not cached, so that any number can be read.
+
+        Raises:
+            CorruptArtifactError: the file is missing or its bytes are not those of the manifest.
+        """
+        return self.store.read(self.ref, self._find(name))
+
+    def _find(self, name: str) -> FileEntry:
         entry = self.manifest.files.get(name)
         if entry is None:
             raise CorruptArtifactError(f"{self.address} has no file {name}; it has {', '.join(self.manifest.files)}")
-        return self.store.fetch(self.ref, entry)
+        return entry
 
 
 class Partial:
@@ -290,6 +301,17 @@ class ArtifactStore:
             self._download(name, entry, cached)
         return cached
 
+    def read(self, ref: ArtifactRef, entry: FileEntry) -> bytes:
+        """Return the verified bytes of an artifact's file (see `Artifact.read`)."""
+        name = f"{ref}/{entry.path}"
+        try:
+            data = self.files.read(name)
+        except FileNotFoundError:
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}") from None
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise self._changed(name, len(data), entry)
+        return data
+
     def _download(self, name: str, entry: FileEntry, cached: Path) -> None:
         fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
         try:
@@ -307,10 +329,13 @@ class ArtifactStore:
             raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}")
         size = path.stat().st_size
         if size != entry.bytes or _hash_file(path) != entry.sha256:
-            raise CorruptArtifactError(
-                f"{self.root}/{name} was changed after it was published: its sha256 is not that of the manifest "
-                f"({size} bytes, {entry.bytes} promised); {_REMEDY}"
-            )
+            raise self._changed(name, size, entry)
+
+    def _changed(self, name: str, size: int, entry: FileEntry) -> CorruptArtifactError:
+        return CorruptArtifactError(
+            f"{self.root}/{name} was changed after it was published: its sha256 is not that of the manifest "
+            f"({size} bytes, {entry.bytes} promised); {_REMEDY}"
+        )
 
 
 _REMEDY = "remove the artifact's folder and rerun: it is made again from its inputs"

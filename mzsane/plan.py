@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.backbone.pretrain import TokenSlice, plan_backbone, pretrain
+from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import (
     AblationConfig,
     AnyZooConfig,
@@ -23,7 +23,8 @@ from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines
 from mzsane.metrics import MetricSink
 from mzsane.report.compare import ArmParts, compare, plan_comparison
 from mzsane.sampling.draw import Target, draw_samples, plan_samples
-from mzsane.tokens.store import build_tokens, plan_tokens
+from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
+from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.download import download, plan_download
 from mzsane.zoo.origins import make_zoo, plan_zoo
 
@@ -87,11 +88,21 @@ def plan_download_stage(config: DownloadConfig) -> Stage:
 
 def plan_tokens_stage(tokens: TokensConfig, zoo: AnyZooConfig) -> Stage:
     """Return the stage that tokenizes a zoo."""
-    return Stage(zoo.name, plan_tokens(tokens, zoo), lambda store, _, sink: build_tokens(tokens, zoo, store, sink))
+    return Stage(
+        zoo.name,
+        plan_tokens(tokens, zoo),
+        lambda store, execution, sink: build_tokens(tokens, zoo, store, execution, sink),
+    )
+
+
+def resolve_ablation(config: AblationConfig) -> AblationConfig:
+    """Return the ablation with a token width that suits all its zoos, where it leaves the width open."""
+    return config.model_copy(update={"tokens": fix_token_dim(config.tokens, config.all_zoos)})
 
 
 def plan_ablation(config: AblationConfig) -> list[Stage]:
     """Return every stage of an ablation once, each after those that it reads; the comparison is last."""
+    config = resolve_ablation(config)
     stages = [plan_zoo_stage(zoo) for zoo in config.all_zoos]
     stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.all_zoos]
     stages += [stage for arm in list_arms(config) for stage in ArmPlan(config, arm).stages()]
@@ -104,6 +115,7 @@ def plan_ablation(config: AblationConfig) -> list[Stage]:
 
 def plan_comparison_stage(config: AblationConfig) -> Stage:
     """Return the stage that compares all arms."""
+    config = resolve_ablation(config)
     parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
     work = plan_comparison(config, parts)
     return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink))
@@ -119,9 +131,10 @@ class ArmPlan:
     """The stages of one arm: its backbone, and for each target samples, their scores and the baselines."""
 
     def __init__(self, config: AblationConfig, arm: Arm) -> None:
+        config = resolve_ablation(config)
         self.config, self.arm = config, arm
         self.slices = [
-            TokenSlice(plan_tokens(config.tokens, config.find_zoo(part.zoo)).ref, part.models, part.last_epochs)
+            TokenSlice(plan_tokens(config.tokens, config.find_zoo(part.zoo)).ref, part)
             for part in arm.composition.slices
         ]
 
@@ -135,15 +148,16 @@ class ArmPlan:
     def backbone(self) -> Stage:
         """Return the stage that pre-trains the backbone."""
         config, slices, seed = self.config.backbone, self.slices, self.arm.seed
+        mixture = self.arm.composition.mixture
         return Stage(
             self.arm.name,
-            plan_backbone(config, slices, seed),
-            lambda store, execution, sink: pretrain(config, slices, seed, store, execution, sink),
+            plan_backbone(config, slices, seed, mixture),
+            lambda store, execution, sink: pretrain(config, slices, seed, store, execution, sink, mixture),
         )
 
     def baselines(self, target: TargetConfig) -> Stage:
         """Return the stage that scores a target's baselines, which all arms of a seed share."""
-        common = (self.config.evaluation, _resolve(self.config, target), self.config.tokens.token_dim, self.arm.seed)
+        common = (self.config.evaluation, _resolve(self.config, target), self.config.tokens, self.arm.seed)
         return Stage(
             f"{target.name}-s{self.arm.seed}",
             plan_baselines(*common),

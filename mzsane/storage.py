@@ -71,6 +71,11 @@ class Storage:
         """Return the path of a file that lies on this machine; None when files are remote."""
         return Path(self._path(name)) if self._local else None
 
+    def polars_options(self) -> dict[str, str]:
+        """Return what polars needs beside the environment's credentials to read the same files; empty for a folder."""
+        endpoint = None if self._local else self._fs.storage_options.get("endpoint_url")
+        return {"aws_endpoint_url": endpoint, "aws_allow_http": "true", "aws_region": "us-east-1"} if endpoint else {}
+
     def download(self, name: str, target: Path) -> None:
         """Copy a remote file to a local path. Raises FileNotFoundError when there is none."""
         with self._explained(name):

@@ -12,7 +12,8 @@ from torch import nn
 
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, TokensConfig, ZooConfig
-from mzsane.tokens.store import TokenTable, build_tokens, read_tokens
+from mzsane.tokens.build import build_tokens
+from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.train import train_zoo
 
 # Every run draws the same examples: a failure in CI is one that a developer sees too.
@@ -33,7 +34,7 @@ def tiny_zoo_config() -> ZooConfig:
 @pytest.fixture(scope="session")
 def tiny_tokens_config() -> TokensConfig:
     """Four models to train on, one to validate on, one to test on."""
-    return TokensConfig(train_fraction=0.67, validation_fraction=0.17)
+    return TokensConfig(train_fraction=0.67, validation_fraction=0.17, barrier_pairs=1)
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +72,15 @@ def tiny_tokens(trained_store, tiny_tokens_config, tiny_zoo_config) -> Artifact:
 
 @pytest.fixture(scope="session")
 def tiny_table(tiny_tokens) -> TokenTable:
-    """The tiny zoo's tokens in memory."""
+    """The tiny zoo's tokens, opened."""
     return read_tokens(tiny_tokens)
+
+
+@pytest.fixture(scope="session")
+def raw_table(make_store, tiny_tokens_config, tiny_zoo_config) -> TokenTable:
+    """The tokens of the same zoo as it was trained, not aligned."""
+    config = tiny_tokens_config.model_copy(update={"canonical": False})
+    return read_tokens(build_tokens(config, tiny_zoo_config, make_store(), SERIAL))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import BackboneConfig
+from mzsane.tokens.windows import attention_mask
 
 _INITIAL_DEVIATION = 0.02
 
@@ -45,13 +46,12 @@ class Block(nn.Module):
         self.up = nn.Linear(d_model, 4 * d_model)
         self.down = nn.Linear(4 * d_model, d_model)
 
-    def forward(self, x_BWM: Tensor, attend_BW: Tensor | None) -> Tensor:
-        """Return the block's output; only tokens where `attend_BW` is True are attended to."""
+    def forward(self, x_BWM: Tensor, mask_B1WW: Tensor | None) -> Tensor:
+        """Return the block's output; a token attends to those where its row of the mask is True, None: to all."""
         batch, window, width = x_BWM.shape
         qkv = self.qkv(self.norm_attention(x_BWM)).view(batch, window, 3, self.heads, width // self.heads)
         q_BHWE, k_BHWE, v_BHWE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None if attend_BW is None else attend_BW[:, None, None, :]
-        mixed_BHWE = functional.scaled_dot_product_attention(q_BHWE, k_BHWE, v_BHWE, attn_mask=mask)
+        mixed_BHWE = functional.scaled_dot_product_attention(q_BHWE, k_BHWE, v_BHWE, attn_mask=mask_B1WW)
         x_BWM = x_BWM + self.out(mixed_BHWE.transpose(1, 2).reshape(batch, window, width))
         hidden: Tensor = x_BWM + self.down(functional.gelu(self.up(self.norm_mlp(x_BWM))))
         return hidden
@@ -86,28 +86,39 @@ class Autoencoder(nn.Module):
             nn.ReLU(),
         )
 
-    def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, attend_BW: Tensor | None = None) -> Tensor:
-        """Return the latents, (B, W, L). `attend_BW` is False for padding tokens; None if there are none."""
+    def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, segments_BW: Tensor | None = None) -> Tensor:
+        """Return the latents, (B, W, L).
+
+        `segments_BW` is the number of the model within the window that a token is of, 0 in the padding; tokens of
+        different segments do not attend to each other. None if each window is of one model, without padding.
+        """
         x_BWM = self.token_in(tokens_BWD) + self.positions(positions_BW3)
+        mask_B1WW = _mask_attention(segments_BW)
         for block in self.encoder:
-            x_BWM = block(x_BWM, attend_BW)
+            x_BWM = block(x_BWM, mask_B1WW)
         latents_BWL: Tensor = self.latent_out(self.encoder_norm(x_BWM))
         return latents_BWL
 
-    def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, attend_BW: Tensor | None = None) -> Tensor:
+    def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, segments_BW: Tensor | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
         x_BWM = self.latent_in(latents_BWL) + self.positions(positions_BW3)
+        mask_B1WW = _mask_attention(segments_BW)
         for block in self.decoder:
-            x_BWM = block(x_BWM, attend_BW)
+            x_BWM = block(x_BWM, mask_B1WW)
         tokens_BWD: Tensor = self.token_out(self.decoder_norm(x_BWM))
         return tokens_BWD
 
-    def project(self, latents_BWL: Tensor, attend_BW: Tensor | None = None) -> Tensor:
+    def project(self, latents_BWL: Tensor, segments_BW: Tensor | None = None) -> Tensor:
         """Return the projection of whole windows that the contrast compares, (B, projection_dim)."""
-        if attend_BW is not None:
-            latents_BWL = latents_BWL * attend_BW[:, :, None]
+        if segments_BW is not None:
+            latents_BWL = latents_BWL * (segments_BW > 0)[:, :, None]
         projected: Tensor = self.projection(latents_BWL.flatten(1))
         return projected
+
+
+def _mask_attention(segments_BW: Tensor | None) -> Tensor | None:
+    """Return who attends to whom, (B, 1, W, W); None when all do."""
+    return None if segments_BW is None or bool((segments_BW == 1).all()) else attention_mask(segments_BW)
 
 
 @torch.no_grad()

@@ -7,44 +7,43 @@ training checkpoints: slice, model, epoch).
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Partial, Work
+from mzsane.artifacts import Artifact, ArtifactStore, Partial, Work
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.loss import contrast_loss, explained_variance, reconstruction_loss
 from mzsane.config import BackboneConfig, ExecutionConfig
-from mzsane.errors import ConfigError, CorruptArtifactError, DivergedError
+from mzsane.errors import CorruptArtifactError, DivergedError
 from mzsane.files import load_tensors, load_torch, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.windows import WindowSource, check_positions, draw_windows, map_windows
+from mzsane.tokens.augment import add_noise, cut_mix, erase, mix_up, scale_noise
+from mzsane.tokens.bank import Mixture, TokenBank
+from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.stream import TokenStream, stream_table
+from mzsane.tokens.windows import WindowBatch, WindowSource, check_positions, map_windows
 
-VERSION = 1
+VERSION = 2
 _LOG_STEPS = 20
 _VALIDATIONS = 8  # times in a training
 _KEPT_CHECKPOINTS = 2
 _ADAM_BETAS = (0.9, 0.95)
+_MOST_REUSED = 16  # windows of a long model that is streamed, before it is read again
+_VALIDATION_BYTES = 256 * 2**20  # of each zoo's validation models, as many as fit
 
 
-@dataclass(frozen=True)
-class TokenSlice:
-    """Some training models of one TOKENS artifact, and how many of their last epochs (None: all)."""
-
-    tokens: ArtifactRef
-    models: int
-    last_epochs: int | None = None
-
-
-def plan_backbone(config: BackboneConfig, slices: Sequence[TokenSlice], seed: int) -> Work:
+def plan_backbone(
+    config: BackboneConfig, slices: Sequence[TokenSlice], seed: int, mixture: Mixture = "checkpoints"
+) -> Work:
     """Name the work of pre-training a backbone."""
     settings = {
         "backbone": config.recipe(),
-        "slices": [{"models": part.models, "last_epochs": part.last_epochs} for part in slices],
+        "slices": [part.recipe() for part in slices],
+        "mixture": mixture,
         "seed": seed,
     }
     inputs = {f"tokens/{number}": part.tokens for number, part in enumerate(slices)}
@@ -58,6 +57,7 @@ def pretrain(
     store: ArtifactStore,
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
+    mixture: Mixture = "checkpoints",
 ) -> Artifact:
     """Pre-train a backbone, or open it when that was done before.
 
@@ -67,38 +67,29 @@ def pretrain(
         ConfigError: a slice has fewer models than asked for, or its tokens do not fit the backbone.
         DivergedError: the loss is not a number any more.
     """
-    work = plan_backbone(config, slices, seed)
+    work = plan_backbone(config, slices, seed, mixture)
     if found := store.find(work.ref):
         return found
-    tables = [read_tokens(store.open(part.tokens)) for part in slices]
-    check_positions([table.layout for table in tables], config.max_positions)
-    widths = {table.layout.token_dim for table in tables}
-    if len(widths) > 1:
-        raise ConfigError(f"the slices have tokens of different widths: {sorted(widths)}; tokenize them alike")
-    models = [_draw_models(table, part, seed, i) for i, (table, part) in enumerate(zip(tables, slices, strict=True))]
-    rows = [
-        table.pick_rows("train", part.last_epochs, chosen)
-        for table, part, chosen in zip(tables, slices, models, strict=True)
-    ]
-    sources = [
-        WindowSource(table.flat_NP[kept], table.layout, table.groups) for table, kept in zip(tables, rows, strict=True)
-    ]
-    run = _Run(config, seed, sources, tables, store.partial(work), sink)
+    chosen = choose_checkpoints(slices, seed, store)
+    check_positions([part.table.layout for part in chosen], config.max_positions)
+    run = _Run(config, seed, chosen, mixture, store.partial(work), sink)
     run.resume()
     run.train((execution or ExecutionConfig()).checkpoint_steps)
+    if isinstance(run.windows, TokenStream):
+        run.windows.close()
     used = [
-        table.index[kept.tolist()].select(pl.lit(i).alias("slice"), "model", "epoch")
-        for i, (table, kept) in enumerate(zip(tables, rows, strict=True))
+        part.table.index[part.rows_N.tolist()].select(pl.lit(number).alias("slice"), "model", "epoch")
+        for number, part in enumerate(chosen)
     ]
     files = {
-        "weights.safetensors": save_tensors(run.model.state_dict(), {"token_dim": tables[0].layout.token_dim}),
+        "weights.safetensors": save_tensors(run.model.state_dict(), {"token_dim": run.token_dim}),
         "curves.parquet": to_parquet(pl.DataFrame(run.curves, schema=_CURVE_SCHEMA, orient="row")),
         "composition.parquet": to_parquet(pl.concat(used)),
     }
     counts = {
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "steps": config.steps,
-        "training_checkpoints": sum(len(kept) for kept in rows),
+        "training_checkpoints": sum(len(part.rows_N) for part in chosen),
         "resumed_from_step": run.resumed_from,
     }
     return store.publish(work, files, counts)
@@ -114,33 +105,50 @@ def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
 
 
 @torch.no_grad()
-def encode_models(model: Autoencoder, table: TokenTable, flat_BP: Tensor, window: int) -> Tensor:
+def encode_models(model: Autoencoder, layout: TokenLayout, flat_BP: Tensor, window: int) -> Tensor:
     """Return the latents of whole models, (B, T, L), computed in windows with a halo."""
-    tokens_BTD = table.layout.tokenize(flat_BP)
-    return map_windows(model.encode, tokens_BTD, table.layout.positions_T3, window, window // 4)
+    tokens_BTD = layout.tokenize(flat_BP)
+    return map_windows(model.encode, tokens_BTD, layout.positions_T3, window, window // 4)
 
 
 @torch.no_grad()
-def decode_models(model: Autoencoder, table: TokenTable, latents_BTL: Tensor, window: int) -> Tensor:
+def decode_models(model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, window: int) -> Tensor:
     """Return the flat weights that latents stand for, (B, P)."""
-    tokens_BTD = map_windows(model.decode, latents_BTL, table.layout.positions_T3, window, window // 4)
-    return table.layout.detokenize(tokens_BTD)
+    tokens_BTD = map_windows(model.decode, latents_BTL, layout.positions_T3, window, window // 4)
+    return layout.detokenize(tokens_BTD)
 
 
 _CURVE_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
 
-def _draw_models(table: TokenTable, part: TokenSlice, seed: int, number: int) -> list[str]:
-    training = table.index.filter(pl.col("split") == "train")
-    models = training["model"].unique().sort()
-    epochs = training["epoch"].n_unique()
-    if part.models > len(models) or (part.last_epochs or 0) > epochs:
-        raise ConfigError(
-            f"slice {number} of the composition asks for {part.models} training models and {part.last_epochs or 'all'} "
-            f"epochs; {part.tokens} has {len(models)} and {epochs}"
+def _open_windows(
+    config: BackboneConfig, chosen: Sequence[ChosenSlice], seed: int, mixture: Mixture
+) -> TokenBank | TokenStream:
+    """Return the source of training windows: in memory when the composition fits, else streamed."""
+    held = int(config.memory_gib * 2**30)
+    if sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen) <= held:
+        sources = [
+            WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
+            for part in chosen
+        ]
+        return TokenBank(sources, config.window, config.batch_size, seed, mixture=mixture)
+    streams = [
+        stream_table(
+            part.table,
+            part.rows_N,
+            part.weight,
+            reuse=min(_MOST_REUSED, math.ceil(part.table.layout.length / config.window)),
         )
-    order = torch.randperm(len(models), generator=make_generator(seed, "composition", number))
-    return [models[i] for i in sorted(order[: part.models].tolist())]
+        for part in chosen
+    ]
+    return TokenStream(streams, config.window, config.batch_size, seed, held, mixture=mixture)
+
+
+def _load_validation(part: ChosenSlice) -> tuple[TokenLayout, Tensor]:
+    """Return the layout of a slice's zoo and its validation models at their last epoch, as many as fit."""
+    layout = part.table.layout
+    fitting = max(1, _VALIDATION_BYTES // (4 * layout.weights))
+    return layout, part.table.load(part.table.pick_rows("val", last_epochs=1)[:fitting])
 
 
 def learning_rate_at(step: int, config: BackboneConfig) -> float:
@@ -151,6 +159,21 @@ def learning_rate_at(step: int, config: BackboneConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
+def _augment(batch: WindowBatch, config: BackboneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the clean versions of the windows, mixed if so set, and the views of them with noise and gaps."""
+    clean_VBWD = batch.views_VBWD
+    if config.mix_up:
+        clean_VBWD = mix_up(clean_VBWD, batch.mask_BWD, batch.positions_BW3, config.mix_up, generator)
+    if config.cut_mix:
+        clean_VBWD = cut_mix(clean_VBWD, batch.mask_BWD, batch.positions_BW3, config.cut_mix, generator)
+    views_VBWD = scale_noise(clean_VBWD, config.noise, generator)
+    if config.additive_noise:
+        views_VBWD = add_noise(views_VBWD, batch.mask_BWD, config.additive_noise, generator)
+    if config.erasing:
+        views_VBWD = erase(views_VBWD, config.erasing, generator)
+    return clean_VBWD, views_VBWD
+
+
 class _Run:
     """The state of one pre-training: everything that a checkpoint must carry."""
 
@@ -158,14 +181,16 @@ class _Run:
         self,
         config: BackboneConfig,
         seed: int,
-        sources: list[WindowSource],
-        tables: list[TokenTable],
+        chosen: list[ChosenSlice],
+        mixture: Mixture,
         partial: Partial,
         sink: MetricSink,
     ) -> None:
-        self.config, self.seed, self.sources, self.tables = config, seed, sources, tables
-        self.partial, self.sink = partial, sink
-        self.model = build_autoencoder(config, tables[0].layout.token_dim, make_generator(seed, "backbone", "init"))
+        self.config, self.seed, self.partial, self.sink = config, seed, partial, sink
+        self.token_dim = chosen[0].table.layout.token_dim
+        self.windows = _open_windows(config, chosen, seed, mixture)
+        self.validation = [_load_validation(part) for part in chosen]
+        self.model = build_autoencoder(config, self.token_dim, make_generator(seed, "backbone", "init"))
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -212,20 +237,19 @@ class _Run:
     def _take_step(self) -> dict[str, float]:
         config = self.config
         generator = make_generator(self.seed, "backbone", "step", self.step)
-        batch = draw_windows(self.sources, config.window, config.batch_size, generator)
-        clean = torch.cat([batch.canonical_BWD, batch.permuted_BWD])
-        mask, positions = torch.cat([batch.mask_BWD] * 2), torch.cat([batch.positions_BW3] * 2)
-        views = clean * (1 + config.noise * torch.randn(clean.shape, generator=generator))
-        real = mask.any(dim=-1)
-        attend = None if bool(real.all()) else real
+        batch = self.windows.draw(self.step)
+        clean_VBWD, views_VBWD = _augment(batch, config, generator)
+        clean, views = clean_VBWD.flatten(0, 1), views_VBWD.flatten(0, 1)
+        mask, positions = batch.mask_BWD.repeat(2, 1, 1), batch.positions_BW3.repeat(2, 1, 1)
+        segments = batch.segments_BW.repeat(2, 1)
         rate = learning_rate_at(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        latents = self.model.encode(views, positions, attend)
-        output = self.model.decode(latents, positions, attend)
+        latents = self.model.encode(views, positions, segments)
+        output = self.model.decode(latents, positions, segments)
         target = views if config.target == "augmented" else clean
         reconstruction = reconstruction_loss(output, target, mask, config.normalisation, config.deviation_floor)
-        first, second = self.model.project(latents, attend).chunk(2)
+        first, second = self.model.project(latents, segments).chunk(2)
         contrast = contrast_loss(first, second, config.temperature)
         loss = (1 - config.gamma) * reconstruction + config.gamma * contrast
         self.optimizer.zero_grad(set_to_none=True)
@@ -245,13 +269,10 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         """Return for each slice the R2 of its zoo's validation models, canonical and without noise."""
         values = {}
-        for number, table in enumerate(self.tables):
-            rows = table.pick_rows("val", last_epochs=1)
-            if len(rows):
-                flat = table.flat_NP[rows]
-                decoded = decode_models(
-                    self.model, table, encode_models(self.model, table, flat, self.config.window), self.config.window
-                )
+        window = self.config.window
+        for number, (layout, flat) in enumerate(self.validation):
+            if len(flat):
+                decoded = decode_models(self.model, layout, encode_models(self.model, layout, flat, window), window)
                 values[f"val_r2/{number}"] = explained_variance(decoded, flat, torch.ones_like(flat, dtype=torch.bool))
         return values
 

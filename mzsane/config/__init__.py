@@ -5,7 +5,7 @@ work is done is in `ExecutionConfig` and part of no fingerprint. Names are label
 either, so that two ablations that call one zoo by different names share it.
 """
 
-from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfig, TargetConfig
+from mzsane.config.ablation import AblationConfig, CompositionConfig, MetricFilter, SliceConfig, TargetConfig
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config
 from mzsane.config.download import DownloadConfig
@@ -43,6 +43,7 @@ __all__ = [
     "FilesConfig",
     "GlyphsConfig",
     "ImagesConfig",
+    "MetricFilter",
     "NetworkConfig",
     "ReadConfig",
     "RecipeConfig",

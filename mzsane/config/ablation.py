@@ -1,5 +1,7 @@
 """An ablation: compositions, targets, and everything else by reference."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mzsane.config.backbone import BackboneConfig
@@ -13,19 +15,52 @@ from mzsane.config.zoo import NetworkConfig, ZooConfig
 from mzsane.config.zoos import AnyZooConfig
 
 
+class MetricFilter(Config):
+    """Which checkpoints to take by one of their metrics."""
+
+    metric: str = Field(description="a column of the zoo's index, such as val_accuracy, generalisation_gap or sparsity")
+    at_least: float | None = Field(None, description="smallest value that is taken")
+    at_most: float | None = Field(None, description="largest value that is taken")
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "MetricFilter":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"the filter on {self.metric!r} needs at_least or at_most")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"the filter on {self.metric!r} takes nothing: {self.at_least} is above {self.at_most}")
+        return self
+
+
 class SliceConfig(Config):
-    """A part of a zoo: some of its training models, some of their epochs."""
+    """A part of a zoo: some of its training models, some of their checkpoints, and how often they are drawn."""
 
     zoo: Name = Field(description="name of the zoo")
     models: int = Field(ge=1, description="number of training models drawn from the zoo's train split")
     last_epochs: int | None = Field(None, ge=1, description="only this many last kept epochs; all kept ones if not set")
+    epochs: tuple[int, ...] | None = Field(None, description="only these epochs; all kept ones if not set")
+    where: tuple[MetricFilter, ...] = Field((), description="only checkpoints that pass all these filters")
+    weight: float = Field(1.0, gt=0, description="how often the slice is drawn, in relation to the others")
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> "SliceConfig":
+        if self.epochs is not None and (self.last_epochs is not None or not self.epochs or min(self.epochs) < 0):
+            raise ValueError(
+                f"slice of zoo {self.zoo!r}: give either last_epochs or epochs, a list of epochs from 0 that is not "
+                "empty"
+            )
+        return self
 
 
 class CompositionConfig(Config):
     """What a backbone is trained on: a list of zoo slices."""
 
     name: Name = Field(description="what the comparison calls this composition")
-    slices: tuple[SliceConfig, ...] = Field(min_length=1, description="the zoo slices; each checkpoint weighs the same")
+    slices: tuple[SliceConfig, ...] = Field(min_length=1, description="the zoo slices")
+    mixture: Literal["checkpoints", "equal"] = Field(
+        "checkpoints",
+        description="how training windows are shared between the slices, times their weights: by their numbers of "
+        "checkpoints, or equally, whatever their sizes, so that size and mixture are varied apart",
+    )
 
 
 class TargetConfig(Config):

@@ -11,6 +11,12 @@ class BackboneConfig(Config):
     """The MZ-SANE sequence autoencoder and its pre-training."""
 
     window: int = Field(66, ge=1, description="tokens in a training window; a shorter model is padded to it")
+    memory_gib: float = Field(
+        4.0,
+        gt=0,
+        description="GiB of weights that are held in memory; a larger composition is streamed through a shuffle buffer "
+        "of that size",
+    )
     d_model: int = Field(96, ge=8, description="width of the transformer")
     heads: int = Field(4, ge=1, description="attention heads; must divide d_model")
     layers: int = Field(2, ge=1, description="transformer blocks in the encoder, and as many in the decoder")
@@ -33,6 +39,10 @@ class BackboneConfig(Config):
         "augmented", description="reconstruct each view as it is, noise included (published), or without its noise"
     )
     noise: float = Field(0.1, ge=0, le=1, description="deviation of the multiplicative Gaussian noise on both views")
+    additive_noise: float = Field(0.0, ge=0, description="deviation of additive Gaussian noise, in weight units")
+    erasing: Fraction = Field(0.0, description="share of each view that a random rectangle sets to zero")
+    mix_up: Fraction = Field(0.0, description="largest share of another window of the same places that is mixed in")
+    cut_mix: Fraction = Field(0.0, description="share of the tokens that is taken from another such window")
     gamma: float = Field(0.05, ge=0, le=1, description="weight of the contrast; the reconstruction has 1 - gamma")
     temperature: float = Field(0.1, gt=0, description="temperature of the NT-Xent contrast")
     steps: int = Field(1200, ge=1, description="training steps")

@@ -52,7 +52,7 @@ def draw_random_models(
     for _ in range(count):
         model = build_network(network, dataset.channels, dataset.classes, dataset.size)
         initialise_network(model, INITIALISATION, generator)
-        models.append(layout.flatten({name: value.detach() for name, value in model.named_parameters()}))
+        models.append(layout.flatten(model.state_dict()))
     return torch.stack(models)
 
 

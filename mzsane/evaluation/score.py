@@ -2,14 +2,15 @@
 
 A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method,
 sees, model, finetune_epochs, accuracy, loss, always on test images. `sees` says what the model was allowed to use of
-the target: `none`; `labels`, of validation images for selection or of training images for fine-tuning.
+the target: `none`; `images`, without labels, for the running statistics of batch norms; `labels`, of validation images
+for selection or of training images for fine-tuning.
 """
 
 import polars as pl
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig
+from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
 from mzsane.evaluation.scoring import ModelSet, Score, finetune_models, score_models
 from mzsane.files import to_parquet
@@ -19,6 +20,7 @@ from mzsane.sampling.draw import Target, read_populations
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
+from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
 VERSION = 1
@@ -78,33 +80,35 @@ def score_samples(
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
 
 
-def plan_baselines(config: EvaluationConfig, target: Target, token_dim: int, seed: int) -> Work:
+def plan_baselines(config: EvaluationConfig, target: Target, tokens: TokensConfig, seed: int) -> Work:
     """Name the work of scoring what a target has without any backbone."""
     inputs = {"target": target.tokens} if target.tokens is not None else {}
-    settings = {"evaluation": config.recipe(), "token_dim": token_dim, **_describe(target), "seed": seed}
+    layout = {"token_dim": tokens.token_dim, "running_statistics": tokens.running_statistics}
+    settings = {"evaluation": config.recipe(), **layout, **_describe(target), "seed": seed}
     return Work("baselines", VERSION, settings, inputs, seed=seed)
 
 
 def score_baselines(
     config: EvaluationConfig,
     target: Target,
-    token_dim: int,
+    tokens: TokensConfig,
     seed: int,
     store: ArtifactStore,
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
 ) -> Artifact:
     """Score random initialisations, and the held-out models of the target's own zoo when it has one, on test images."""
-    work = plan_baselines(config, target, token_dim, seed)
+    work = plan_baselines(config, target, tokens, seed)
     if found := store.find(work.ref):
         return found
     images = load_images(target.images)
     network = build_network(target.network, images.channels, images.classes, images.size)
-    layout = TokenLayout.from_state_dict(dict(network.named_parameters()), token_dim)
+    assert tokens.token_dim is not None
+    layout = TokenLayout.from_network(network, tokens.token_dim, tokens.running_statistics)
     scorer = _Scorer(config, target, layout, seed, execution, sink)
     if target.tokens is not None:
         table = read_tokens(store.open(target.tokens))
-        scorer.add("zoo", table.flat_NP[table.pick_rows("test", last_epochs=1)])
+        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)))
     generator = make_generator(seed, "baselines", "random_init")
     scorer.add(
         "random_init", draw_random_models(target.network, target.images, layout, config.finetune_models, generator)
@@ -130,11 +134,15 @@ class _Scorer:
     ) -> None:
         self.config, self.target, self.layout, self.seed = config, target, layout, seed
         self.execution, self.sink = execution, sink
+        images = load_images(target.images)
+        network = build_network(target.network, images.channels, images.classes, images.size)
+        conditioned = layout.running_statistics == "conditioned" and has_statistics(network)
+        self.sees = "images" if conditioned else "none"
         self.rows: list[tuple[str, str, int, int, float, float]] = []
 
-    def add(self, method: str, flat_NP: Tensor, sees: str = "none", finetune: bool = True) -> None:
+    def add(self, method: str, flat_NP: Tensor, sees: str | None = None, finetune: bool = True) -> None:
         """Score all models as they are, and the first ones after fine-tuning, which sees labels."""
-        self._extend(method, sees, score_models(self._set(flat_NP), "test", self.execution, self.sink))
+        self._extend(method, sees or self.sees, score_models(self._set(flat_NP), "test", self.execution, self.sink))
         if finetune and self.config.finetune_epochs[-1] > 0:
             some = self._set(flat_NP[: self.config.finetune_models])
             tuned = finetune_models(some, self.config, self.seed, self.execution, self.sink)

@@ -13,10 +13,12 @@ from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
+from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import fit_epochs, measure
 from mzsane.zoo.images import load_images
 
 _CHUNK = 25  # models scored together without fine-tuning
+_CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ def _score_job(job: _Job) -> list[Score]:
     images = load_images(models.images)
     split = images.splits[job.split]
     network = build_network(models.network, images.channels, images.classes, images.size)
+    conditioned = models.layout.running_statistics == "conditioned"
     scores = []
     for number, flat_P in enumerate(models.flat_NP, start=job.first):
-        network.load_state_dict(models.layout.unflatten(flat_P))
+        network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
+        if conditioned:
+            condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
         scores.append(Score(number, 0, *measure(network, split)))
         if job.config is None:
             continue

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.backbone.pretrain import TokenSlice, decode_models, encode_models, load_backbone
+from mzsane.backbone.pretrain import decode_models, encode_models, load_backbone
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.kde import sample_joint
-from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
 
 VERSION = 1
@@ -90,21 +91,21 @@ def draw_samples(
     model, backbone_config = load_backbone(trained)
     tables = {number: read_tokens(store.open(slices[number].tokens)) for number in anchor_slices}
     names, anchors = _draw_anchors(trained, tables, config.anchors, seed)
-    table = next(iter(tables.values()))
-    latents = encode_models(model, table, anchors, backbone_config.window)
+    layout = check_same_layout((table.layout for table in tables.values()), "drawing samples from anchors")
+    latents = encode_models(model, layout, anchors, backbone_config.window)
     drawn, chosen = sample_joint(latents, config.bandwidth, config.samples, make_generator(seed, "samples", "kde"))
-    samples = decode_models(model, table, drawn, backbone_config.window)
+    samples = decode_models(model, layout, drawn, backbone_config.window)
     originals = _held_out(target, tables, store)
     populations = {
         "samples": samples,
-        "anchors": decode_models(model, table, latents, backbone_config.window),
+        "anchors": decode_models(model, layout, latents, backbone_config.window),
         "anchor_weights": anchors,
         "originals": originals,
         "reconstruction": decode_models(
-            model, table, encode_models(model, table, originals, backbone_config.window), backbone_config.window
+            model, layout, encode_models(model, layout, originals, backbone_config.window), backbone_config.window
         ),
     }
-    models = ModelSet(target.network, target.images, table.layout, samples)
+    models = ModelSet(target.network, target.images, layout, samples)
     scores = score_models(models, "val", execution, sink)
     records = pl.DataFrame(
         {
@@ -118,7 +119,7 @@ def draw_samples(
         }
     ).with_columns(pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"))
     best = records.filter(pl.col("rank") <= config.keep)["validation_accuracy"].mean()
-    notes = {"layout": table.layout.model_dump(mode="json")}
+    notes = {"layout": layout.model_dump(mode="json")}
     files = {
         "populations.safetensors": save_tensors(populations, notes),
         "samples.parquet": to_parquet(records),
@@ -143,11 +144,11 @@ def _draw_anchors(backbone: Artifact, tables: dict[int, TokenTable], count: int,
     for number, model in models[sorted(order[:count].tolist())].iter_rows():
         row = tables[number].pick_rows("train", last_epochs=1, models=[model])
         names.append(f"{number}/{model}")
-        flat.append(tables[number].flat_NP[row])
+        flat.append(tables[number].load(row))
     return names, torch.cat(flat)
 
 
 def _held_out(target: Target, tables: dict[int, TokenTable], store: ArtifactStore) -> Tensor:
     """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch."""
     sources = [read_tokens(store.open(target.tokens))] if target.tokens is not None else list(tables.values())
-    return torch.cat([table.flat_NP[table.pick_rows("test", last_epochs=1)] for table in sources])
+    return torch.cat([table.load(table.pick_rows("test", last_epochs=1)) for table in sources])

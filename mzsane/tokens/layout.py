@@ -3,66 +3,126 @@
 A layout is a pair of index maps between a flat weight vector (all parameters in state-dict order) and a token sequence.
 Tokens are a view: nothing padded is ever stored.
 
-Suffixes: B models, P weights of a model, T tokens, D token width.
+Suffixes: B models, P weights of a model, T tokens, D token width, R rows of a layer.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
+from mzsane.tokens.entries import STATISTICS, TensorEntry, explain_entry, is_statistic, is_weight, list_entries
+
+Statistics = Literal["in", "out", "conditioned"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_NARROWEST, _WIDEST = 32, 512  # token widths that are tried when none is given
 
 
-class TensorEntry(BaseModel):
-    """One parameter tensor: its name and shape."""
+@dataclass(frozen=True)
+class Layer:
+    """Rows that lie side by side in the tokens: a tensor and what goes with its rows.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        name: name of the module, or of the parameter that has none.
+        kind: what it is (see `TensorEntry`).
+        entries: the tensors, in the order in which they follow one another in a row.
+        first: number of its first token.
+        rows: how many rows it has.
+        parts: tokens of a row.
+    """
+
     name: str
-    shape: tuple[int, ...]
+    kind: str
+    entries: tuple[TensorEntry, ...]
+    first: int
+    rows: int
+    parts: int
 
     @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
+    def row_length(self) -> int:
+        """Weights of a row."""
+        return sum(entry.size for entry in self.entries) // self.rows
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.rows * self.parts
 
 
 class TokenLayout(BaseModel):
     """The layout of one architecture. Small data with a digest of its own; the index maps are made when first used.
 
-    A tensor with rows (`weight` of two or more axes) is one layer; row `k` is output channel `k`, flattened, followed
-    by the channel's bias where there is one. A `weight` of one axis (a norm) is a layer whose rows are (scale,
-    shift). Any other tensor is a layer of one row. A row longer than `token_dim` is cut into several tokens, the last
-    one padded (MZ-SANE, section 3; SANE, arXiv 2406.09997). Buffers, running statistics among them, are not tokens.
+    A tensor with rows is one layer: row `k` of a `weight` is output channel `k`, flattened, followed by the channel's
+    bias, and for a norm by its running mean and variance where these are tokens. A parameter of another name (a class
+    token, positions) has a row for each index of its first axis longer than one, or is a single row when it is a
+    vector. A row longer than `token_dim` is cut into several tokens, the last one padded (MZ-SANE, section 3; SANE,
+    arXiv 2406.09997). Integers (counters, indices) are never tokens.
+
+    Attributes:
+        token_dim: width of a token, weights.
+        tensors: the tensors, in the order of the flat vector.
+        running_statistics: whether running means and variances are among the tokens (`in`), are left out (`out`), or
+            are left out and computed on unlabelled images before a model is used (`conditioned`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
     token_dim: int
     tensors: tuple[TensorEntry, ...]
+    running_statistics: Statistics = "conditioned"
 
     @classmethod
-    def from_state_dict(cls, parameters: Mapping[str, Tensor], token_dim: int) -> "TokenLayout":
-        """Lay out named parameters, in their order.
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], token_dim: int, running_statistics: Statistics = "conditioned"
+    ) -> "TokenLayout":
+        """Lay out the tensors of a state dict, in their order; which layer a tensor is of is told by name and shape.
+
+        Args:
+            state: a state dict, with its buffers or without. Names of one tensor (tied weights) are laid out once.
+            token_dim: width of a token, weights.
+            running_statistics: what becomes of running means and variances.
 
         Raises:
-            ConfigError: `token_dim` is below 1 or there are no parameters.
+            ConfigError: `token_dim` is below 1, there are no weights, or a tensor is not a plain one of real numbers.
         """
         if token_dim < 1:
             raise ConfigError(f"token_dim must be at least 1, not {token_dim}")
-        if not parameters:
-            raise ConfigError("a network without parameters has no token layout")
-        entries = tuple(TensorEntry(name=name, shape=tuple(value.shape)) for name, value in parameters.items())
-        return cls(token_dim=token_dim, tensors=entries)
+        entries = tuple(entry for entry in list_entries(state, running_statistics == "in") if entry.size)
+        if not entries:
+            raise ConfigError("a network without weights has no token layout")
+        return cls(token_dim=token_dim, tensors=entries, running_statistics=running_statistics)
+
+    @classmethod
+    def from_network(
+        cls, network: nn.Module, token_dim: int, running_statistics: Statistics = "conditioned"
+    ) -> "TokenLayout":
+        """Lay out a network's parameters; its modules tell what each tensor is.
+
+        Raises:
+            ConfigError: as `from_state_dict`.
+        """
+        names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+        state = {
+            name: value
+            for name, value in network.state_dict(keep_vars=True).items()
+            if name in names or name.endswith(STATISTICS)
+        }
+        layout = cls.from_state_dict(state, token_dim, running_statistics)
+        modules = dict(network.named_modules())
+        return layout.model_copy(update={"tensors": tuple(explain_entry(entry, modules) for entry in layout.tensors)})
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the layout in canonical JSON."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """sha256 of what places weights, in canonical JSON; what only explains (`kind`) is not in it."""
+        tensors = [[entry.name, entry.shape, entry.transposed] for entry in self.tensors]
+        return hashlib.sha256(json.dumps([self.token_dim, tensors], sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def weights(self) -> int:
@@ -72,7 +132,7 @@ class TokenLayout(BaseModel):
     @property
     def length(self) -> int:
         """Number of tokens of a model."""
-        return len(self.gather_TD)
+        return self.layers[-1].first + self.layers[-1].tokens
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -84,94 +144,104 @@ class TokenLayout(BaseModel):
         return offsets
 
     @cached_property
-    def _maps(self) -> tuple[Tensor, Tensor]:
-        gather, positions = [], []
-        for layer, rows_RL in enumerate(self._layer_rows()):
-            rows, length = rows_RL.shape
-            parts = math.ceil(length / self.token_dim)
-            padded = rows_RL.new_full((rows, parts * self.token_dim), -1)
-            padded[:, :length] = rows_RL
-            gather.append(padded.view(rows * parts, self.token_dim))
-            row = torch.arange(rows).repeat_interleave(parts)
-            positions.append(torch.stack([torch.full_like(row, layer), row], dim=1))
-        gather_TD = torch.cat(gather)
-        number = torch.arange(len(gather_TD))[:, None]
-        return gather_TD, torch.cat([number, torch.cat(positions)], dim=1)
-
-    def _layer_rows(self) -> list[Tensor]:
-        """Return for each layer the flat index of every weight, (rows, row length)."""
-        entries = {entry.name: entry for entry in self.tensors}
-        biases = {}
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, in the order of their tokens."""
+        joined = _join_vectors(self.tensors)
+        layers: list[Layer] = []
+        first = 0
         for entry in self.tensors:
-            bias = entries.get(entry.name.removesuffix("weight") + "bias") if entry.name.endswith("weight") else None
-            if bias is not None and bias.shape == entry.shape[:1]:
-                biases[entry.name] = bias
-        joined = {bias.name for bias in biases.values()}
-        layers = []
-        for entry in self.tensors:
-            if entry.name in joined:
+            if entry.name not in joined:
                 continue
-            rows = entry.shape[0] if entry.name.endswith("weight") and entry.shape else 1
-            index = torch.arange(entry.size).view(rows, -1) + self.offsets[entry.name]
-            if entry.name in biases:
-                column = torch.arange(rows)[:, None] + self.offsets[biases[entry.name].name]
-                index = torch.cat([index, column], dim=1)
-            layers.append(index)
-        return layers
+            members = (entry, *joined[entry.name])
+            parts = math.ceil(sum(member.size for member in members) / entry.rows / self.token_dim)
+            module = entry.name.removesuffix("weight").removesuffix(STATISTICS[0]).rstrip("._")
+            layers.append(Layer(module or entry.name, entry.kind, members, first, entry.rows, parts))
+            first += layers[-1].tokens
+        return tuple(layers)
 
     @property
+    def filled(self) -> float:
+        """Share of the places of the token sequence that hold a weight."""
+        return self.weights / (self.length * self.token_dim)
+
+    @cached_property
     def gather_TD(self) -> Tensor:
         """Flat index of the weight at each place of the token sequence, int64; -1 where there is padding."""
-        return self._maps[0]
+        return self._copy_in(torch.arange(self.weights), padding=-1)
 
     @cached_property
     def mask_TD(self) -> Tensor:
         """True where a token holds a weight."""
         return self.gather_TD >= 0
 
-    @property
+    @cached_property
     def positions_T3(self) -> Tensor:
         """Position of each token: running number in the network, layer, row in the layer; int64."""
-        return self._maps[1]
+        pieces = []
+        for number, layer in enumerate(self.layers):
+            row = torch.arange(layer.rows).repeat_interleave(layer.parts)
+            pieces.append(torch.stack([torch.full_like(row, number), row], dim=1))
+        return torch.cat([torch.arange(self.length)[:, None], torch.cat(pieces)], dim=1)
 
     @cached_property
     def scatter_P(self) -> Tensor:
         """Place in the flattened token sequence of each weight: the inverse of `gather_TD`."""
-        places = torch.nonzero(self.mask_TD.flatten()).squeeze(1)
-        scatter_P = torch.empty(self.weights, dtype=torch.int64)
-        scatter_P[self.gather_TD.flatten()[places]] = places
-        return scatter_P
+        return self._copy_out(torch.arange(self.length * self.token_dim))
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Put named parameters, single `(...)` or stacked `(B, ...)`, in one flat vector each, (P) or (B, P).
+        """Put named weights, single `(...)` or stacked `(B, ...)`, in one flat vector each, (P) or (B, P).
+
+        What the layout leaves out on purpose (running statistics, integers) may be among them.
 
         Raises:
-            ConfigError: names or shapes are not those of the layout.
+            ConfigError: names or shapes are not those of the layout, or names of one tensor have different weights.
         """
-        if set(parameters) != set(self.offsets):
-            odd = sorted(set(parameters) ^ set(self.offsets))
+        given = {n: v for n, v in parameters.items() if n in self._names or (is_weight(v) and not is_statistic(n))}
+        if set(given) != self._names:
+            odd = sorted(self._names ^ set(given))
             raise ConfigError(f"the weights do not fit the layout: {', '.join(odd)} in one but not in the other")
         pieces = []
         for entry in self.tensors:
-            value = parameters[entry.name]
+            value = given[entry.name]
             extra = value.ndim - len(entry.shape)
             if extra not in (0, 1) or tuple(value.shape[extra:]) != entry.shape:
                 raise ConfigError(
                     f"the weights do not fit the layout: {entry.name} is {tuple(value.shape)}, not {entry.shape}"
                 )
+            for other in entry.tied:
+                if not torch.equal(given[other], value):
+                    raise ConfigError(f"the weights do not fit the layout: {other} is tied to {entry.name} but differs")
             pieces.append(value.reshape(*value.shape[:extra], -1))
         return torch.cat(pieces, dim=-1)
 
     def unflatten(self, flat_P: Tensor) -> dict[str, Tensor]:
-        """Cut flat vectors, (P) or (B, P), into named parameters: views, the inverse of `flatten`."""
-        sizes = [entry.size for entry in self.tensors]
-        pieces = flat_P.split(sizes, dim=-1)
-        return {e.name: piece.view(*flat_P.shape[:-1], *e.shape) for e, piece in zip(self.tensors, pieces, strict=True)}
+        """Cut flat vectors, (P) or (B, P), into named weights: views, the inverse of `flatten`.
+
+        Raises:
+            ConfigError: the vectors have another length than the layout.
+        """
+        self._check_width(flat_P)
+        pieces = flat_P.split([entry.size for entry in self.tensors], dim=-1)
+        named = {}
+        for entry, piece in zip(self.tensors, pieces, strict=True):
+            value = piece.view(*flat_P.shape[:-1], *entry.shape)
+            named.update(dict.fromkeys((entry.name, *entry.tied), value))
+        return named
 
     def tokenize(self, flat_BP: Tensor) -> Tensor:
-        """Turn flat vectors, (..., P), into tokens, (..., T, D), with zeros in the padding."""
-        tokens_BTD = flat_BP[..., self.gather_TD.clamp(min=0)]
-        return tokens_BTD.masked_fill(~self.mask_TD, 0)
+        """Turn flat vectors, (..., P), into tokens, (..., T, D), of the same dtype, with zeros in the padding.
+
+        A gather over `gather_TD`, which runs as such on a GPU; on a CPU it is done in copies of whole layers, because
+        gathering by element costs many times a copy.
+
+        Raises:
+            ConfigError: the vectors have another length than the layout.
+        """
+        self._check_width(flat_BP)
+        if flat_BP.device.type == "cpu":
+            return self._copy_in(flat_BP, padding=0)
+        index = self.gather_TD.clamp(min=0).to(flat_BP.device)
+        return flat_BP[..., index].masked_fill(~self.mask_TD.to(flat_BP.device), 0)
 
     def detokenize(self, tokens_BTD: Tensor) -> Tensor:
         """Turn tokens, (..., T, D), into flat vectors, (..., P): the exact inverse of `tokenize`.
@@ -183,4 +253,103 @@ class TokenLayout(BaseModel):
             raise ConfigError(
                 f"tokens of shape {tuple(tokens_BTD.shape[-2:])} do not fit a layout of {(self.length, self.token_dim)}"
             )
-        return tokens_BTD.flatten(-2)[..., self.scatter_P]
+        if tokens_BTD.device.type == "cpu":
+            return self._copy_out(tokens_BTD.flatten(-2))
+        return tokens_BTD.flatten(-2)[..., self.scatter_P.to(tokens_BTD.device)]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for entry in self.tensors for name in (entry.name, *entry.tied))
+
+    def _check_width(self, flat_BP: Tensor) -> None:
+        if flat_BP.shape[-1] != self.weights:
+            raise ConfigError(
+                f"the weights do not fit the layout: {flat_BP.shape[-1]} a model, where it has {self.weights}"
+            )
+
+    def _copy_in(self, flat_BP: Tensor, padding: int) -> Tensor:
+        places = flat_BP.new_full((*flat_BP.shape[:-1], self.length * self.token_dim), padding)
+        for layer in self.layers:
+            rows_RD = self._view_layer(places, layer)
+            column = 0
+            for entry in layer.entries:
+                offset = self.offsets[entry.name]
+                piece = entry.view_rows(flat_BP[..., offset : offset + entry.size], layer.rows)
+                rows_RD[..., column : column + piece.shape[-1]].copy_(piece)
+                column += piece.shape[-1]
+        tokens: Tensor = places.unflatten(-1, (self.length, self.token_dim))
+        return tokens
+
+    def _copy_out(self, places_BX: Tensor) -> Tensor:
+        flat_BP = places_BX.new_empty(*places_BX.shape[:-1], self.weights)
+        for layer in self.layers:
+            rows_RD = self._view_layer(places_BX, layer)
+            column = 0
+            for entry in layer.entries:
+                offset = self.offsets[entry.name]
+                width = entry.size // layer.rows
+                piece = rows_RD[..., column : column + width]
+                if entry.transposed:
+                    inputs = entry.shape[0] // entry.transposed
+                    piece = piece.unflatten(-1, (inputs, -1)).unflatten(-3, (entry.transposed, -1)).transpose(-3, -2)
+                target = flat_BP[..., offset : offset + entry.size]
+                target.view(*target.shape[:-1], *piece.shape[target.ndim - 1 :]).copy_(piece)
+                column += width
+        return flat_BP
+
+    def _view_layer(self, places_BX: Tensor, layer: Layer) -> Tensor:
+        first, width = layer.first * self.token_dim, layer.parts * self.token_dim
+        rows: Tensor = places_BX[..., first : first + layer.rows * width].unflatten(-1, (layer.rows, width))
+        return rows
+
+
+def choose_token_dim(layouts: Sequence[TokenLayout]) -> int:
+    """Return the token width, from 32 to 512, at which a set of architectures has the least padding.
+
+    Each architecture counts the same, whatever its size. Of equally good widths the widest is returned.
+
+    Raises:
+        ConfigError: there is no layout.
+    """
+    if not layouts:
+        raise ConfigError("token_dim cannot be chosen without an architecture: give one")
+
+    def count_places(width: int) -> float:
+        shares = [
+            sum(layer.rows * math.ceil(layer.row_length / width) * width for layer in layout.layers) / layout.weights
+            for layout in layouts
+        ]
+        return sum(shares)
+
+    return min(range(_WIDEST, _NARROWEST - 1, -1), key=count_places)
+
+
+def check_same_layout(layouts: Iterable[TokenLayout], purpose: str) -> TokenLayout:
+    """Return the layout that all of some models have.
+
+    Raises:
+        ConfigError: there is none, or they have different ones.
+    """
+    found = {layout.digest: layout for layout in layouts}
+    if len(found) != 1:
+        sizes = ", ".join(f"{layout.weights} weights in tokens of {layout.token_dim}" for layout in found.values())
+        raise ConfigError(f"{purpose} needs models of one layout, not of {len(found)}: {sizes or 'none'}")
+    return next(iter(found.values()))
+
+
+def _join_vectors(tensors: Sequence[TensorEntry]) -> dict[str, list[TensorEntry]]:
+    """Return for each tensor that starts a layer the vectors that go with its rows: bias, running mean, variance."""
+    entries = {entry.name: entry for entry in tensors}
+    joined: dict[str, list[TensorEntry]] = {}
+    taken: set[str] = set()
+    # Weights first, whatever the order of the names: a mean is a layer's start only where a norm has no scale.
+    for ending in ("weight", STATISTICS[0], ""):
+        for entry in tensors:
+            if entry.name in taken or entry.name in joined or not entry.name.endswith(ending):
+                continue
+            stem = entry.name.removesuffix(ending)
+            names = [f"{stem}{other}" for other in ("bias", *STATISTICS)] if ending else []
+            found = [entries[name] for name in names if name in entries and name not in taken and name != entry.name]
+            joined[entry.name] = [other for other in found if other.shape == (entry.rows,)]
+            taken.update(other.name for other in joined[entry.name])
+    return joined

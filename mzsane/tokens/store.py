@@ -1,13 +1,16 @@
-"""The TOKENS artifact: a zoo's weights as flat rows of parquet with their layout, and reading them back.
+"""Reading the TOKENS artifact: a zoo's weights as flat rows of parquet, with their layout.
 
-`weights.parquet` has one row a checkpoint: model, epoch, split, the metrics as plain columns, and its flat weights,
-unpadded and in canonical form. `layout.json` holds the token layout and the permutation groups of the architecture,
-`rejected.parquet` the checkpoints that were set aside, with the reason.
+Files: `weights-NNNNN.parquet`, parts of one row group of about 64 MB, a row a checkpoint (model, epoch, split, the
+metrics, the layout's digest, and its flat weights, unpadded, as bytes); `index.parquet`, the same rows without weights
+and with the part that each lies in; `layout.json`, the token layout, the permutation groups and what is known of them;
+`alignment.parquet` and `barriers.parquet`, what the canonical form brought; `rejected.parquet`, what was set aside.
+
+Suffixes: N checkpoints, P weights of a model.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -16,38 +19,41 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
-from mzsane.config import AnyZooConfig, TokensConfig
-from mzsane.errors import ConfigError
-from mzsane.files import to_parquet
-from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.symmetry import PermutationGroup, build_permutation_map, derive_groups, match_weights
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
-from mzsane.zoo.origins import plan_zoo
-from mzsane.zoo.shards import load_weights, select_parameters
+from mzsane.artifacts import Artifact
+from mzsane.tokens.groups import PermutationGroup
+from mzsane.tokens.layout import DTYPES, TokenLayout
 
-VERSION = 2
-_ROW_GROUP_BYTES = 64 * 2**20
+_STORED_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}  # numpy has no bfloat16
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """A TOKENS artifact in memory.
+    """A TOKENS artifact: what is in it, in memory; its weights, when they are asked for.
 
     Attributes:
-        index: a row a checkpoint: model, epoch, split, metrics.
-        flat_NP: the flat weights of each row, float32.
+        index: a row a checkpoint: model, epoch, split, metrics, and `part`, the part that holds its weights.
         layout: where each weight sits in the tokens.
         groups: the architecture's permutation groups.
+        dtype: type of the stored weights.
+        artifact: where it was opened from.
     """
 
     index: pl.DataFrame
-    flat_NP: Tensor
     layout: TokenLayout
     groups: tuple[PermutationGroup, ...]
+    dtype: torch.dtype
+    artifact: Artifact
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return sum(name.startswith("weights-") for name in self.artifact.manifest.files)
+
+    @cached_property
+    def part_rows(self) -> tuple[tuple[int, ...], ...]:
+        """For each part the numbers of its rows."""
+        found = self.index.with_row_index("row").group_by("part", maintain_order=True).agg("row").sort("part")
+        return tuple(tuple(rows) for rows in found["row"].to_list())
 
     def pick_rows(self, split: str, last_epochs: int | None = None, models: list[str] | None = None) -> Tensor:
         """Return the row numbers of a split: of all its models or of some, of all kept epochs or of the last ones."""
@@ -58,150 +64,77 @@ class TokenTable:
             rows = rows.filter(pl.col("epoch").rank("dense", descending=True).over("model") <= last_epochs)
         return torch.from_numpy(rows["row"].cast(pl.Int64).to_numpy().copy())
 
+    def read_part(self, part: int) -> Tensor:
+        """Read the weights of a part, (N, P), in the stored type.
 
-def plan_tokens(config: TokensConfig, zoo: AnyZooConfig) -> Work:
-    """Name the work of tokenizing a zoo."""
-    return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
+        Raises:
+            CorruptArtifactError: its bytes are not those of the manifest.
+        """
+        return read_weights(self.artifact.read(name_part(part)), self.dtype)
 
-
-def build_tokens(config: TokensConfig, zoo: AnyZooConfig, store: ArtifactStore, sink: MetricSink = NO_SINK) -> Artifact:
-    """Split a trained zoo by model, bring it to canonical form, and write its flat weights with their layout.
-
-    The reference model is the first training model. The permutation is found on each model's last epoch and applied to
-    all its epochs, so that a model's trajectory stays one.
-    """
-    work = plan_tokens(config, zoo)
-    if found := store.find(work.ref):
-        return found
-    index, tensors = load_weights(store.open(work.inputs["zoo"]))
-    weights = select_parameters(tensors)
-    layout = TokenLayout.from_state_dict(weights_of_first(weights), config.token_dim)
-    groups, without = _find_groups(zoo)
-    flat_NP = layout.flatten(weights)
-    index = _split_models(index.drop("shard", "row"), config)
-    index, flat_NP, rejected = _set_aside(index, flat_NP, config.max_rejected)
-    if config.canonical and groups:
-        flat_NP = canonicalise(index, flat_NP, layout, groups, sink)
-    else:
-        sink.progress(len(index), len(index), "checkpoints")
-    description = {
-        "layout": layout.model_dump(mode="json"),
-        "digest": layout.digest,
-        "groups": [group.model_dump(mode="json") for group in groups],
-    }
-    counts: dict[str, Any] = {
-        "checkpoints": len(index),
-        "rejected": len(rejected),
-        "models": index["model"].n_unique(),
-        "tokens_per_model": layout.length,
-        "filled": float(layout.mask_TD.float().mean()),
-    }
-    if without:
-        counts["no_symmetry"] = without
-    files = {
-        "weights.parquet": _write_rows(index, flat_NP),
-        "layout.json": json.dumps(description, indent=1).encode(),
-        "rejected.parquet": to_parquet(rejected),
-    }
-    return store.publish(work, files, counts)
-
-
-def _find_groups(zoo: AnyZooConfig) -> tuple[tuple[PermutationGroup, ...], str]:
-    """Return the permutation groups of a zoo's architecture, or none and why."""
-    if zoo.network is None or zoo.images is None:
-        return (), "the zoo's network and images are not given"
-    images = load_images(zoo.images)
-    try:
-        return derive_groups(build_network(zoo.network, images.channels, images.classes, images.size)), ""
-    except ValueError as error:
-        return (), str(error)
+    def load(self, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Read the weights of some rows, or of all, in their order: (N, P)."""
+        chosen = torch.arange(len(self.index)) if rows is None else rows
+        flat_NP = torch.empty(len(chosen), self.layout.weights, dtype=dtype)
+        part_of = torch.from_numpy(self.index["part"].to_numpy().copy())[chosen]
+        for part in part_of.unique().tolist():
+            inside = torch.tensor(self.part_rows[part])
+            wanted = torch.nonzero(part_of == part).squeeze(1)
+            flat_NP[wanted] = self.read_part(part)[torch.searchsorted(inside, chosen[wanted])].to(dtype)
+        return flat_NP
 
 
 def read_tokens(tokens: Artifact) -> TokenTable:
-    """Read a TOKENS artifact into memory."""
-    table = pq.read_table(tokens.path("weights.parquet"))
-    column = table.column("weights").combine_chunks()
-    flat = np.asarray(column.flatten()).reshape(len(column), -1).copy()
-    description = json.loads(tokens.path("layout.json").read_bytes())
-    index = pl.from_arrow(table.drop_columns(["weights"]))
-    assert isinstance(index, pl.DataFrame)
-    groups = tuple(PermutationGroup.model_validate(group) for group in description["groups"])
-    return TokenTable(index, torch.from_numpy(flat), TokenLayout.model_validate(description["layout"]), groups)
+    """Open a TOKENS artifact."""
+    description = json.loads(tokens.read("layout.json"))
+    return TokenTable(
+        index=pl.read_parquet(tokens.read("index.parquet")),
+        layout=TokenLayout.model_validate(description["layout"]),
+        groups=tuple(PermutationGroup.model_validate(group) for group in description["groups"]),
+        dtype=DTYPES[description["dtype"]],
+        artifact=tokens,
+    )
 
 
-def weights_of_first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters of the first row of stacked weights."""
-    return {name: value[0] for name, value in weights.items()}
+def name_part(part: int) -> str:
+    """Return the name of a part's file."""
+    return f"weights-{part:05d}.parquet"
 
 
-def canonicalise(
-    index: pl.DataFrame,
-    flat_NP: Tensor,
-    layout: TokenLayout,
-    groups: tuple[PermutationGroup, ...],
-    sink: MetricSink = NO_SINK,
-) -> Tensor:
-    """Permute every model to match the first training model's last epoch; return the permuted flat weights, (N, P).
+def write_weights(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
+    """Return rows of an index and their weights as the bytes of a parquet file of one row group.
 
-    Raises:
-        ConfigError: there is no training model.
+    The weights are a column of fixed-size binary, little-endian, not compressed: read several times as fast as lists of
+    numbers, which parquet assembles one by one, and bfloat16 is no parquet type.
     """
-    rows = index.with_row_index("row").sort("model", "epoch")
-    last = rows.group_by("model", maintain_order=True).agg(
-        pl.col("row").alias("rows"), pl.col("row").sort_by("epoch").last().alias("last"), pl.col("split").first()
+    stored = flat_NP.contiguous().view(torch.uint8)
+    width = stored.shape[1]
+    values = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(stored), [None, pa.py_buffer(stored.numpy().reshape(-1))]
     )
-    training = last.filter(pl.col("split") == "train")["last"]
-    if training.is_empty():
-        raise ConfigError(
-            "no model is in the train split, so there is no reference for the canonical form: "
-            "raise tokens.train_fraction or the zoo's models"
-        )
-    reference = layout.unflatten(flat_NP[training[0]])
-    result_NP = flat_NP.clone()
-    for done, model in enumerate(last.iter_rows(named=True), start=1):
-        permutations = match_weights(layout.unflatten(flat_NP[model["last"]]), reference, groups)
-        map_1P = build_permutation_map(layout, groups, [permutation[None] for permutation in permutations])
-        result_NP[model["rows"]] = flat_NP[model["rows"]][:, map_1P[0]]
-        sink.progress(done, len(last), "models aligned")
-    return result_NP
-
-
-def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
-    """Fill the column `split` where the zoo does not say: models, sorted and shuffled by the seed, are cut in three."""
-    models = index["model"].unique().sort()
-    order = torch.randperm(len(models), generator=make_generator(config.split_seed, "tokens", "split")).tolist()
-    names = [name for name, count in config.count_split(len(models)).items() for _ in range(count)]
-    split = dict(zip((models[i] for i in order), names, strict=True))
-    drawn = pl.col("model").replace_strict(split)
-    return index.with_columns(pl.coalesce(pl.col("split"), drawn).alias("split"))
-
-
-def _set_aside(index: pl.DataFrame, flat_NP: Tensor, max_rejected: float) -> tuple[pl.DataFrame, Tensor, pl.DataFrame]:
-    """Split off checkpoints whose weights are not finite; return index and weights of the rest, and the rejected."""
-    finite_N = flat_NP.isfinite().all(dim=1)
-    rejected = index.filter(~pl.Series(finite_N.numpy())).select(
-        "model", "epoch", "split", pl.lit("weights that are not finite").alias("reason")
-    )
-    if len(rejected) > max_rejected * len(index):
-        raise ConfigError(
-            f"{len(rejected)} of {len(index)} checkpoints have weights that are not finite, more than "
-            f"tokens.max_rejected ({max_rejected}) allows: lower the zoo's learning_rate, or raise max_rejected"
-        )
-    return index.filter(pl.Series(finite_N.numpy())), flat_NP[finite_N], rejected
-
-
-def _write_rows(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
-    width = flat_NP.shape[1]
-    values = pa.FixedSizeListArray.from_arrays(pa.array(flat_NP.numpy().reshape(-1)), width)
-    table = index.to_arrow().append_column("weights", values)
+    table = index.to_arrow()
+    table = table.append_column(pa.field("weights", values.type, nullable=False), values)
     sink = pa.BufferOutputStream()
-    group = max(1, _ROW_GROUP_BYTES // (width * flat_NP.element_size()))
     pq.write_table(
         table,
         sink,
-        row_group_size=group,
-        compression="zstd",
+        row_group_size=max(1, len(index)),
+        compression={name: "none" if name == "weights" else "zstd" for name in table.column_names},
         use_dictionary=index.columns,
-        use_byte_stream_split=["weights.list.element"],
+        write_statistics=index.columns,
     )
     return bytes(sink.getvalue())
+
+
+def read_weights(data: bytes, dtype: torch.dtype) -> Tensor:
+    """Return the weights in the bytes of `write_weights`, (N, P)."""
+    column = pq.read_table(pa.BufferReader(data), columns=["weights"], use_threads=False).column("weights")
+    pieces = [np.frombuffer(chunk.buffers()[1], np.uint8)[_span(chunk)] for chunk in column.chunks]
+    stored = pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces)
+    flat = torch.from_numpy(stored.view(_STORED_AS[dtype])).view(dtype)
+    return flat.view(len(column), -1)
+
+
+def _span(chunk: pa.FixedSizeBinaryArray) -> slice:
+    width = chunk.type.byte_width
+    return slice(chunk.offset * width, (chunk.offset + len(chunk)) * width)

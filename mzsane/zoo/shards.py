@@ -211,8 +211,13 @@ def iterate_weights(zoo: Artifact) -> Iterator[tuple[pl.DataFrame, dict[str, Ten
     """Yield the rows of the index and the stacked weights of each shard, in order."""
     index = read_index(zoo)
     for shard in index["shard"].unique(maintain_order=True):
-        weights, _ = load_tensors(zoo.path(f"weights-{shard}.safetensors").read_bytes())
-        yield index.filter(pl.col("shard") == shard).sort("row"), weights
+        yield index.filter(pl.col("shard") == shard).sort("row"), read_shard(zoo, shard)
+
+
+def read_shard(zoo: Artifact, shard: str) -> dict[str, Tensor]:
+    """Return the stacked weights of a shard, by its name in the index."""
+    weights, _ = load_tensors(zoo.path(f"weights-{shard}.safetensors").read_bytes())
+    return weights
 
 
 def load_weights(zoo: Artifact) -> tuple[pl.DataFrame, dict[str, Tensor]]:

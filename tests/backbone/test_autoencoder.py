@@ -33,12 +33,12 @@ def make_window(batch=3, window=9, seed=0):
 
 
 @torch.no_grad()
-def run(model, tokens, positions, attend=None):
+def run(model, tokens, positions, segments=None):
     """Return latents, reconstructed tokens and, for whole windows, the projection."""
-    latents = model.encode(tokens, positions, attend)
-    results = {"latents": latents, "tokens": model.decode(latents, positions, attend)}
+    latents = model.encode(tokens, positions, segments)
+    results = {"latents": latents, "tokens": model.decode(latents, positions, segments)}
     if tokens.shape[1] == CONFIG.window:
-        results["projection"] = model.project(latents, attend)
+        results["projection"] = model.project(latents, segments)
     return results
 
 
@@ -59,21 +59,21 @@ def test_shapes(model):
 class TestPadding:
     def make_padded(self):
         tokens, positions = make_window()
-        attend = torch.arange(9)[None] < torch.tensor([9, 6, 1])[:, None]
-        return tokens, positions, attend
+        segments = (torch.arange(9)[None] < torch.tensor([9, 6, 1])[:, None]).long()
+        return tokens, positions, segments
 
     def test_values_in_padding_change_nothing_real(self, model):
-        tokens, positions, attend = self.make_padded()
-        real = attend[:, :, None]
-        clean = run(model, tokens * real, positions * real, attend)
-        dirty = run(model, torch.where(real, tokens, 50.0), torch.where(real, positions, 3), attend)
+        tokens, positions, segments = self.make_padded()
+        real = segments[:, :, None] > 0
+        clean = run(model, tokens * real, positions * real, segments)
+        dirty = run(model, torch.where(real, tokens, 50.0), torch.where(real, positions, 3), segments)
         for name in ("latents", "tokens"):
-            torch.testing.assert_close(clean[name][attend], dirty[name][attend], atol=1e-12, rtol=0)
+            torch.testing.assert_close(clean[name][segments > 0], dirty[name][segments > 0], atol=1e-12, rtol=0)
         torch.testing.assert_close(clean["projection"], dirty["projection"], atol=1e-12, rtol=0)
 
     def test_count_of_padding_changes_nothing_real(self, model):
-        tokens, positions, attend = self.make_padded()
-        padded = run(model, tokens, positions, attend)
+        tokens, positions, segments = self.make_padded()
+        padded = run(model, tokens, positions, segments)
         for b, real in ((1, 6), (2, 1)):
             alone = run(model, tokens[b : b + 1, :real], positions[b : b + 1, :real])
             for name in ("latents", "tokens"):
@@ -81,14 +81,25 @@ class TestPadding:
 
     def test_without_a_mask_padding_would_count(self, model):
         """The check above can fail."""
-        tokens, positions, attend = self.make_padded()
-        with_mask, without = run(model, tokens, positions, attend), run(model, tokens, positions)
+        tokens, positions, segments = self.make_padded()
+        with_mask, without = run(model, tokens, positions, segments), run(model, tokens, positions)
         assert (with_mask["latents"][1, :6] - without["latents"][1, :6]).abs().max() > 1e-3
         assert (with_mask["projection"][1] - without["projection"][1]).abs().max() > 1e-3
 
     def test_a_mask_of_real_tokens_only_changes_nothing(self, model):
         tokens, positions = make_window()
-        assert_same(run(model, tokens, positions), run(model, tokens, positions, torch.ones(3, 9, dtype=torch.bool)))
+        assert_same(run(model, tokens, positions), run(model, tokens, positions, torch.ones(3, 9, dtype=torch.int64)))
+
+
+class TestPacking:
+    def test_a_packed_model_is_seen_as_if_it_were_alone(self, model):
+        tokens, positions = make_window(batch=1)
+        packed_positions = torch.cat([positions[:, :4], positions[:, :5]], dim=1)
+        packed = run(model, tokens, packed_positions, torch.tensor([[1] * 4 + [2] * 5]))
+        for part in (slice(0, 4), slice(4, 9)):
+            alone = run(model, tokens[:, part], packed_positions[:, part])
+            for name in ("latents", "tokens"):
+                torch.testing.assert_close(packed[name][:, part], alone[name], atol=1e-12, rtol=0)
 
 
 class TestAttention:
@@ -123,7 +134,7 @@ class TestAttention:
             for parameter in block.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
         x = torch.randn(1, 4, 8, generator=generator, dtype=torch.float64)
-        attend = torch.tensor([[True, True, False, True]])
+        mask = torch.tensor([True, True, False, True]).expand(1, 1, 4, 4)
         with torch.no_grad():
             queries, keys, values = block.qkv(block.norm_attention(x))[0].split(8, dim=-1)
             mixed = torch.zeros(4, 8, dtype=torch.float64)
@@ -134,7 +145,7 @@ class TestAttention:
                         mixed[i, head] += value / sum(score) * values[j, head]
             expected = x + block.out(mixed)
             expected = expected + block.down(functional.gelu(block.up(block.norm_mlp(expected))))
-            torch.testing.assert_close(block(x, attend), expected)
+            torch.testing.assert_close(block(x, mask), expected)
 
 
 def test_all_three_positions_count(model):

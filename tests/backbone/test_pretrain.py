@@ -10,7 +10,6 @@ import torch
 
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.pretrain import (
-    TokenSlice,
     decode_models,
     encode_models,
     learning_rate_at,
@@ -18,9 +17,10 @@ from mzsane.backbone.pretrain import (
     plan_backbone,
     pretrain,
 )
-from mzsane.config import BackboneConfig, ExecutionConfig
+from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError
 from mzsane.files import load_torch
+from mzsane.tokens.composition import TokenSlice
 
 
 class Watcher:
@@ -42,7 +42,7 @@ class Watcher:
 
 @pytest.fixture(scope="module")
 def slices(tiny_tokens):
-    return [TokenSlice(tiny_tokens.ref, 3)]
+    return [take(tiny_tokens.ref, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,10 @@ def config(tiny_backbone_config):
 def whole(config, slices, make_store):
     """An uninterrupted training."""
     return pretrain(config, slices, 0, make_store())
+
+
+def take(tokens, models, **settings):
+    return TokenSlice(tokens, SliceConfig(zoo="tiny", models=models, **settings))
 
 
 def hash_files(artifact):
@@ -94,9 +98,11 @@ class TestReproducible:
             plan_backbone(config, slices, 0),
             plan_backbone(config, slices, 1),
             plan_backbone(config.model_copy(update={"noise": 0.2}), slices, 0),
-            plan_backbone(config, [TokenSlice(part.tokens, 2)], 0),
-            plan_backbone(config, [TokenSlice(part.tokens, 3, 1)], 0),
+            plan_backbone(config, [take(part.tokens, 2)], 0),
+            plan_backbone(config, [take(part.tokens, 3, last_epochs=1)], 0),
             plan_backbone(config, [part, part], 0),
+            plan_backbone(config, slices, 0, "equal"),
+            plan_backbone(config, [take(part.tokens, 3, weight=2.0)], 0),
         ]
         assert len({work.ref.fingerprint for work in works}) == len(works)
 
@@ -150,7 +156,7 @@ class TestLearning:
         settings = {"steps": 400, "noise": 0.0, "gamma": 0.0, "learning_rate": 3e-3, "batch_size": 2}
         config = BackboneConfig(**{**dict(config), **settings, "d_model": 32, "latent_dim": 16})
         store = make_store()
-        backbone = pretrain(config, [TokenSlice(tiny_tokens.ref, 1)], 0, store)
+        backbone = pretrain(config, [take(tiny_tokens.ref, 1)], 0, store)
         losses = read_curve(backbone, "loss")
         assert losses[400] < 0.4 * losses[20]
         assert read_curve(backbone, "r2")[400] > 0.6
@@ -169,9 +175,9 @@ class TestLearning:
 
     def test_validation_is_on_the_validation_model(self, whole, tiny_table):
         model, config = load_backbone(whole)
-        flat = tiny_table.flat_NP[tiny_table.pick_rows("val", 1)]
+        flat = tiny_table.load(tiny_table.pick_rows("val", 1))
         assert len(flat) == 1
-        decoded = decode_models(model, tiny_table, encode_models(model, tiny_table, flat, 66), config.window)
+        decoded = decode_models(model, tiny_table.layout, encode_models(model, tiny_table.layout, flat, 66), config.window)
         expected = explained_variance(decoded, flat, torch.ones_like(flat, dtype=torch.bool))
         assert read_curve(whole, "val_r2/0")[50] == pytest.approx(expected, abs=1e-5)
 
@@ -224,7 +230,7 @@ class TestComposition:
         assert len(used) == 6 == whole.manifest.counts["training_checkpoints"]
 
     def test_slices_take_their_models_and_epochs(self, config, tiny_tokens, make_store):
-        parts = [TokenSlice(tiny_tokens.ref, 4, 1), TokenSlice(tiny_tokens.ref, 2)]
+        parts = [take(tiny_tokens.ref, 4, last_epochs=1), take(tiny_tokens.ref, 2)]
         backbone = pretrain(config.model_copy(update={"steps": 2}), parts, 0, make_store())
         used = pl.read_parquet(backbone.path("composition.parquet"))
         assert set(used.filter(pl.col("slice") == 0)["epoch"]) == {2}
@@ -235,7 +241,7 @@ class TestComposition:
     def test_models_are_drawn_by_the_seed(self, config, tiny_tokens, make_store):
         store, drawn = make_store(), set()
         for seed in range(6):
-            backbone = pretrain(config.model_copy(update={"steps": 1}), [TokenSlice(tiny_tokens.ref, 2)], seed, store)
+            backbone = pretrain(config.model_copy(update={"steps": 1}), [take(tiny_tokens.ref, 2)], seed, store)
             drawn.add(tuple(pl.read_parquet(backbone.path("composition.parquet"))["model"].unique().sort()))
         assert len(drawn) > 1
 
@@ -255,10 +261,10 @@ class TestOpened:
     @pytest.mark.parametrize("window", [5, 24, 59, 60, 66, 100])
     def test_models_longer_than_a_window_are_read_in_pieces(self, whole, tiny_table, window):
         model, _ = load_backbone(whole)
-        flat = tiny_table.flat_NP[:2]
-        latents = encode_models(model, tiny_table, flat, window)
+        flat = tiny_table.load(torch.arange(2))
+        latents = encode_models(model, tiny_table.layout, flat, window)
         assert latents.shape == (2, tiny_table.layout.length, 8)
-        decoded = decode_models(model, tiny_table, latents, window)
+        decoded = decode_models(model, tiny_table.layout, latents, window)
         assert decoded.shape == flat.shape
         assert decoded.isfinite().all()
         assert not decoded.requires_grad

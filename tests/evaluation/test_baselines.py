@@ -5,7 +5,7 @@ from mzsane.randomness import make_generator
 
 
 def test_noise_is_as_far_from_its_anchor_as_asked(tiny_table):
-    anchors = tiny_table.flat_NP[:3]
+    anchors = tiny_table.load()[:3]
     chosen = torch.tensor([0, 2, 2, 1])
     distances = torch.tensor([0.5, 1.0, 2.0, 4.0])
     noisy = perturb_anchors(anchors, chosen, distances, tiny_table.layout, make_generator(0))
@@ -14,7 +14,7 @@ def test_noise_is_as_far_from_its_anchor_as_asked(tiny_table):
 
 def test_noise_follows_the_scale_of_each_tensor(tiny_table):
     layout = tiny_table.layout
-    anchors = tiny_table.flat_NP[:3].clone()
+    anchors = tiny_table.load()[:3].clone()
     first, second = layout.tensors[0].name, layout.tensors[2].name
     scales = layout.unflatten(anchors)
     scales[first] *= 100
@@ -27,7 +27,7 @@ def test_noise_follows_the_scale_of_each_tensor(tiny_table):
 
 
 def test_average_is_one_model_weight_by_weight(tiny_table):
-    anchors = tiny_table.flat_NP[:4]
+    anchors = tiny_table.load()[:4]
     average = average_anchors(anchors)
     assert average.shape == (1, anchors.shape[1])
     torch.testing.assert_close(average[0], sum(anchors) / 4)

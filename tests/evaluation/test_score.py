@@ -4,12 +4,14 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.backbone.pretrain import TokenSlice, pretrain
-from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig
+from mzsane.backbone.pretrain import pretrain
+from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.score import score_baselines, score_samples
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
-from mzsane.tokens.store import plan_tokens, read_tokens
+from mzsane.tokens.build import plan_tokens
+from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
@@ -20,7 +22,7 @@ EVALUATION = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=2, batch_s
 def scored(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config):
     store = make_store()
     tokens = plan_tokens(tiny_tokens_config, tiny_zoo_config).ref
-    slices = [TokenSlice(tokens, models=3)]
+    slices = [TokenSlice(tokens, SliceConfig(zoo="tiny", models=3))]
     backbone = pretrain(tiny_backbone_config, slices, 0, store)
     own = Target(tiny_zoo_config.network, tiny_zoo_config.images, tokens)
     other = Target(tiny_zoo_config.network, GlyphsConfig(source="glyphs", characters="0123", images=120))
@@ -28,7 +30,7 @@ def scored(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config
     for name, target in (("own", own), ("other", other)):
         samples = draw_samples(SAMPLING, target, backbone.ref, slices, [0], 0, store, SERIAL)
         scores = score_samples(EVALUATION, SAMPLING, target, samples.ref, 0, store, SERIAL)
-        baselines = score_baselines(EVALUATION, target, 51, 0, store, SERIAL)
+        baselines = score_baselines(EVALUATION, target, tiny_tokens_config, 0, store, SERIAL)
         frames[name] = (
             target,
             samples,
@@ -80,7 +82,7 @@ def test_zoo_is_the_targets_own_or_else_that_of_the_composition(scored):
     assert pick(baselines, "zoo")["accuracy"].to_list() == held_out["test_accuracy"].to_list()
     assert len(pick(scores, "zoo")) == 0
     target, _, scores, baselines = frames["other"]
-    flat = table.flat_NP[table.pick_rows("test", last_epochs=1)]
+    flat = table.load(table.pick_rows("test", last_epochs=1))
     transfer = score_models(ModelSet(target.network, target.images, table.layout, flat), "test", SERIAL)
     assert pick(scores, "zoo")["accuracy"].to_list() == [score.accuracy for score in transfer]
     assert len(pick(baselines, "zoo")) == 0

@@ -11,7 +11,7 @@ CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 2), learning_rate=0.003, batch_
 
 @pytest.fixture
 def models(tiny_zoo_config, tiny_table):
-    return ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, tiny_table.flat_NP)
+    return ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, tiny_table.load())
 
 
 def test_scores_reproduce_the_accuracy_the_zoo_was_measured_with(models, tiny_table):

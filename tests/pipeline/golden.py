@@ -35,7 +35,7 @@ ABSOLUTE = 0.005  # and in a projection, which is of the order of 1
 
 MODULES = {
     "zoo": "mzsane/zoo/train.py",
-    "tokens": "mzsane/tokens/store.py",
+    "tokens": "mzsane/tokens/build.py",
     "backbone": "mzsane/backbone/pretrain.py",
     "samples": "mzsane/sampling/draw.py",
     "baselines": "mzsane/evaluation/score.py",
@@ -182,8 +182,8 @@ def _describe_tokens(tokens: Artifact, key: str, facts: dict, means: dict, proje
     facts[f"{key} splits"] = table.index.select("model", "split").unique().sort("model")["split"].to_list()
     facts[f"{key} layout"] = table.layout.digest
     facts[f"{key} groups"] = len(table.groups)
-    means[f"{key} weights"] = _mean(table.flat_NP.numpy())
-    projections[f"{key} weights"] = _project(table.flat_NP.numpy())
+    means[f"{key} weights"] = _mean(table.load().numpy())
+    projections[f"{key} weights"] = _project(table.load().numpy())
 
 
 def _describe_backbone(backbone: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:

@@ -4,11 +4,13 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.backbone.pretrain import TokenSlice, decode_models, encode_models, load_backbone, pretrain
-from mzsane.config import ExecutionConfig, SamplingConfig
+from mzsane.backbone.pretrain import decode_models, encode_models, load_backbone, pretrain
+from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
-from mzsane.tokens.store import plan_tokens, read_tokens
+from mzsane.tokens.build import plan_tokens
+from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
@@ -18,7 +20,7 @@ SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
 def arm(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config):
     store = make_store()
     tokens = plan_tokens(tiny_tokens_config, tiny_zoo_config).ref
-    slices = [TokenSlice(tokens, models=3)]
+    slices = [TokenSlice(tokens, SliceConfig(zoo="tiny", models=3))]
     backbone = pretrain(tiny_backbone_config, slices, 0, store)
     target = Target(tiny_zoo_config.network, tiny_zoo_config.images, tokens)
     samples = draw_samples(SAMPLING, target, backbone.ref, slices, [0], 0, store, SERIAL)
@@ -41,14 +43,14 @@ def test_populations_are_what_they_are_called(arm):
     table = read_tokens(store.open(slices[0].tokens))
     model, config = load_backbone(backbone)
     test_rows = table.pick_rows("test", last_epochs=1)
-    assert torch.equal(populations["originals"], table.flat_NP[test_rows])
-    latents = encode_models(model, table, populations["originals"], config.window)
-    assert torch.equal(populations["reconstruction"], decode_models(model, table, latents, config.window))
+    assert torch.equal(populations["originals"], table.load(test_rows))
+    latents = encode_models(model, table.layout, populations["originals"], config.window)
+    assert torch.equal(populations["reconstruction"], decode_models(model, table.layout, latents, config.window))
     assert populations["samples"].shape == (12, layout.weights)
     assert len(records) == 12
     for i, name in enumerate(sorted(set(records["anchor_model"]))):
         row = table.pick_rows("train", last_epochs=1, models=[name.split("/")[1]])
-        assert torch.equal(populations["anchor_weights"][i], table.flat_NP[row][0])
+        assert torch.equal(populations["anchor_weights"][i], table.load(row)[0])
 
 
 def test_ranks_come_from_validation_images(arm):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.layout import TokenLayout, check_same_layout, choose_token_dim
 from mzsane.zoo.architectures import build_network, initialise_network
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
@@ -169,7 +170,7 @@ def test_what_does_not_fit_is_refused(cnn_s):
     layout, parameters = cnn_s
     with pytest.raises(ConfigError, match="token_dim must be at least 1, not 0"):
         TokenLayout.from_state_dict(parameters, 0)
-    with pytest.raises(ConfigError, match="without parameters"):
+    with pytest.raises(ConfigError, match="without weights"):
         TokenLayout.from_state_dict({}, 5)
     with pytest.raises(ConfigError, match="extra in one but not in the other"):
         layout.flatten({**parameters, "extra": torch.zeros(1)})
@@ -177,6 +178,142 @@ def test_what_does_not_fit_is_refused(cnn_s):
         layout.flatten({name: value for name, value in parameters.items() if name != "module_list.0.bias"})
     with pytest.raises(ConfigError, match=r"module_list\.9\.weight is \(36, 20\), not \(20, 36\)"):
         layout.flatten({**parameters, "module_list.9.weight": parameters["module_list.9.weight"].T})
+    for flat in (torch.zeros(2463), torch.zeros(2, 2465)):
+        for convert in (layout.tokenize, layout.unflatten):
+            with pytest.raises(ConfigError, match=f"{flat.shape[-1]} a model, where it has 2464"):
+                convert(flat)
+    odd = (torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse(), "text")
+    for value in odd:
+        with pytest.raises(ConfigError, match="x.weight cannot become tokens"):
+            TokenLayout.from_state_dict({"x.weight": value}, 5)
     for shape in ((66, 50), (65, 51), (2, 66 * 51)):
         with pytest.raises(ConfigError, match="do not fit a layout"):
             layout.detokenize(torch.zeros(shape))
+
+
+MODULES = {
+    "conv1d": lambda: nn.Conv1d(4, 6, 3, groups=2),
+    "conv3d": lambda: nn.Conv3d(2, 3, 2, bias=False),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, groups=4),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, 3),
+    "transposed, grouped": lambda: nn.ConvTranspose2d(4, 6, 2, groups=2),
+    "transposed, without bias": lambda: nn.ConvTranspose1d(4, 6, 2, bias=False),
+    "embedding": lambda: nn.Embedding(7, 3),
+    "bilinear": lambda: nn.Bilinear(2, 3, 4),
+    "attention, fused": lambda: nn.MultiheadAttention(8, 2),
+    "attention, separate": lambda: nn.MultiheadAttention(8, 2, kdim=3, vdim=5, add_bias_kv=True),
+    "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 12),
+    "lstm": lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True),
+    "norms": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.LayerNorm([3, 4]), nn.GroupNorm(2, 4), nn.PReLU(3)),
+    "norm without scale": lambda: nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Linear(2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("statistics", ["in", "out"])
+def test_every_kind_of_layer_has_a_place_for_each_weight(kind, statistics):
+    network = MODULES[kind]()
+    layout = TokenLayout.from_network(network, 5, statistics)
+    expected = dict(network.named_parameters())
+    if statistics == "in":
+        expected |= {name: value for name, value in network.named_buffers() if "running" in name}
+    assert {entry.name for entry in layout.tensors} == set(expected)
+    assert layout.weights == sum(value.numel() for value in expected.values())
+    flat = torch.randn(3, layout.weights)
+    tokens = layout.tokenize(flat)
+    gathered = flat[:, layout.gather_TD.clamp(min=0)].masked_fill(~layout.mask_TD, 0)
+    assert torch.equal(tokens, gathered)
+    assert torch.equal(layout.detokenize(tokens), flat)
+    assert torch.equal(tokens.flatten(1)[:, layout.scatter_P], flat)
+    assert torch.equal(layout.flatten(layout.unflatten(flat)), flat)
+
+
+def test_a_transposed_convolution_has_a_row_for_each_output_channel():
+    network = nn.ConvTranspose2d(4, 6, 2, groups=2)
+    layout = TokenLayout.from_network(network, 20)
+    tokens = layout.tokenize(layout.flatten(network.state_dict()))
+    for channel in range(6):
+        inputs = slice(0, 2) if channel < 3 else slice(2, 4)
+        row = [*network.weight[inputs, channel % 3].flatten().tolist(), network.bias[channel].item()]
+        assert tokens[channel, :9].tolist() == row
+    # Its bias tells so much without the module, too.
+    assert TokenLayout.from_state_dict(network.state_dict(), 20).digest == layout.digest
+
+
+def test_running_statistics_go_with_the_rows_of_their_norm():
+    network = nn.BatchNorm1d(3)
+    with torch.no_grad():
+        for number, name in enumerate(("weight", "bias", "running_mean", "running_var")):
+            network.state_dict()[name].copy_(torch.arange(3) + 10.0 * number)
+    tokens = {}
+    for statistics in ("in", "out", "conditioned"):
+        layout = TokenLayout.from_network(network, 5, statistics)
+        assert layout.running_statistics == statistics
+        tokens[statistics] = layout.tokenize(layout.flatten(network.state_dict())).tolist()
+    assert tokens["in"] == [[k, k + 10, k + 20, k + 30, 0] for k in range(3)]
+    assert tokens["out"] == tokens["conditioned"] == [[k, k + 10, 0, 0, 0] for k in range(3)]
+
+
+def test_tied_weights_have_one_place():
+    network = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    network[1].weight = network[0].weight
+    layout = TokenLayout.from_network(network, 4)
+    assert layout.weights == 15
+    flat = torch.randn(2, 15)
+    parameters = layout.unflatten(flat)
+    assert set(parameters) == {"0.weight", "1.weight"}
+    assert torch.equal(parameters["0.weight"], parameters["1.weight"])
+    assert torch.equal(layout.flatten(parameters), flat)
+    with pytest.raises(ConfigError, match=r"1\.weight is tied to 0\.weight but differs"):
+        layout.flatten({**parameters, "1.weight": parameters["1.weight"] + 1})
+    assert TokenLayout.from_state_dict(network.state_dict(), 4).digest == layout.digest
+
+
+@pytest.mark.parametrize(
+    ("classes", "token_dim", "length", "largest"),
+    [(10, 288, 43_924, [43_923, 40, 511]), (100, 288, 44_104, None), (10, 201, 61_982, None), (10, 513, 28_682, None)],
+)
+def test_resnet18_has_the_published_number_of_tokens(classes, token_dim, length, largest):
+    network = build_network(NetworkConfig(architecture="resnet18"), 3, classes, 32)
+    layout = TokenLayout.from_network(network, token_dim)
+    assert layout.length == length
+    if largest:
+        assert layout.positions_T3.amax(dim=0).tolist() == largest
+        assert 1 - layout.filled == pytest.approx(0.117, abs=5e-4)
+
+
+def test_layers_say_what_they_are():
+    network = build_network(NetworkConfig(architecture="resnet18", width=4), 3, 10, 32)
+    layout = TokenLayout.from_network(network, 288)
+    layers = [(layer.name, layer.kind, layer.rows, layer.row_length) for layer in layout.layers]
+    assert layers[:3] == [("conv1", "conv", 4, 27), ("bn1", "norm", 4, 2), ("layer1.0.conv1", "conv", 4, 36)]
+    assert layers[-1] == ("fc", "linear", 10, 33)
+    for number, layer in enumerate(layout.layers):
+        rows = layout.positions_T3[layout.positions_T3[:, 1] == number]
+        assert rows[:, 0].tolist() == list(range(layer.first, layer.first + layer.tokens))
+
+
+def test_the_chosen_width_has_the_least_padding_over_all_architectures():
+    networks = [build_network(NetworkConfig(), 1, 10), build_network(NetworkConfig(architecture="mlp"), 1, 10)]
+    layouts = [TokenLayout.from_network(network, 1) for network in networks]
+
+    def count_padding(width):
+        filled = [TokenLayout(token_dim=width, tensors=layout.tensors).filled for layout in layouts]
+        return sum(1 / share for share in filled)
+
+    chosen = choose_token_dim(layouts)
+    best = min(count_padding(width) for width in range(32, 513))
+    assert count_padding(chosen) == pytest.approx(best, rel=1e-12)
+    assert not any(count_padding(width) <= best for width in range(chosen + 1, 513))
+    with pytest.raises(ConfigError, match="without an architecture"):
+        choose_token_dim([])
+
+
+def test_models_of_several_layouts_are_refused_where_one_is_needed(cnn_s):
+    layout, parameters = cnn_s
+    other = TokenLayout.from_state_dict(parameters, 52)
+    assert check_same_layout([layout, layout], "sampling") is layout
+    with pytest.raises(ConfigError, match="sampling needs models of one layout, not of 2: 2464 weights in tokens of 51"):
+        check_same_layout([layout, other], "sampling")
+    with pytest.raises(ConfigError, match="not of 0: none"):
+        check_same_layout([], "sampling")

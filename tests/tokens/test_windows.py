@@ -1,181 +1,225 @@
-"""Windows: the right slice, padded with nothing, drawn evenly; and halo windows of any sequence length."""
+"""Windows: models packed exactly, seen as if alone, parts of long ones at every place; halo windows of any length."""
 
 from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.nn.functional import scaled_dot_product_attention
 
 from mzsane.errors import ConfigError
+from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.symmetry import derive_groups
-from mzsane.tokens.windows import WindowSource, check_positions, draw_windows, map_windows
+from mzsane.tokens.windows import (
+    Pieces,
+    WindowCutter,
+    assemble_windows,
+    attention_mask,
+    check_composition,
+    check_positions,
+    map_windows,
+)
 
 TOKEN_DIM = 5
+QUICK = settings(max_examples=30, deadline=None, derandomize=True)
+WIDTHS = st.lists(st.integers(1, 7), min_size=2, max_size=5).map(tuple)
 
 
-def make_source(widths=(3, 4, 2), models=4, seed=0):
-    """Return random models of a chain of linear layers as a source, with their network."""
-    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.Tanh())]
-    network = nn.Sequential(*layers)
-    layout = TokenLayout.from_state_dict(network.state_dict(), TOKEN_DIM)
-    flat_NP = torch.randn(models, layout.weights, generator=torch.Generator().manual_seed(seed))
-    return WindowSource(flat_NP, layout, derive_groups(network)), network
+def make_network(widths):
+    return nn.Sequential(*[layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.Tanh())])
 
 
-def make_numbered(widths, models, first=0):
-    """Return models whose every weight is their number: a window tells whose it is."""
-    source, _ = make_source(widths, models)
-    numbers_N1 = torch.arange(first, first + models, dtype=torch.float32)[:, None]
-    return WindowSource(numbers_N1.expand(-1, source.layout.weights), source.layout, source.groups)
+def make_layout(widths):
+    return TokenLayout.from_network(make_network(widths), TOKEN_DIM)
+
+
+def make_groups(widths):
+    """Return the groups of the hidden units of a chain of linear layers."""
+    groups = []
+    for number, units in enumerate(widths[1:-1]):
+        indices = tuple((unit,) for unit in range(units))
+        places = [(f"{2 * number}.weight", 0), (f"{2 * number}.bias", 0), (f"{2 * number + 2}.weight", 1)]
+        members = tuple(GroupMember(tensor=name, axis=axis, indices=indices) for name, axis in places)
+        groups.append(PermutationGroup(units=units, members=members))
+    return tuple(groups)
+
+
+def number_weights(layout, models):
+    """Return models whose every weight is another whole number, from 1: a window tells what it was cut from."""
+    return torch.arange(1.0, models * layout.weights + 1).view(models, layout.weights)
 
 
 def generate(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def find_row(source, flat_P):
-    (row,) = [i for i, other in enumerate(source.flat_NP) if torch.equal(other, flat_P)]
-    return row
+def make_pieces(*pieces):
+    """Make pieces of (window, offset, segment, source, draw)."""
+    return Pieces(*torch.tensor(pieces).T.contiguous())
 
 
-@pytest.mark.parametrize("extra", [0, 1, 7])
-def test_whole_models_are_their_tokens_and_their_permutations(extra):
-    source, network = make_source()
-    layout, length = source.layout, source.layout.length
-    batch = draw_windows([source], length + extra, 4, generate())
-    assert batch.canonical_BWD.shape == batch.permuted_BWD.shape == (4, length + extra, TOKEN_DIM)
+def cut(architectures, flats, pieces, batch, window, versions=1, seed=0):
+    """Assemble a batch; draw `k` of a source is its row `k`."""
+    cutters = [WindowCutter(make_layout(widths), make_groups(widths), window) for widths in architectures]
+    shape = (versions, batch, window)
+    return assemble_windows(cutters, pieces, lambda source, rows: flats[source][rows], shape, generate(seed))
+
+
+@st.composite
+def draw_packing(draw):
+    """Draw architectures, a window, and pieces that follow one another in windows, with gaps after some of them."""
+    architectures = draw(st.lists(WIDTHS, min_size=1, max_size=3))
+    lengths = [make_layout(widths).length for widths in architectures]
+    window = draw(st.integers(1, 2 * max(lengths)))
+    pieces, batch, offset = [], 1, 0
+    for row in range(draw(st.integers(1, 8))):
+        source = draw(st.integers(0, len(lengths) - 1))
+        length = min(lengths[source], window)
+        if offset + length > window or draw(st.booleans()):
+            batch, offset = batch + 1, 0
+        segment = sum(piece[0] == batch - 1 for piece in pieces) + 1
+        pieces.append((batch - 1, offset, segment, source, row))
+        offset += length
+    return architectures, window, pieces, batch
+
+
+@QUICK
+@given(packing=draw_packing(), versions=st.integers(1, 3), seed=st.integers(0, 99))
+def test_unpacking_the_segments_gives_back_the_models(packing, versions, seed):
+    architectures, window, pieces, batch = packing
+    layouts = [make_layout(widths) for widths in architectures]
+    flats = [number_weights(layout, len(pieces)) for layout in layouts]
+    result = cut(architectures, flats, make_pieces(*pieces), batch, window, versions, seed)
+    assert result.views_VBWD.shape == (versions, batch, window, TOKEN_DIM)
+    filled = torch.zeros(batch, window, dtype=torch.bool)
+    for b, offset, segment, source, row in pieces:
+        layout = layouts[source]
+        places = slice(offset, offset + min(layout.length, window))
+        filled[b, places] = True
+        assert result.segments_BW[b, places].unique().tolist() == [segment]
+        assert result.source_BW[b, places].unique().tolist() == [source]
+        start = int(result.positions_BW3[b, offset, 0])
+        shown = slice(start, start + places.stop - places.start)
+        assert start == 0 or layout.length > window
+        assert torch.equal(result.positions_BW3[b, places], layout.positions_T3[shown])
+        assert torch.equal(result.mask_BWD[b, places], layout.mask_TD[shown])
+        assert torch.equal(result.views_VBWD[0, b, places], layout.tokenize(flats[source][row])[shown])
+        assert torch.equal(result.views_VBWD[:, b, places] > 0, layout.mask_TD[shown].expand(versions, -1, -1))
+        if layout.length <= window:
+            for view_WD in result.views_VBWD[1:, b, places]:
+                assert torch.equal(layout.detokenize(view_WD).sort().values, flats[source][row])
+    assert not result.views_VBWD[:, ~filled].any()
+    assert not result.mask_BWD[~filled].any()
+    assert not result.positions_BW3[~filled].any()
+    assert not result.segments_BW[~filled].any()
+    assert (result.source_BW[~filled] == -1).all()
+    kinds = (result.mask_BWD, result.positions_BW3, result.segments_BW, result.source_BW)
+    assert [kind.dtype for kind in kinds] == [torch.bool, torch.int64, torch.int64, torch.int64]
+
+
+def test_permuted_versions_keep_the_function_and_differ():
+    widths = (3, 6, 5, 2)
+    layout = make_layout(widths)
+    flat_NP = torch.randn(2, layout.weights, generator=generate())
+    length = layout.length
+    pieces = make_pieces((0, 0, 1, 0, 0), (0, length, 2, 0, 1))
+    views_VWD = cut([widths], [flat_NP], pieces, 1, 2 * length, versions=4).views_VBWD[:, 0]
     inputs = torch.randn(6, 3, generator=generate(1))
-    moved, rows = 0, set()
-    for b in range(4):
-        flat_P = layout.detokenize(batch.canonical_BWD[b, :length])
-        rows.add(find_row(source, flat_P))
-        assert torch.equal(batch.canonical_BWD[b, :length], layout.tokenize(flat_P))
-        permuted_P = layout.detokenize(batch.permuted_BWD[b, :length])
-        moved += not torch.equal(permuted_P, flat_P)
-        assert torch.equal(permuted_P.sort().values, flat_P.sort().values)
+    network = make_network(widths)
+    for row, part in enumerate((slice(length), slice(length, None))):
+        flats = [layout.detokenize(view_WD[part]) for view_WD in views_VWD]
+        assert len({tuple(flat_P.tolist()) for flat_P in flats}) == 4
         with torch.no_grad():
-            before, after = (functional_call(network, layout.unflatten(f), (inputs,)) for f in (flat_P, permuted_P))
-        torch.testing.assert_close(after, before)
-        assert torch.equal(batch.mask_BWD[b, :length], layout.mask_TD)
-        assert torch.equal(batch.positions_BW3[b, :length], layout.positions_T3)
-    assert rows == {0, 1, 2, 3}
-    assert moved >= 3
+            outputs = [functional_call(network, layout.unflatten(flat_P), (inputs,)) for flat_P in flats]
+            expected = functional_call(network, layout.unflatten(flat_NP[row]), (inputs,))
+        for output in outputs:
+            torch.testing.assert_close(output, expected)
 
 
-@pytest.mark.parametrize("extra", [1, 7])
-def test_padding_is_zero_and_masked(extra):
-    source, _ = make_source()
-    source = WindowSource(source.flat_NP.abs() + 1, source.layout, source.groups)  # no weight is zero
-    length = source.layout.length
-    batch = draw_windows([source], length + extra, 3, generate())
-    assert not batch.mask_BWD[:, length:].any()
-    assert not batch.positions_BW3[:, length:].any()
-    for view in (batch.canonical_BWD, batch.permuted_BWD):
-        assert torch.equal(view != 0, batch.mask_BWD)
-    assert batch.mask_BWD.dtype == torch.bool
-    assert batch.positions_BW3.dtype == torch.int64
+@pytest.mark.parametrize("versions", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stored_halves_are_delivered_as_float32(dtype, versions):
+    widths = (3, 4, 2)
+    layout = make_layout(widths)
+    flat_NP = torch.randn(3, layout.weights, generator=generate()).to(dtype)
+    for window in (layout.length, layout.length - 1):
+        result = cut([widths], [flat_NP], make_pieces((0, 0, 1, 0, 2)), 1, window, versions)
+        start = int(result.positions_BW3[0, 0, 0])
+        assert result.views_VBWD.dtype == torch.float32
+        expected = layout.tokenize(flat_NP[2].float())[start : start + window]
+        assert torch.equal(result.views_VBWD[0, 0], expected)
 
 
-def test_short_windows_are_the_right_slice():
-    source, _ = make_source((3, 6, 4, 2), models=5)
-    layout, window = source.layout, 4
-    starts = set()
-    for seed in range(12):
-        batch = draw_windows([source], window, 5, generate(seed))
-        rows = set()
-        for b in range(5):
-            start = int(batch.positions_BW3[b, 0, 0])
-            starts.add(start)
-            tokens = slice(start, start + window)
-            assert torch.equal(batch.positions_BW3[b], layout.positions_T3[tokens])
-            assert torch.equal(batch.mask_BWD[b], layout.mask_TD[tokens])
-            slices = [layout.tokenize(flat_P)[tokens] for flat_P in source.flat_NP]
-            (row,) = [i for i, other in enumerate(slices) if torch.equal(batch.canonical_BWD[b], other)]
-            rows.add(row)
-        assert rows == set(range(5))
-    assert starts == set(range(layout.length - window + 1))
+def test_every_place_of_a_long_model_is_seen_as_often_as_the_middle_or_more():
+    """A start inside has one place of the unclamped windows, the first and the last have a window's length of them."""
+    widths, window, batch = (3, 6, 4, 2), 4, 20_000
+    layout = make_layout(widths)
+    pieces = make_pieces(*[(b, 0, 1, 0, 0) for b in range(batch)])
+    result = cut([widths], [number_weights(layout, 1)], pieces, batch, window)
+    counts = torch.bincount(result.positions_BW3[:, 0, 0], minlength=layout.length - window + 1)
+    shares = torch.ones(layout.length - window + 1)
+    shares[[0, -1]] = window
+    expected = batch * shares / shares.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 2.5 * len(counts)  # chi-square; about 1 a place is usual
+    seen = torch.bincount(result.positions_BW3[..., 0].flatten(), minlength=layout.length)
+    middle = batch * window / (layout.length + window - 1)
+    assert seen.min() > 0.95 * middle
+    assert seen.max() < 2.0 * middle
 
 
-def test_short_windows_show_the_same_places_of_a_permuted_model():
-    """Weights that are their own flat index tell where a permuted window took them from."""
-    source, _ = make_source((3, 6, 4, 2), models=1)
-    layout = source.layout
-    numbered = WindowSource(torch.arange(layout.weights).float()[None], layout, source.groups)
-    bounds = torch.tensor(list(layout.offsets.values()))
-    moved = 0
-    for seed in range(20):
-        batch = draw_windows([numbered], 4, 2, generate(seed))
-        mask = batch.mask_BWD
-        places, taken = batch.canonical_BWD[mask].long(), batch.permuted_BWD[mask].long()
-        assert torch.equal(torch.bucketize(places, bounds, right=True), torch.bucketize(taken, bounds, right=True))
-        for b in range(2):
-            assert len(batch.permuted_BWD[b][mask[b]].unique()) == int(mask[b].sum())
-        moved += not torch.equal(places, taken)
-    assert moved > 10
+def test_a_packed_model_attends_as_if_it_were_alone():
+    lengths = (3, 1, 4)
+    segments_BW = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor([*lengths, 2]))[None]
+    mask_B1WW = attention_mask(segments_BW)
+    assert mask_B1WW.shape == (1, 1, 10, 10)
+    assert int(mask_B1WW.sum()) == sum(length**2 for length in lengths)
+    q, k, v = (torch.randn(1, 2, 10, 4, generator=generate(i), requires_grad=True) for i in range(3))
+    packed = scaled_dot_product_attention(q, k, v, attn_mask=mask_B1WW)
+    first = 0
+    for length in lengths:
+        part = slice(first, first + length)
+        alone = scaled_dot_product_attention(q[:, :, part], k[:, :, part], v[:, :, part])
+        torch.testing.assert_close(packed[:, :, part], alone)
+        first += length
+    assert not packed[:, :, first:].any()
+    packed.sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
-def test_sources_of_different_layouts_share_a_batch():
-    small, large = make_numbered((2, 2, 2), 3), make_numbered((3, 6, 4, 2), 5, first=100)
-    lengths = {False: small.layout.length, True: large.layout.length}
-    window = 8
-    assert lengths[False] < window < lengths[True]
-    batch = draw_windows([small, large], window, 8, generate())
-    owners = []
-    for b in range(8):
-        values = batch.canonical_BWD[b][batch.mask_BWD[b]].unique()
-        assert len(values) == 1
-        owners.append(int(values))
-        real = int(batch.mask_BWD[b].any(dim=1).sum())
-        assert real == min(lengths[owners[-1] >= 100], window)
-        layout = (large if owners[-1] >= 100 else small).layout
-        start = int(batch.positions_BW3[b, 0, 0])
-        assert torch.equal(batch.positions_BW3[b, :real], layout.positions_T3[start : start + real])
-    assert sorted(owners) == [0, 1, 2, 100, 101, 102, 103, 104]
+@pytest.mark.parametrize(
+    ("layouts", "counts", "weights", "message"),
+    [
+        ([], [], [], "composition is empty"),
+        ([(2, 2)], [0], [1.0], "slice 0 .* has no checkpoints"),
+        ([(2, 2)] * 2, [1, 1], [1.0, 0.0], "weight of slice 1 .* above 0, not 0.0"),
+        ([(2, 2)], [1], [float("nan")], "weight of slice 0 .* not nan"),
+    ],
+)
+def test_compositions_that_cannot_be_drawn_from_are_refused(layouts, counts, weights, message):
+    with pytest.raises(ConfigError, match=message):
+        check_composition([make_layout(widths) for widths in layouts], counts, weights)
 
 
-def test_every_checkpoint_is_drawn_equally_often():
-    sources = [make_numbered((2, 2, 2), 3), make_numbered((3, 6, 4, 2), 9, first=3)]
-    counts = torch.zeros(12)
-    generator = generate()
-    for _ in range(600):
-        batch = draw_windows(sources, 6, 4, generator)
-        owners = batch.canonical_BWD.amax(dim=(1, 2)).long()
-        assert len(owners.unique()) == 4
-        counts[owners] += 1
-    # 200 each; the deviation of drawing without repeats is 11.5.
-    assert counts.min() > 200 - 5 * 11.5
-    assert counts.max() < 200 + 5 * 11.5
-
-
-def test_checkpoints_repeat_only_when_all_were_drawn():
-    source = make_numbered((2, 2, 2), 3)
-    owners = draw_windows([source], 6, 8, generate()).canonical_BWD.amax(dim=(1, 2)).long()
-    assert sorted(torch.bincount(owners).tolist()) == [2, 3, 3]
-
-
-def test_windows_follow_their_generator_alone():
-    source, _ = make_source((3, 6, 4, 2))
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    one, same, other = (draw_windows([source], 4, 4, generate(seed)) for seed in (1, 1, 2))
-    assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(one.permuted_BWD, same.permuted_BWD)
-    assert not torch.equal(one.permuted_BWD, other.permuted_BWD)
+def test_mixed_token_widths_are_refused():
+    network = make_network((2, 2))
+    layouts = [TokenLayout.from_network(network, width) for width in (4, 6)]
+    with pytest.raises(ConfigError, match=r"different widths: \[4, 6\]"):
+        check_composition(layouts, [1, 1], [1.0, 1.0])
 
 
 def test_positions_beyond_the_tables_are_refused():
-    source, _ = make_source((3, 6, 4, 2))
-    assert source.layout.positions_T3.amax(dim=0).tolist() == [15, 2, 5]
-    check_positions([source.layout], (16, 3, 6))
+    layout = make_layout((3, 6, 4, 2))
+    assert layout.positions_T3.amax(dim=0).tolist() == [15, 2, 5]
+    check_positions([layout], (16, 3, 6))
     for sizes in ((15, 3, 6), (16, 2, 6), (16, 3, 5)):
         with pytest.raises(ConfigError, match=r"max_positions \[.*\] is too small: .* \[15, 2, 5\]"):
-            check_positions([make_source((2, 2))[0].layout, source.layout], sizes)
+            check_positions([make_layout((2, 2)), layout], sizes)
 
 
+@QUICK
 @given(data=st.data(), length=st.integers(1, 40), halo=st.integers(0, 4), batch=st.integers(1, 3))
 def test_a_local_function_on_halo_windows_equals_it_on_the_whole(data, length, halo, batch):
     window = data.draw(st.integers(2 * halo + 1, 2 * halo + 12))
@@ -196,6 +240,7 @@ def test_a_local_function_on_halo_windows_equals_it_on_the_whole(data, length, h
     assert max(sizes[1:]) == min(window, length)
 
 
+@QUICK
 @given(length=st.integers(1, 40), window=st.integers(1, 40))
 def test_every_window_size_and_the_default_halo_fit_every_length(length, window):
     sequence_BTX = torch.randn(1, length, 1, generator=generate())

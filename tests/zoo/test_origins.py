@@ -24,7 +24,8 @@ from mzsane.config import (
 )
 from mzsane.errors import ConfigError
 from mzsane.plan import plan_ablation
-from mzsane.tokens.store import build_tokens, read_tokens
+from mzsane.tokens.build import build_tokens
+from mzsane.tokens.store import read_tokens
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import make_zoo, plan_zoo
 from mzsane.zoo.shards import load_weights, read_index

@@ -13,7 +13,8 @@ from mzsane.config import (
     TokensConfig,
     TorchvisionConfig,
 )
-from mzsane.tokens.store import build_tokens, read_tokens
+from mzsane.tokens.build import build_tokens
+from mzsane.tokens.store import read_tokens
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.shards import read_index
@@ -90,6 +91,6 @@ def test_a_zoo_of_unknown_architecture_becomes_tokens(store):
     assert not index["scorable"].any()
     tokens = build_tokens(TokensConfig(token_dim=128), config, store)
     table = read_tokens(tokens)
-    assert table.flat_NP.shape == (20, 432_180)
+    assert table.load().shape == (20, 432_180)
     assert table.groups == ()
     assert "network" in tokens.manifest.counts["no_symmetry"]

@@ -1,0 +1,125 @@
+"""Permutations and the canonical form: times the copy of the same bytes, and models or windows a second on one core.
+
+Every figure of a ratio is taken next to its copy, in turns, and the median is reported: memory is shared and its speed
+changes from minute to minute.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mzsane.config import NetworkConfig
+from mzsane.tokens.canonical import apply_matching, match_population
+from mzsane.tokens.groups import PermutationGroup, draw_permutations
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.permute import cut_views, permute_weights
+from mzsane.tokens.trace import derive_groups
+from mzsane.zoo.architectures import build_network, initialise_network
+
+REPEATS = 7
+VERSIONS = 6
+
+
+def load_case(
+    architecture: str, channels: int, size: int, token_dim: int, models: int
+) -> tuple[TokenLayout, tuple[PermutationGroup, ...], Tensor]:
+    """Return the layout, the groups and freshly initialised models of an architecture."""
+    network = build_network(NetworkConfig(architecture=architecture), channels, 10, size)
+    layout = TokenLayout.from_network(network, token_dim)
+    groups = derive_groups(network, torch.zeros(1, channels, size, size)).groups
+    population = []
+    for seed in range(models):
+        initialise_network(network, "kaiming_uniform", torch.Generator().manual_seed(seed))
+        population.append(layout.flatten({name: value.detach() for name, value in network.named_parameters()}))
+    return layout, groups, torch.stack(population)
+
+
+def measure_seconds(*runs: Callable[[], object]) -> list[float]:
+    """Return the median wall time of each call; they take turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(REPEATS + 1):
+        for run, found in zip(runs, times, strict=True):
+            started = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - started)
+    return [statistics.median(found[1:]) for found in times]  # the first makes plans and index maps
+
+
+def measure_permutation(name: str, case: tuple, bar: float | None) -> dict:
+    """Permute every group of all models of a case."""
+    layout, groups, flat_BP = case
+    permutations = draw_permutations(groups, len(flat_BP), torch.Generator().manual_seed(0))
+    copy, permute = measure_seconds(flat_BP.clone, lambda: permute_weights(layout, groups, permutations, flat_BP))
+    return row(name, permute / copy, "ratio", 1e3 * copy, bar, most=True)
+
+
+def measure_views() -> list[dict]:
+    """Cut windows in six versions, one of them as it is."""
+    generator = torch.Generator().manual_seed(0)
+    layout, groups, flat_BP = load_case("resnet18", 3, 32, 288, 1)
+    starts = torch.randint(layout.length - 2048, (8, 1), generator=generator)
+    (large,) = measure_seconds(
+        lambda: [cut_views(layout, groups, flat_BP, start_1, 2048, VERSIONS, generator) for start_1 in starts]
+    )
+    layout, groups, flat_BP = load_case("cnn-s", 1, 28, 51, 128)
+    start_B = torch.zeros(len(flat_BP), dtype=torch.int64)
+    (small,) = measure_seconds(lambda: cut_views(layout, groups, flat_BP, start_B, layout.length, VERSIONS, generator))
+    return [
+        row("windows of 2,048 tokens of a ResNet-18, six versions", len(starts) / large, "1/s", 0.8, 60),
+        row("whole CNN-s, six versions", len(flat_BP) / small, "1/s", 300, 5000),
+    ]
+
+
+def measure_matching() -> list[dict]:
+    """Bring 1,000 CNN-s and one ResNet-18 to canonical form."""
+    rows = []
+    for name, case, bar in (
+        ("canonical form of 1,000 CNN-s", load_case("cnn-s", 1, 28, 51, 1001), 2),
+        ("canonical form of a ResNet-18", load_case("resnet18", 3, 32, 288, 2), 20),
+    ):
+        layout, groups, flat_BP = case
+        started = time.perf_counter()
+        matching = match_population(layout, groups, flat_BP[1:], flat_BP[0])
+        apply_matching(layout, groups, flat_BP[1:], matching)
+        rows.append(row(name, time.perf_counter() - started, "s", None, bar, most=True))
+    return rows
+
+
+def row(
+    name: str, value: float, unit: str, baseline: float | None = None, bar: float | None = None, most: bool = False
+) -> dict:
+    """Return one line of the result; `most` where less is better."""
+    holds = None if bar is None else value <= bar if most else value >= bar
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
+
+
+def measure_symmetry() -> list[dict]:
+    """Measure everything on one thread."""
+    torch.set_num_threads(1)
+    return [
+        measure_permutation(
+            "permute every group of a ResNet-18, times the copy", load_case("resnet18", 3, 32, 288, 1), 2.5
+        ),
+        measure_permutation(
+            "permute every group of 1,000 CNN-s, times the copy", load_case("cnn-s", 1, 28, 51, 1000), None
+        ),
+        *measure_views(),
+        *measure_matching(),
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    result = measure_symmetry()
+    for line in result:
+        print(f"{line['name']:60s} {line['value']:10.2f} {line['unit']:6s} bar {line['bar']} holds {line['holds']}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))

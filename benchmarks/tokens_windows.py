@@ -1,0 +1,226 @@
+"""Training windows: weights a second from the bank and from local parquet, on one core, and memory of streaming.
+
+    python benchmarks/tokens_windows.py [--json FILE] [--repeats N]
+
+Weights are counted as delivered: unpadded, of all versions, in float32. CNN-s: 66 tokens of 51; ResNet-18: 43,924
+tokens of 288; windows of 2,048 tokens. The bank's baseline is a fresh copy of the same number of weights. Streaming
+reads a TOKENS artifact in a local folder, checks its sha256 included, one epoch (two of CNN-s) from the first byte on;
+a checkpoint of ResNet-18 is drawn as often as it has windows. Its memory is measured in processes of their own, on zoos
+of ten and a hundred parts.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
+from mzsane.config import NetworkConfig
+from mzsane.tokens.bank import TokenBank
+from mzsane.tokens.groups import PermutationGroup
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
+from mzsane.tokens.stream import TokenStream, stream_table
+from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.windows import WindowBatch, WindowSource
+from mzsane.zoo.architectures import build_network
+
+WINDOW = 2048
+BATCH = 16
+BUFFER_PARTS = 4
+BANK_BAR, PARQUET_BAR, MEMORY_BAR = 1.0, 0.3, 1.2
+PART_BYTES = 64 * 2**20
+MEMORY_PART_BYTES, MEMORY_BUFFER = 8 * 2**20, 96 * 2**20
+ARCHITECTURES = {"cnn-s": (51, 1, 28, 52_000), "resnet18": (288, 3, 32, 20)}  # width, channels, size, checkpoints
+
+
+def lay_out(architecture: str) -> tuple[TokenLayout, tuple[PermutationGroup, ...]]:
+    """Return the layout and the groups of an architecture."""
+    width, channels, size, _ = ARCHITECTURES[architecture]
+    network = build_network(NetworkConfig(architecture=architecture), channels, 10, size)
+    symmetry = derive_groups(network, torch.zeros(1, channels, size, size))
+    return TokenLayout.from_network(network, width), symmetry.groups
+
+
+def write_tokens(store: ArtifactStore, architecture: str, models: int, part_bytes: int) -> ArtifactRef:
+    """Publish a TOKENS artifact of random weights."""
+    layout, groups = lay_out(architecture)
+    generator = torch.Generator().manual_seed(0)
+    rows = max(1, part_bytes // (4 * layout.weights))
+    parts = [min(rows, models - first) for first in range(0, models, rows)]
+    index = pl.DataFrame({"model": [f"{model:06d}" for model in range(models)], "epoch": 0, "split": "train"})
+    work = Work("tokens", 0, {"architecture": architecture, "models": models})
+    files = {}
+    for part, count in enumerate(parts):
+        flat_NP = torch.randn(count, layout.weights, generator=generator)
+        data = write_weights(index.slice(part * rows, count), flat_NP)
+        files[name_part(part)] = store.upload(work, name_part(part), data)
+    buffer = io.BytesIO()
+    index.with_columns((pl.int_range(pl.len()) // rows).alias("part")).write_parquet(buffer)
+    description = {
+        "layout": layout.model_dump(mode="json"),
+        "groups": [group.model_dump(mode="json") for group in groups],
+        "dtype": "float32",
+    }
+    small = {"index.parquet": buffer.getvalue(), "layout.json": json.dumps(description).encode()}
+    return store.publish(work, {**files, **small}, {}).ref
+
+
+def count_gigabytes(batch: WindowBatch) -> float:
+    """Return the weights of a batch, all versions, in gigabytes."""
+    return 4e-9 * len(batch.views_VBWD) * int(batch.mask_BWD.sum())
+
+
+def time_median(run: Callable[[int], object], repeats: int) -> float:
+    """Return the median core time of a call, after one that is not counted; waiting for a busy core is none."""
+    run(0)
+    seconds = []
+    for step in range(1, repeats + 1):
+        started = time.process_time()
+        run(step)
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds)
+
+
+def measure_bank(repeats: int) -> list[dict]:
+    """Measure the bank without and with permuted versions, and the share of tokens that packing fills."""
+    rows = []
+    for architecture, (_, _, _, models) in ARCHITECTURES.items():
+        layout, groups = lay_out(architecture)
+        source = WindowSource(torch.randn(models, layout.weights), layout, groups)
+        for versions in (1, 2, 6):
+            bank = TokenBank([source], WINDOW, max(2, BATCH // versions), 0, versions)
+            batch = bank.draw(0)
+            size = count_gigabytes(batch)
+            weights = torch.randn(round(size * 1e9 / 4))
+            copied = size / time_median(lambda _, weights=weights: weights.clone(), repeats)
+            rate = size / time_median(bank.draw, repeats)
+            name = f"bank, {architecture}, {versions} version{'s' * (versions > 1)}"
+            rows.append(row(name, rate, "GB/s of core time", copied, BANK_BAR if versions == 1 else None))
+            rows.append(row(f"{name}, of the copy's speed", rate / copied, "ratio"))
+        if layout.length <= WINDOW:
+            filled = float((bank.draw(0).segments_BW > 0).float().mean())
+            rows.append(row(f"tokens that {architecture} fills", filled, "share", layout.length / WINDOW))
+    return rows
+
+
+def measure_parquet(folder: str) -> list[dict]:
+    """Measure streaming, by the wall and by core time of both threads."""
+    rows = []
+    store = ArtifactStore(folder)
+    for architecture, (_, _, _, models) in ARCHITECTURES.items():
+        table = read_tokens(store.open(write_tokens(store, architecture, models, PART_BYTES)))
+        wall, core = stream_epochs(table, BUFFER_PARTS * PART_BYTES, 2 if architecture == "cnn-s" else 1)
+        name = f"parquet, {architecture}, 1 version"
+        rows.append(row(name, wall, "GB/s of wall time", None, PARQUET_BAR))
+        rows.append(row(name, core, "GB/s of core time", None, PARQUET_BAR))
+    return rows
+
+
+def stream_epochs(table: TokenTable, buffer_bytes: int, epochs: int) -> tuple[float, float]:
+    """Stream some epochs; return gigabytes a second of wall time and of core time."""
+    table.layout.gather_TD, table.layout.positions_T3  # noqa: B018 - made once for a layout, not for an epoch
+    every_N: Tensor = torch.arange(len(table.index))
+    source = stream_table(table, every_N, reuse=math.ceil(table.layout.length / WINDOW))
+    delivered = 0.0
+    started, busy = time.perf_counter(), time.process_time()
+    with TokenStream([source], WINDOW, BATCH, 0, buffer_bytes, versions=1) as stream:
+        windows = epochs * stream.plan.windows * source.reuse
+        for step in range(math.ceil(windows / BATCH)):
+            delivered += count_gigabytes(stream.draw(step))
+    return delivered / (time.perf_counter() - started), delivered / (time.process_time() - busy)
+
+
+def measure_memory(folder: str) -> list[dict]:
+    """Measure the peak memory of streaming a zoo and one of ten times its size."""
+    store = ArtifactStore(folder)
+    weights = lay_out("cnn-s")[0].weights
+    peaks = []
+    for parts in (10, 100):
+        ref = write_tokens(store, "cnn-s", parts * (MEMORY_PART_BYTES // (4 * weights)), MEMORY_PART_BYTES)
+        command = [sys.executable, __file__, "--stream", folder, str(ref)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        peaks.append(json.loads(done.stdout))
+    small, large = (peak["peak"] for peak in peaks)
+    grown = [peak["peak"] - peak["before"] for peak in peaks]
+    return [
+        row("peak memory for 10 times the models", large / small, "ratio", small, MEMORY_BAR, at_most=True),
+        row("the same, without what was there before the stream", grown[1] / grown[0], "ratio", grown[0]),
+    ]
+
+
+def stream_once(folder: str, ref: str) -> dict[str, float]:
+    """Stream an epoch; return this process's peak memory before and after, MB."""
+    kind, fingerprint = ref.split("/")
+    table = read_tokens(ArtifactStore(folder).open(ArtifactRef(kind=kind, fingerprint=fingerprint)))
+    before = read_peak()
+    stream_epochs(table, MEMORY_BUFFER, 1)
+    return {"before": before, "peak": read_peak()}
+
+
+def read_peak() -> float:
+    """Return this process's peak memory, MB; `getrusage` would count the parent's from before the start too."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def row(
+    name: str,
+    value: float,
+    unit: str,
+    baseline: float | None = None,
+    bar: float | None = None,
+    at_most: bool = False,
+) -> dict:
+    """Make a row of the result."""
+    holds = None if bar is None else (value <= bar if at_most else value >= bar)
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
+
+
+def measure(repeats: int = 15) -> list[dict]:
+    """Measure all of it."""
+    torch.set_num_threads(1)
+    rows = measure_bank(repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        rows += measure_parquet(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        rows += measure_memory(folder)
+    return rows
+
+
+def main() -> int:
+    """Run the benchmark; returns 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--stream", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stream:
+        torch.set_num_threads(1)
+        print(json.dumps(stream_once(*options.stream)))
+        return 0
+    rows = measure(options.repeats)
+    for item in rows:
+        bar = "" if item["bar"] is None else f"  bar {item['bar']:g}: {'holds' if item['holds'] else 'MISSED'}"
+        baseline = "" if item["baseline"] is None else f"  baseline {item['baseline']:.2f}"
+        print(f"{item['name']:<56}{item['value']:>9.3f}  {item['unit']}{baseline}{bar}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if any(item["holds"] is False for item in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What is done to one shard of a zoo, or one part of its tokens, in a process of its own.
+
+Suffixes: N checkpoints, P weights of a model.
+"""
+
+import json
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from mzsane.artifacts import Artifact, ArtifactStore, Work
+from mzsane.errors import ConfigError
+from mzsane.files import save_tensors
+from mzsane.tokens.canonical import Matching, apply_matching, match_population
+from mzsane.tokens.groups import PermutationGroup
+from mzsane.tokens.layout import DTYPES, TokenLayout
+from mzsane.tokens.store import name_part, write_weights
+from mzsane.zoo.shards import read_shard
+
+
+@dataclass(frozen=True)
+class ShardWeights:
+    """The weights of one shard of a zoo as flat vectors.
+
+    Attributes:
+        zoo: the ZOO artifact.
+        shard: name of the shard.
+        layout: what its weights must be.
+        dtype: type in which they are stored as tokens.
+        buffers: names of tensors that are no weights.
+    """
+
+    zoo: Artifact
+    shard: str
+    layout: TokenLayout
+    dtype: str
+    buffers: frozenset[str]
+
+    def load(self, dtype: str | None = None) -> Tensor:
+        """Return the flat weights of the shard's checkpoints, (N, P).
+
+        Raises:
+            ConfigError: they do not fit the layout.
+        """
+        tensors = read_shard(self.zoo, self.shard)
+        named = {name: value for name, value in tensors.items() if name not in self.buffers}
+        try:
+            return self.layout.flatten(named).to(DTYPES[dtype or self.dtype])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.zoo.address}, shard {self.shard}: {error}; tokens need one architecture"
+            ) from None
+
+
+@dataclass(frozen=True)
+class AlignmentJob:
+    """Models of one shard to align, by the rows of one epoch of each, and what to align them with."""
+
+    shard: ShardWeights
+    rows: tuple[int, ...]
+    groups: tuple[PermutationGroup, ...]
+    reference_P: Tensor
+    signs: bool
+    scales: bool
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """The rows of one part: their index, where they come from, and what brings each to canonical form."""
+
+    work: Work
+    store: ArtifactStore
+    number: int
+    index: pl.DataFrame
+    pieces: tuple[tuple[ShardWeights, tuple[int, ...]], ...]
+    groups: tuple[PermutationGroup, ...]
+    matching: Matching | None
+
+
+def scan_shard(shard: ShardWeights) -> bytes:
+    """Return for each checkpoint why it cannot be used, or null, as JSON."""
+    finite_N = shard.load("float32").isfinite().all(dim=1).tolist()
+    fits_N = shard.load().isfinite().all(dim=1).tolist()
+    reasons = [
+        None if fits else f"weights beyond the range of {shard.dtype}" if finite else "weights that are not finite"
+        for finite, fits in zip(finite_N, fits_N, strict=True)
+    ]
+    return json.dumps(reasons).encode()
+
+
+def align_models(job: AlignmentJob) -> bytes:
+    """Return what brings the models to canonical form, as the bytes of safetensors."""
+    flat_NP = job.shard.load()[list(job.rows)].float()
+    layout = job.shard.layout
+    matching = match_population(layout, job.groups, flat_NP, job.reference_P, signs=job.signs, scales=job.scales)
+    return save_tensors(matching.to_tensors())
+
+
+def write_part(job: PartJob) -> bytes:
+    """Write one part to the store; return its entry for the manifest, as JSON."""
+    flat_NP = torch.cat([shard.load()[list(rows)] for shard, rows in job.pieces])
+    if job.matching is not None:
+        flat_NP = apply_matching(job.pieces[0][0].layout, job.groups, flat_NP, job.matching)
+    entry = job.store.upload(job.work, name_part(job.number), write_weights(job.index, flat_NP))
+    return entry.model_dump_json().encode()

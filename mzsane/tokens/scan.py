@@ -1,0 +1,117 @@
+"""Lazy tables for people: a TOKENS artifact's checkpoints, and its weights as a long table of tokens."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from polars.io.plugins import register_io_source
+from torch import Tensor
+
+from mzsane.artifacts import Artifact
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.store import TokenTable, name_part, read_tokens
+
+_KEYS = ("model", "epoch", "split")
+
+
+def scan_checkpoints(tokens: Artifact) -> pl.LazyFrame:
+    """Scan the rows of a TOKENS artifact where they lie, locally or on S3: nothing is read that is not asked for.
+
+    A row a checkpoint: zoo, model, epoch, split, the metrics, the layout's digest, and `weights`, the bytes of its flat
+    weights; `decode_weights` turns them into numbers. Filters on the other columns read no weights:
+
+        scan_checkpoints(tokens).filter(pl.col("epoch") == 5, pl.col("test_accuracy") > 0.9).select("model")
+    """
+    names = [name_part(part) for part in range(read_tokens(tokens).parts)]
+    urls = [f"{tokens.address}/{tokens.manifest.files[name].path}" for name in names]
+    return pl.scan_parquet(urls, storage_options=tokens.store.files.polars_options() or None)
+
+
+def decode_weights(table: TokenTable) -> pl.Expr:
+    """Return an expression that turns the column `weights` of `scan_checkpoints` into arrays of numbers.
+
+    bfloat16, which polars does not have, is returned as float32.
+    """
+    weights = table.layout.weights
+    if table.dtype == torch.bfloat16:
+        halves = pl.col("weights").bin.reinterpret(dtype=pl.Array(pl.UInt16, weights), endianness="little")
+        words = halves.map_batches(_widen, return_dtype=pl.Array(pl.Float32, weights), is_elementwise=True)
+        return words.alias("weights")
+    number = pl.Float16 if table.dtype == torch.float16 else pl.Float32
+    return pl.col("weights").bin.reinterpret(dtype=pl.Array(number, weights), endianness="little")
+
+
+def scan_tokens(tokens: Artifact, where: pl.Expr | None = None) -> pl.LazyFrame:
+    """Scan a TOKENS artifact as a long table of tokens, a row a token, part by part.
+
+    Columns: model, epoch, split; number (of the token in the network), layer (its name), kind (conv, linear, norm, ...),
+    row (in the layer), part (of the row); values (float32, as many as the token holds weights, without padding).
+
+    Args:
+        tokens: a TOKENS artifact.
+        where: a filter on the checkpoints' columns (model, epoch, split, metrics): what it leaves out is not read.
+
+    Example, the norm of each layer's tokens over the epochs of one model:
+        scan_tokens(tokens, where=pl.col("model") == "000003").group_by("epoch", "layer").agg(
+            pl.col("values").list.eval(pl.element().pow(2)).list.sum().mean().sqrt()
+        ).collect()
+    """
+    table = read_tokens(tokens)
+    places = describe_tokens(table.layout)
+    chosen = table.index.with_row_index("row")
+    chosen = chosen if where is None else chosen.filter(where)
+    schema = {
+        **{name: table.index.schema[name] for name in _KEYS},
+        **places.schema,
+        "values": pl.List(pl.Float32),
+    }
+
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, batch_rows: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for part in sorted(chosen["part"].unique().to_list()):
+            numbers = chosen.filter(pl.col("part") == part)["row"].to_list()
+            for row, flat_P in zip(numbers, table.load(torch.tensor(numbers)), strict=True):
+                frame = _list_tokens(table, places, row, flat_P)
+                frame = frame if predicate is None else frame.filter(predicate)
+                frame = frame if columns is None else frame.select(columns)
+                frame = frame if rows is None else frame.head(rows)
+                rows = None if rows is None else rows - len(frame)
+                yield frame
+                if rows == 0:
+                    return
+
+    return register_io_source(read, schema=schema, validate_schema=True)
+
+
+def describe_tokens(layout: TokenLayout) -> pl.DataFrame:
+    """Return a row for each token of a layout: number, layer, kind, row, part."""
+    frames = [
+        pl.DataFrame(
+            {
+                "layer": [layer.name] * layer.tokens,
+                "kind": [layer.kind] * layer.tokens,
+                "row": np.repeat(np.arange(layer.rows), layer.parts),
+                "part": np.tile(np.arange(layer.parts), layer.rows),
+            }
+        )
+        for layer in layout.layers
+    ]
+    return pl.concat(frames).with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
+
+
+def _list_tokens(table: TokenTable, places: pl.DataFrame, row: int, flat_P: Tensor) -> pl.DataFrame:
+    values = table.layout.tokenize(flat_P)[table.layout.mask_TD].numpy()
+    lengths = table.layout.mask_TD.sum(dim=1).numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    lists = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)))
+    keys = table.index[row].select(_KEYS)
+    return pl.concat([keys[[0] * len(places)], places], how="horizontal").with_columns(pl.Series("values", lists))
+
+
+def _widen(halves: pl.Series) -> pl.Series:
+    """Turn arrays of bfloat16 bits into arrays of float32."""
+    bits = halves.to_numpy().astype(np.uint32) << 16
+    return pl.Series("weights", bits.view(np.float32))
