@@ -4,14 +4,12 @@ Every figure of a ratio is taken next to its copy, in turns, and the median is r
 changes from minute to minute.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from results_table import make_row
 from torch import Tensor
 
 from mzsane.config import NetworkConfig
@@ -36,7 +34,7 @@ def load_case(
     population = []
     for seed in range(models):
         initialise_network(network, "kaiming_uniform", torch.Generator().manual_seed(seed))
-        population.append(layout.flatten({name: value.detach() for name, value in network.named_parameters()}))
+        population.append(layout.flatten(network.state_dict()))
     return layout, groups, torch.stack(population)
 
 
@@ -56,7 +54,7 @@ def measure_permutation(name: str, case: tuple, bar: float | None) -> dict:
     layout, groups, flat_BP = case
     permutations = draw_permutations(groups, len(flat_BP), torch.Generator().manual_seed(0))
     copy, permute = measure_seconds(flat_BP.clone, lambda: permute_weights(layout, groups, permutations, flat_BP))
-    return row(name, permute / copy, "ratio", 1e3 * copy, bar, most=True)
+    return make_row(name, permute / copy, "ratio", 1e3 * copy, bar, at_most=True)
 
 
 def measure_views() -> list[dict]:
@@ -71,8 +69,8 @@ def measure_views() -> list[dict]:
     start_B = torch.zeros(len(flat_BP), dtype=torch.int64)
     (small,) = measure_seconds(lambda: cut_views(layout, groups, flat_BP, start_B, layout.length, VERSIONS, generator))
     return [
-        row("windows of 2,048 tokens of a ResNet-18, six versions", len(starts) / large, "1/s", 0.8, 60),
-        row("whole CNN-s, six versions", len(flat_BP) / small, "1/s", 300, 5000),
+        make_row("windows of 2,048 tokens of a ResNet-18, six versions", len(starts) / large, "1/s", 0.8, 60),
+        make_row("whole CNN-s, six versions", len(flat_BP) / small, "1/s", 300, 5000),
     ]
 
 
@@ -87,21 +85,12 @@ def measure_matching() -> list[dict]:
         started = time.perf_counter()
         matching = match_population(layout, groups, flat_BP[1:], flat_BP[0])
         apply_matching(layout, groups, flat_BP[1:], matching)
-        rows.append(row(name, time.perf_counter() - started, "s", None, bar, most=True))
+        rows.append(make_row(name, time.perf_counter() - started, "s", None, bar, at_most=True))
     return rows
-
-
-def row(
-    name: str, value: float, unit: str, baseline: float | None = None, bar: float | None = None, most: bool = False
-) -> dict:
-    """Return one line of the result; `most` where less is better."""
-    holds = None if bar is None else value <= bar if most else value >= bar
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
 
 
 def measure_symmetry() -> list[dict]:
     """Measure everything on one thread."""
-    torch.set_num_threads(1)
     return [
         measure_permutation(
             "permute every group of a ResNet-18, times the copy", load_case("resnet18", 3, 32, 288, 1), 2.5
@@ -112,14 +101,3 @@ def measure_symmetry() -> list[dict]:
         *measure_views(),
         *measure_matching(),
     ]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    result = measure_symmetry()
-    for line in result:
-        print(f"{line['name']:60s} {line['value']:10.2f} {line['unit']:6s} bar {line['bar']} holds {line['holds']}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))

@@ -1,7 +1,5 @@
 """Training windows: weights a second from the bank and from local parquet, on one core, and memory of streaming.
 
-    python benchmarks/tokens_windows.py [--json FILE] [--repeats N]
-
 Weights are counted as delivered: unpadded, of all versions, in float32. CNN-s: 66 tokens of 51; ResNet-18: 43,924
 tokens of 288; windows of 2,048 tokens. The bank's baseline is a fresh copy of the same number of weights. Streaming
 reads a TOKENS artifact in a local folder, checks its sha256 included, one epoch (two of CNN-s) from the first byte on;
@@ -9,7 +7,6 @@ a checkpoint of ResNet-18 is drawn as often as it has windows. Its memory is mea
 of ten and a hundred parts.
 """
 
-import argparse
 import io
 import json
 import math
@@ -24,6 +21,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
+from results_table import make_row
 from torch import Tensor
 
 from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
@@ -108,11 +106,11 @@ def measure_bank(repeats: int) -> list[dict]:
             copied = size / time_median(lambda _, weights=weights: weights.clone(), repeats)
             rate = size / time_median(bank.draw, repeats)
             name = f"bank, {architecture}, {versions} version{'s' * (versions > 1)}"
-            rows.append(row(name, rate, "GB/s of core time", copied, BANK_BAR if versions == 1 else None))
-            rows.append(row(f"{name}, of the copy's speed", rate / copied, "ratio"))
+            rows.append(make_row(name, rate, "GB/s of core time", copied, BANK_BAR if versions == 1 else None))
+            rows.append(make_row(f"{name}, of the copy's speed", rate / copied, "ratio"))
         if layout.length <= WINDOW:
             filled = float((bank.draw(0).segments_BW > 0).float().mean())
-            rows.append(row(f"tokens that {architecture} fills", filled, "share", layout.length / WINDOW))
+            rows.append(make_row(f"tokens that {architecture} fills", filled, "share", layout.length / WINDOW))
     return rows
 
 
@@ -124,8 +122,8 @@ def measure_parquet(folder: str) -> list[dict]:
         table = read_tokens(store.open(write_tokens(store, architecture, models, PART_BYTES)))
         wall, core = stream_epochs(table, BUFFER_PARTS * PART_BYTES, 2 if architecture == "cnn-s" else 1)
         name = f"parquet, {architecture}, 1 version"
-        rows.append(row(name, wall, "GB/s of wall time", None, PARQUET_BAR))
-        rows.append(row(name, core, "GB/s of core time", None, PARQUET_BAR))
+        rows.append(make_row(name, wall, "GB/s of wall time", None, PARQUET_BAR))
+        rows.append(make_row(name, core, "GB/s of core time", None, PARQUET_BAR))
     return rows
 
 
@@ -150,15 +148,15 @@ def measure_memory(folder: str) -> list[dict]:
     peaks = []
     for parts in (10, 100):
         ref = write_tokens(store, "cnn-s", parts * (MEMORY_PART_BYTES // (4 * weights)), MEMORY_PART_BYTES)
-        command = [sys.executable, __file__, "--stream", folder, str(ref)]
+        command = [sys.executable, __file__, folder, str(ref)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         peaks.append(json.loads(done.stdout))
     small, large = (peak["peak"] for peak in peaks)
     grown = [peak["peak"] - peak["before"] for peak in peaks]
     return [
-        row("peak memory for 10 times the models", large / small, "ratio", small, MEMORY_BAR, at_most=True),
-        row("the same, without what was there before the stream", grown[1] / grown[0], "ratio", grown[0]),
+        make_row("peak memory for 10 times the models", large / small, "ratio", small, MEMORY_BAR, at_most=True),
+        make_row("the same, without what was there before the stream", grown[1] / grown[0], "ratio", grown[0]),
     ]
 
 
@@ -177,22 +175,8 @@ def read_peak() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def row(
-    name: str,
-    value: float,
-    unit: str,
-    baseline: float | None = None,
-    bar: float | None = None,
-    at_most: bool = False,
-) -> dict:
-    """Make a row of the result."""
-    holds = None if bar is None else (value <= bar if at_most else value >= bar)
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
-
-
-def measure(repeats: int = 15) -> list[dict]:
+def measure_windows(repeats: int = 15) -> list[dict]:
     """Measure all of it."""
-    torch.set_num_threads(1)
     rows = measure_bank(repeats)
     with tempfile.TemporaryDirectory() as folder:
         rows += measure_parquet(folder)
@@ -201,26 +185,6 @@ def measure(repeats: int = 15) -> list[dict]:
     return rows
 
 
-def main() -> int:
-    """Run the benchmark; returns 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--stream", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.stream:
-        torch.set_num_threads(1)
-        print(json.dumps(stream_once(*options.stream)))
-        return 0
-    rows = measure(options.repeats)
-    for item in rows:
-        bar = "" if item["bar"] is None else f"  bar {item['bar']:g}: {'holds' if item['holds'] else 'MISSED'}"
-        baseline = "" if item["baseline"] is None else f"  baseline {item['baseline']:.2f}"
-        print(f"{item['name']:<56}{item['value']:>9.3f}  {item['unit']}{baseline}{bar}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 1 if any(item["holds"] is False for item in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # a process of its own, for its memory
+    torch.set_num_threads(1)
+    print(json.dumps(stream_once(*sys.argv[1:])))

@@ -5,7 +5,7 @@ work is done is in `ExecutionConfig` and part of no fingerprint. Names are label
 either, so that two ablations that call one zoo by different names share it.
 """
 
-from mzsane.config.ablation import AblationConfig, CompositionConfig, MetricFilter, SliceConfig, TargetConfig
+from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfig, TargetConfig
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config
 from mzsane.config.download import DownloadConfig
@@ -20,7 +20,7 @@ from mzsane.config.images import (
     TorchvisionConfig,
 )
 from mzsane.config.loading import explain_validation, load_config, validate_config
-from mzsane.config.reading import ReadConfig
+from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
 from mzsane.config.twins import TwinsConfig

@@ -7,28 +7,12 @@ from pydantic import Field, model_validator
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
 from mzsane.config.images import AnyImagesConfig, ImagesConfig
-from mzsane.config.reading import ReadConfig
+from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
 from mzsane.config.zoos import AnyZooConfig
-
-
-class MetricFilter(Config):
-    """Which checkpoints to take by one of their metrics."""
-
-    metric: str = Field(description="a column of the zoo's index, such as val_accuracy, generalisation_gap or sparsity")
-    at_least: float | None = Field(None, description="smallest value that is taken")
-    at_most: float | None = Field(None, description="largest value that is taken")
-
-    @model_validator(mode="after")
-    def _check_bounds(self) -> "MetricFilter":
-        if self.at_least is None and self.at_most is None:
-            raise ValueError(f"the filter on {self.metric!r} needs at_least or at_most")
-        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise ValueError(f"the filter on {self.metric!r} takes nothing: {self.at_least} is above {self.at_most}")
-        return self
 
 
 class SliceConfig(Config):

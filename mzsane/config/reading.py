@@ -11,7 +11,14 @@ from mzsane.config.images import ImagesConfig
 from mzsane.config.zoo import NetworkConfig
 
 Metric = Literal[
-    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "generalisation_gap"
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "generalisation_gap",
+    "sparsity",
 ]
 
 
@@ -21,7 +28,8 @@ class MetricFilter(Config):
     metric: Metric = Field(
         "test_accuracy",
         description="which metric: losses in nats, accuracies as the zoo gives them (mostly 0 to 1), "
-        "generalisation_gap as train minus test accuracy; a checkpoint without it is rejected",
+        "generalisation_gap as train minus test accuracy, sparsity as the share of weights that are zero; a checkpoint "
+        "without it is left out",
     )
     minimum: float | None = Field(
         None, description="smallest value that is kept, in the metric's unit; no limit if unset"

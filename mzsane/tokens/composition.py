@@ -95,8 +95,8 @@ def _pass(table: TokenTable, item: TokenSlice, number: int, position: int) -> pl
             f"{', '.join(numeric)}"
         )
     passes = pl.col(condition.metric).is_not_null()
-    if condition.at_least is not None:
-        passes &= pl.col(condition.metric) >= condition.at_least
-    if condition.at_most is not None:
-        passes &= pl.col(condition.metric) <= condition.at_most
+    if condition.minimum is not None:
+        passes &= pl.col(condition.metric) >= condition.minimum
+    if condition.maximum is not None:
+        passes &= pl.col(condition.metric) <= condition.maximum
     return passes

@@ -6,8 +6,9 @@ move inside the same parents. Parents are alike when their children are, pair by
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -49,44 +50,33 @@ def build_groups(
     for number, unit in table.items():
         if unit.frozen or not (unit.owned or unit.children):
             continue
+        # The units of a block group own columns in rows of their own, which their kind leaves out.
         exact = () if unit.children else tuple(sorted((order[key], len(own)) for key, own in unit.owned.items()))
-        classes.setdefault(
-            (unit.height, unit.kind, exact, tuple(sorted(unit.parents)), tuple(sorted(unit.given))), []
-        ).append(number)
+        inside = (tuple(sorted(unit.parents)), tuple(sorted(unit.given)))
+        classes.setdefault((unit.height, unit.kind, exact, inside), []).append(number)
     groups: list[tuple[tuple, PermutationGroup]] = []
     for (height, *_), numbers in classes.items():
-        if len(numbers) < 2:
-            continue
         contents = [_list_content(table, number, order) for number in numbers]
-        shared = [key for key in contents[0] if all(key in content for content in contents)]
-        if not shared:
+        shared = sorted(set(contents[0]).intersection(*contents), key=lambda key: order[key])
+        if len(numbers) < 2 or not shared:
             continue
-        shared.sort(key=lambda key: order[key])
-        place = (height, order[shared[0]])
-        units_sorted = sorted(range(len(numbers)), key=lambda i: contents[i][shared[0]])
-        members = tuple(
-            GroupMember(
-                tensor=key[0],
-                axis=key[1],
-                rows=key[2],
-                indices=tuple(tuple(contents[i][key]) for i in units_sorted),
-                role="in" if slots.roles[key] == "in" else "out",
-            )
-            for key in shared
+        contents.sort(key=lambda content: content[shared[0]])
+        plain = height == 0 and not table[numbers[0]].given
+        group = PermutationGroup(
+            units=len(numbers),
+            members=tuple(_build_member(key, contents, slots) for key in shared),
+            sign=plain and bool(units.sign_U[numbers].all()),
+            scale=plain and bool(units.scale_U[numbers].all()),
         )
-        plain = height == 0 and not table[numbers[0]].parents
-        groups.append(
-            (
-                (*place, members[0].indices[0]),
-                PermutationGroup(
-                    units=len(numbers),
-                    members=members,
-                    sign=plain and bool(units.sign_U[numbers].all()),
-                    scale=plain and bool(units.scale_U[numbers].all()),
-                ),
-            )
-        )
+        groups.append(((height, order[shared[0]], contents[0][shared[0]]), group))
     return [group for _, group in sorted(groups, key=lambda item: item[0])]
+
+
+def _build_member(key: Key, contents: Sequence[Mapping[Key, Sequence[int]]], slots: Slots) -> GroupMember:
+    tensor, axis, rows = key
+    indices = tuple(tuple(content[key]) for content in contents)
+    role: Literal["out", "in"] = "in" if slots.roles[key] == "in" else "out"
+    return GroupMember(tensor=tensor, axis=axis, rows=rows, indices=indices, role=role)
 
 
 def _merge_parents(units: Units) -> None:

@@ -118,6 +118,16 @@ class TokenLayout(BaseModel):
         modules = dict(network.named_modules())
         return layout.model_copy(update={"tensors": tuple(explain_entry(entry, modules) for entry in layout.tensors)})
 
+    def __eq__(self, other: object) -> bool:
+        """Compare what was given; the cached maps are left out."""
+        if not isinstance(other, TokenLayout):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in TokenLayout.model_fields)
+
+    def __hash__(self) -> int:
+        """Hash what places weights."""
+        return hash(self.digest)
+
     @cached_property
     def digest(self) -> str:
         """sha256 of what places weights, in canonical JSON; what only explains (`kind`) is not in it."""
@@ -224,7 +234,7 @@ class TokenLayout(BaseModel):
         pieces = flat_P.split([entry.size for entry in self.tensors], dim=-1)
         named = {}
         for entry, piece in zip(self.tensors, pieces, strict=True):
-            value = piece.view(*flat_P.shape[:-1], *entry.shape)
+            value = piece.view((*flat_P.shape[:-1], *entry.shape))
             named.update(dict.fromkeys((entry.name, *entry.tied), value))
         return named
 

@@ -12,18 +12,16 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
 from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import DTYPES, TokenLayout
-
-_STORED_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}  # numpy has no bfloat16
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,10 @@ def write_weights(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
 def read_weights(data: bytes, dtype: torch.dtype) -> Tensor:
     """Return the weights in the bytes of `write_weights`, (N, P)."""
     column = pq.read_table(pa.BufferReader(data), columns=["weights"], use_threads=False).column("weights")
-    pieces = [np.frombuffer(chunk.buffers()[1], np.uint8)[_span(chunk)] for chunk in column.chunks]
-    stored = pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces)
-    flat = torch.from_numpy(stored.view(_STORED_AS[dtype])).view(dtype)
-    return flat.view(len(column), -1)
-
-
-def _span(chunk: pa.FixedSizeBinaryArray) -> slice:
+    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     width = chunk.type.byte_width
-    return slice(chunk.offset * width, (chunk.offset + len(chunk)) * width)
+    # Passed on without a copy: the memory is arrow's, which nobody writes to.
+    stored = pa.UInt8Array.from_buffers(
+        pa.uint8(), len(chunk) * width, [None, chunk.buffers()[1]], 0, chunk.offset * width
+    )
+    return torch.utils.dlpack.from_dlpack(stored).view(dtype).view(len(chunk), -1)

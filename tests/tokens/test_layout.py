@@ -156,8 +156,9 @@ def test_norms_lone_biases_and_scalars_have_tokens():
 def test_layout_survives_json_and_its_digest_follows_it(cnn_s):
     layout, parameters = cnn_s
     again = TokenLayout.model_validate_json(layout.model_dump_json())
-    assert again.digest == layout.digest
     assert torch.equal(again.gather_TD, layout.gather_TD)
+    assert again == layout
+    assert (again.digest, hash(again)) == (layout.digest, hash(layout))
     others = [
         TokenLayout.from_state_dict(parameters, 52),
         TokenLayout.from_state_dict(dict(reversed(parameters.items())), 51),
@@ -200,6 +201,7 @@ MODULES = {
     "transposed, without bias": lambda: nn.ConvTranspose1d(4, 6, 2, bias=False),
     "embedding": lambda: nn.Embedding(7, 3),
     "bilinear": lambda: nn.Bilinear(2, 3, 4),
+    "scalar": lambda: nn.ParameterDict({"scale": nn.Parameter(torch.zeros(()))}),
     "attention, fused": lambda: nn.MultiheadAttention(8, 2),
     "attention, separate": lambda: nn.MultiheadAttention(8, 2, kdim=3, vdim=5, add_bias_kv=True),
     "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 12),
@@ -226,6 +228,7 @@ def test_every_kind_of_layer_has_a_place_for_each_weight(kind, statistics):
     assert torch.equal(layout.detokenize(tokens), flat)
     assert torch.equal(tokens.flatten(1)[:, layout.scatter_P], flat)
     assert torch.equal(layout.flatten(layout.unflatten(flat)), flat)
+    assert torch.equal(layout.flatten(layout.unflatten(flat[0])), flat[0])
 
 
 def test_a_transposed_convolution_has_a_row_for_each_output_channel():

@@ -230,6 +230,25 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[int]]] = {
         SEQUENCE,
         [2, 4, 4, 4, 4, 8, 8, 8],
     ),
+    "queries that share keys": (
+        lambda: Network(
+            _share_keys, a=nn.Linear(8, 8), q=nn.Linear(8, 8), k=nn.Linear(8, 4), v=nn.Linear(8, 4), b=nn.Linear(8, 3)
+        ),
+        SEQUENCE,
+        [2, 2, 2, 8],
+    ),
+    "queries with a norm": (
+        lambda: Network(
+            _norm_queries,
+            a=nn.Linear(8, 8),
+            m=nn.Linear(8, 24),
+            n=nn.LayerNorm(4),
+            o=nn.Linear(8, 8),
+            b=nn.Linear(8, 3),
+        ),
+        SEQUENCE,
+        [4, 4, 8],
+    ),
     "heads that are an output": (
         lambda: Network(
             lambda m, x: m.m(*[m.a(x)] * 3, average_attn_weights=False),
@@ -296,6 +315,24 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[int]]] = {
         [7],
     ),
 }
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _share_keys(m: Any, x: Tensor) -> Any:
+    hidden = m.a(x)
+    key, value = (_split_heads(part(hidden), 2).repeat_interleave(2, dim=1) for part in (m.k, m.v))
+    mixed = F.scaled_dot_product_attention(_split_heads(m.q(hidden), 4), key, value)
+    return m.b(mixed.transpose(1, 2).flatten(2))
+
+
+def _norm_queries(m: Any, x: Tensor) -> Any:
+    hidden = m.a(x)
+    query, key, value = (_split_heads(part, 2) for part in m.m(hidden).chunk(3, dim=-1))
+    mixed = F.scaled_dot_product_attention(m.n(query), m.n(key), value)
+    return m.b(hidden + m.o(mixed.transpose(1, 2).flatten(2)))
 
 
 def _overwrite(m: Any, x: Tensor) -> Any:
