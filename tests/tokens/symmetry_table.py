@@ -34,6 +34,8 @@ VISION = (
     *("swin_t", "swin_v2_t", "maxvit_t"),
 )
 PIXELS = {"inception_v3": 299}
+# Random weights of full size make it amplify the rounding of float32 to 4e-3 (float64: 4e-12).
+GAINS = {"maxvit_t": 0.5}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def prove(name: str, network: nn.Module, example: Tensor) -> Proof:
     symmetry = derive_groups(network, example)
     generator = torch.Generator().manual_seed(1)
     network = copy.deepcopy(network).double().eval()
+    gain = GAINS.get(name, 1.0)
     weights = draw_generic_weights(network, generator)
+    weights = {key: value * gain if value.ndim > 1 else value for key, value in weights.items()}
     inputs = torch.randn(example.shape, generator=generator, dtype=torch.float64)
     permutations = [drawn[0] for drawn in draw_permutations(symmetry.groups, 1, generator)]
     changes = []
@@ -119,11 +123,11 @@ def _list_owned(group: PermutationGroup) -> set[tuple[str, int, int]]:
     return {(member.tensor, member.axis, index) for member in members for unit in member.indices for index in unit}
 
 
-def format_row(proof: Proof) -> str:
+def format_row(proof: Proof, origin: str = "") -> str:
     """Return the architecture's row of the table."""
     groups = proof.symmetry.groups
     cells = [
-        proof.name,
+        f"{origin}{proof.name}",
         f"{len(groups)}",
         f"{count_blocks(groups)}",
         f"{sum(group.units for group in groups):,}",
@@ -148,7 +152,7 @@ if __name__ == "__main__":
                 print(rows[-1], flush=True)
     for name in VISION:
         if not chosen or f"torchvision.{name}" in chosen:
-            rows.append(format_row(prove(f"torchvision {name}", *build_vision(name))))
+            rows.append(format_row(prove(name, *build_vision(name)), "torchvision "))
             print(rows[-1], flush=True)
     if not chosen:
         text = FILE.read_text()

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from mzsane.config import (
     ExecutionConfig,
@@ -14,10 +15,16 @@ from mzsane.config import (
     TorchvisionConfig,
 )
 from mzsane.tokens.build import build_tokens
+from mzsane.tokens.groups import draw_permutations
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.permute import permute_weights, window_index
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.images import load_images
+from mzsane.tokens.trace import derive_groups
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.fit import measure
+from mzsane.zoo.images import ImageSplit, load_images
 from mzsane.zoo.readers.read import read_zoo
-from mzsane.zoo.shards import read_index
+from mzsane.zoo.shards import load_weights, read_index
 
 DATA = Path(os.environ.get("MZSANE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 pytestmark = pytest.mark.skipif(
@@ -46,12 +53,11 @@ def folders(monkeypatch, tmp_path):
 
 
 def read(store, folder, factory, images, **settings):
-    """Read and measure a folder of the data."""
+    """Read a folder of the data, and measure its models unless told otherwise."""
     network = NetworkConfig(architecture=f"tests.zoo.networks:{factory}")
     source = str(DATA / "checkpoints" / folder)
-    return read_zoo(
-        ReadConfig(name="real", source=source, network=network, images=images, measure=True, **settings), store, SERIAL
-    )
+    settings = {"measure": True, **settings}
+    return read_zoo(ReadConfig(name="real", source=source, network=network, images=images, **settings), store, SERIAL)
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet20", 0.9173), ("resnet32", 0.9263)])
@@ -94,3 +100,51 @@ def test_a_zoo_of_unknown_architecture_becomes_tokens(store):
     assert table.load().shape == (20, 432_180)
     assert table.groups == ()
     assert "network" in tokens.manifest.counts["no_symmetry"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "factory", "groups"),
+    [
+        ("mnist_cnn_zoo", "shadow_cnn", 3),
+        ("fashion_mnist_trajectory", "fashion_cnn", 3),
+        ("cifar10_resnets", "resnet20", 10),
+    ],
+)
+def test_permuted_in_tokens_and_back_they_are_as_accurate_to_the_last_digit(store, folder, factory, groups):
+    digits = TorchvisionConfig(source="mnist", train_images=2700, test_images=1000, mean=(0.1307,), deviation=(0.3081,))
+    clothes = TorchvisionConfig(
+        source="fashion-mnist", train_images=500, test_images=1000, mean=(0.0,), deviation=(1.0,)
+    )
+    config = {"shadow_cnn": digits, "fashion_cnn": clothes, "resnet20": CIFAR}[factory]
+    settings = {"pattern": f"(?P<model>{factory})"} if factory == "resnet20" else {}
+    _, weights = load_weights(read(store, folder, factory, config, measure=False, **settings))
+    images = load_images(config)
+    network = build_network(
+        NetworkConfig(architecture=f"tests.zoo.networks:{factory}"), images.channels, 10, images.size
+    )
+    test = ImageSplit(images.splits["test"].images_NCHW[:1000], images.splits["test"].labels_N[:1000])
+    symmetry = derive_groups(network.eval(), test.images_NCHW[:1])
+    assert len(symmetry.groups) == groups
+    # This ResNet's shortcuts add channels of zeros before and behind those of the stage before, which pins some.
+    assert bool(symmetry.notes) == (factory == "resnet20")
+    layout = TokenLayout.from_network(network, 128, "in")
+    flat_BP = layout.flatten(weights)
+    tokens_BTD = layout.tokenize(flat_BP)
+    assert torch.equal(layout.detokenize(tokens_BTD), flat_BP)
+    generator = torch.Generator().manual_seed(0)
+    permutations = draw_permutations(symmetry.groups, len(flat_BP), generator)
+    index_BTD = window_index(
+        layout, symmetry.groups, permutations, torch.zeros(len(flat_BP), dtype=torch.int64), layout.length
+    )
+    gathered_BX = flat_BP.gather(1, index_BTD.clamp(min=0).flatten(1))
+    permuted_BTD = gathered_BX.view(index_BTD.shape).masked_fill(index_BTD < 0, 0)
+    permuted_BP = layout.detokenize(permuted_BTD)
+    assert not torch.equal(permuted_BP, flat_BP)
+    assert torch.equal(permuted_BP, permute_weights(layout, symmetry.groups, permutations, flat_BP))
+    for number in range(min(5, len(flat_BP))):
+        accuracies = []
+        for flat_P in (flat_BP[number], permuted_BP[number]):
+            network.load_state_dict(layout.unflatten(flat_P), strict=False)
+            accuracies.append(measure(network, test)[1])
+        assert accuracies[0] == accuracies[1]
+        assert accuracies[0] > 0.7
