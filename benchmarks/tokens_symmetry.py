@@ -13,11 +13,11 @@ from results_table import make_row
 from torch import Tensor
 
 from mzsane.config import NetworkConfig
-from mzsane.tokens.canonical import apply_matching, match_population
-from mzsane.tokens.groups import PermutationGroup, draw_permutations
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.permute import cut_views, permute_weights
-from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.symmetry.canonical import apply_matching, match_population
+from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
+from mzsane.tokens.symmetry.permute import cut_views, permute_weights
+from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network, initialise_network
 
 REPEATS = 7

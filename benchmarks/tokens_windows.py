@@ -27,11 +27,11 @@ from torch import Tensor
 from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.config import NetworkConfig
 from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
 from mzsane.tokens.stream import TokenStream, stream_table
-from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.tokens.windows import WindowBatch, WindowSource
 from mzsane.zoo.architectures import build_network
 

@@ -19,14 +19,14 @@ from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
-from mzsane.tokens.barrier import measure_barrier
-from mzsane.tokens.canonical import Matching, apply_matching
 from mzsane.tokens.entries import is_statistic
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.layout import DTYPES, TokenLayout, choose_token_dim
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
 from mzsane.tokens.store import name_part
-from mzsane.tokens.trace import Symmetry, derive_groups
+from mzsane.tokens.symmetry.barrier import measure_barrier
+from mzsane.tokens.symmetry.canonical import Matching, apply_matching
+from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo

@@ -13,10 +13,10 @@ from torch import Tensor
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.errors import ConfigError
 from mzsane.files import save_tensors
-from mzsane.tokens.canonical import Matching, apply_matching, match_population
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.store import name_part, write_weights
+from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
+from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.zoo.shards import read_shard
 
 

@@ -33,8 +33,8 @@ def draw_alignment(layout: TokenLayout, raw_BP: Tensor, aligned_BP: Tensor) -> b
         1.2 + 1.35 * len(layers),
         f"Tokens of {len(raw_BP)} models by layer, before and after the canonical form",
         "Each line is a model, the first one the reference; each column is one weight, tokens side by side without "
-        "their padding; blue is negative, red positive, by the layer's own scale. The bars are the mean correlation of the "
-        "other models' weights with the reference's.",
+        "their padding; blue is negative, red positive, by the layer's own scale. The bars are the mean correlation of "
+        "the other models' weights with the reference's.",
     )
     grid = figure.subplots(len(layers), 3, width_ratios=(4, 4, 1.1), squeeze=False)
     for line, layer in enumerate(layers):

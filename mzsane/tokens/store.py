@@ -20,8 +20,8 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import DTYPES, TokenLayout
+from mzsane.tokens.symmetry.groups import PermutationGroup
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from torch import Tensor
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
 from mzsane.tokens.bank import Mixture, MixturePlan, check_sizes
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.windows import WindowBatch, WindowCutter, assemble_windows, check_composition
 
 _FEWEST_HELD = 2  # row groups of a source: one in use, one being read

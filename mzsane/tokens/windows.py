@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.permute import cut_views
+from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.permute import cut_views
 
 _CHUNK = 2**18  # weights of small models that are cut at once
 

@@ -177,7 +177,9 @@ class TestLearning:
         model, config = load_backbone(whole)
         flat = tiny_table.load(tiny_table.pick_rows("val", 1))
         assert len(flat) == 1
-        decoded = decode_models(model, tiny_table.layout, encode_models(model, tiny_table.layout, flat, 66), config.window)
+        decoded = decode_models(
+            model, tiny_table.layout, encode_models(model, tiny_table.layout, flat, 66), config.window
+        )
         expected = explained_variance(decoded, flat, torch.ones_like(flat, dtype=torch.bool))
         assert read_curve(whole, "val_r2/0")[50] == pytest.approx(expected, abs=1e-5)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from mzsane.errors import ConfigError
 from mzsane.tokens.bank import MixturePlan, TokenBank
-from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import WindowSource
 
 TOKEN_DIM = 5

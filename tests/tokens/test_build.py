@@ -1,11 +1,8 @@
 """From a zoo to tokens: split by model, aligned without a change of function, resumed, and what is set aside."""
 
-from dataclasses import replace
-
 import polars as pl
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 
 from mzsane.config import ExecutionConfig, NetworkConfig, ReadConfig, TokensConfig
@@ -13,7 +10,6 @@ from mzsane.errors import ConfigError, MzsaneError
 from mzsane.files import save_tensors, to_parquet
 from mzsane.tokens import build
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
@@ -263,8 +259,7 @@ class TestSettings:
         config = TokensConfig(token_dim=None)
         mlp = tiny_zoo_config.model_copy(update={"network": NetworkConfig(architecture="mlp")})
         widths = {
-            zoos: fix_token_dim(config, zoos).token_dim
-            for zoos in ((tiny_zoo_config,), (mlp,), (tiny_zoo_config, mlp))
+            zoos: fix_token_dim(config, zoos).token_dim for zoos in ((tiny_zoo_config,), (mlp,), (tiny_zoo_config, mlp))
         }
         assert all(32 <= width <= 512 for width in widths.values())
         assert len(set(widths.values())) > 1
@@ -310,7 +305,9 @@ class TestSettings:
         weights["module_list.0.weight"] = weights["module_list.0.weight"][:, :5]
         files = {"index.parquet": to_parquet(index), "weights-00000.safetensors": save_tensors(weights)}
         store.publish(plan_zoo(tiny_zoo_config), files, {})
-        with pytest.raises(ConfigError, match=r"shard 00000: the weights do not fit the layout: module_list\.0\.weight"):
+        with pytest.raises(
+            ConfigError, match=r"shard 00000: the weights do not fit the layout: module_list\.0\.weight"
+        ):
             build_tokens(TokensConfig(), tiny_zoo_config, store, SERIAL)
 
     def test_an_empty_zoo_is_refused(self, store, tiny_zoo, tiny_zoo_config):

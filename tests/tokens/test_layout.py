@@ -316,7 +316,9 @@ def test_models_of_several_layouts_are_refused_where_one_is_needed(cnn_s):
     layout, parameters = cnn_s
     other = TokenLayout.from_state_dict(parameters, 52)
     assert check_same_layout([layout, layout], "sampling") is layout
-    with pytest.raises(ConfigError, match="sampling needs models of one layout, not of 2: 2464 weights in tokens of 51"):
+    with pytest.raises(
+        ConfigError, match="sampling needs models of one layout, not of 2: 2464 weights in tokens of 51"
+    ):
         check_same_layout([layout, other], "sampling")
     with pytest.raises(ConfigError, match="not of 0: none"):
         check_same_layout([], "sampling")

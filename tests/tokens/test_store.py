@@ -14,7 +14,7 @@ from mzsane.errors import CorruptArtifactError
 from mzsane.tokens.build import build_tokens, plan_tokens
 from mzsane.tokens.scan import decode_weights, scan_checkpoints, scan_tokens
 from mzsane.tokens.store import read_tokens, read_weights, write_weights
-from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.shards import load_weights
 
@@ -44,7 +44,9 @@ class TestFile:
     def test_is_hardly_larger_than_the_weights(self, dtype, size):
         """1.03 times, from a few megabytes on; the rows' other columns are all there is beside them."""
         flat = torch.randn(1000, 2464).to(getattr(torch, dtype))
-        index = pl.DataFrame({"model": [f"{i:06d}" for i in range(1000)], "accuracy": np.random.default_rng(0).random(1000)})
+        index = pl.DataFrame(
+            {"model": [f"{i:06d}" for i in range(1000)], "accuracy": np.random.default_rng(0).random(1000)}
+        )
         assert len(write_weights(index, flat)) <= 1.03 * size * flat.numel()
 
     def test_layout_and_groups_are_readable_json(self, tiny_tokens, tiny_table):
@@ -142,7 +144,10 @@ class TestScan:
         accurate = scan_checkpoints(tokens).filter(pl.col("test_accuracy") >= 0.0, pl.col("epoch") == 1)
         assert accurate.select("model").collect().height == 6
         assert torch.equal(read_tokens(tokens).load(), tiny_table.load())
-        assert scan_tokens(tokens, where=pl.col("epoch") == 1).select("number").collect().height == 6 * tiny_table.layout.length
+        assert (
+            scan_tokens(tokens, where=pl.col("epoch") == 1).select("number").collect().height
+            == 6 * tiny_table.layout.length
+        )
 
 
 class TestPickRows:

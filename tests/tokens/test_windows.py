@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn.functional import scaled_dot_product_attention
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import (
     Pieces,
     WindowCutter,

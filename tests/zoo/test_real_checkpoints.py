@@ -15,11 +15,11 @@ from mzsane.config import (
     TorchvisionConfig,
 )
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.groups import draw_permutations
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.permute import permute_weights, window_index
 from mzsane.tokens.store import read_tokens
-from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.symmetry.groups import draw_permutations
+from mzsane.tokens.symmetry.permute import permute_weights, window_index
+from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure
 from mzsane.zoo.images import ImageSplit, load_images

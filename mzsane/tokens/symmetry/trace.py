@@ -1,13 +1,13 @@
 """Permutation groups of any network, derived by tracing it.
 
 The network is exported to a graph of ATen operators, and the graph is run on labels instead of numbers: the label of an
-element says which hidden unit it belongs to. Rules of the operators (`trace_operators`) tie, freeze and nest units
+element says which hidden unit it belongs to. Rules of the operators (`operators`) tie, freeze and nest units
 (`units`); what is left free becomes groups (`grouping`), and every group must keep the function of a network with
 random weights (`proof`). So a rule that is missing costs groups, and a rule that is wrong costs a warning.
 """
 
 import copy
-import operator as operators
+import operator
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mzsane.tokens import trace_operators
-from mzsane.tokens.algebra import Algebra
-from mzsane.tokens.grouping import build_groups
-from mzsane.tokens.groups import PermutationGroup
-from mzsane.tokens.proof import FunctionCheck
-from mzsane.tokens.slots import Slots
-from mzsane.tokens.units import Units
-from mzsane.tokens.values import NotTraceable, Reference, Value, build_invariant, shrink
+from mzsane.tokens.symmetry import operators
+from mzsane.tokens.symmetry.algebra import Algebra
+from mzsane.tokens.symmetry.grouping import build_groups
+from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.proof import FunctionCheck
+from mzsane.tokens.symmetry.slots import Slots
+from mzsane.tokens.symmetry.units import Units
+from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink
 
 TOLERANCE = 1e-9  # relative, in float64
 _STATISTICS = ("running_mean", "running_var")
@@ -164,7 +164,7 @@ class Tracer:
             elif node.op == "output":
                 for leaf in self.list_leaves(self._take(node.args)):
                     self.units.freeze(shrink(self.slots.read(leaf), self.units))
-            elif node.target is operators.getitem:
+            elif node.target is operator.getitem:
                 self._env[node] = self._env[node.args[0]][node.args[1]]
             else:
                 self._env[node] = self._run_operator(node)
@@ -194,9 +194,9 @@ class Tracer:
         leaves = self.list_leaves(a)
         if self._is_constant(node, leaves):
             return self._compute_constant(node, a)
-        rule = trace_operators.RULES.get(self.operator)
-        if self._is_pointwise and self.operator not in trace_operators.IDENTITY:
-            rule = trace_operators.apply_pointwise
+        rule = operators.RULES.get(self.operator)
+        if self._is_pointwise and self.operator not in operators.IDENTITY:
+            rule = operators.apply_pointwise
         if schema.is_mutable:
             self._forget_constant(a["self"])
         if rule is None:
@@ -264,14 +264,14 @@ class Tracer:
     def _limit_flags(self, a: dict[str, Any], leaves: list[Value | Reference]) -> None:
         """Note for the units that meet an operator whether it commutes with their sign and scale."""
         name = self.operator
-        if name in trace_operators.LINEAR:
+        if name in operators.LINEAR:
             return
         read = [leaf if isinstance(leaf, Value) or not self._is_pointwise else self.slots.read(leaf) for leaf in leaves]
         values = [value for value in read if isinstance(value, Value)]
         labelled = [labels for labels in (shrink(value, self.units) for value in values) if labels.any()]
         if name in ("matmul", "mm", "addmm", "einsum") and len(values) < len(leaves):
             return  # an activation and a weight
-        sign, scale = name in trace_operators.ODD, name in trace_operators.HOMOGENEOUS
+        sign, scale = name in operators.ODD, name in operators.HOMOGENEOUS
         if name in ("add", "sub"):
             sign = scale = len(labelled) == len(read) == 2 and np.array_equal(labelled[0], labelled[1])
         if name == "mul" or (name == "div" and a["self"] is values[0]):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.symmetry.groups import PermutationGroup
 
 
 @dataclass(frozen=True, eq=False)

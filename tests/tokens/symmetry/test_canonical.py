@@ -9,13 +9,13 @@ from torch.func import functional_call
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.tokens import descent
-from mzsane.tokens.canonical import Matching, apply_matching, match_population
-from mzsane.tokens.groups import GroupMember, PermutationGroup, draw_permutations
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.nesting import relate_groups
-from mzsane.tokens.permute import permute_weights
-from mzsane.tokens.scales import balance_scales, scale_units, scale_weights
-from mzsane.tokens.trace import derive_groups
+from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
+from mzsane.tokens.symmetry.nesting import relate_groups
+from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.tokens.symmetry.scales import balance_scales, scale_units, scale_weights
+from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network
 
 

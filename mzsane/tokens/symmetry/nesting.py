@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mzsane.tokens import trace_products
-from mzsane.tokens.values import NotTraceable, Reference, Value, build_invariant, shrink, spread
+from mzsane.tokens.symmetry import products
+from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.trace import Tracer
+    from mzsane.tokens.symmetry.trace import Tracer
 
 Arguments = dict[str, Any]
 Rule = Callable[["Tracer", Arguments], Any]
@@ -272,15 +272,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), apply_layer_norm),
     **dict.fromkeys(("batch_norm", "instance_norm"), apply_batch_norm),
     **dict.fromkeys(("pad", "constant_pad_nd"), apply_pad),
-    **dict.fromkeys(CONVOLUTIONS, trace_products.apply_convolution),
-    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm"), trace_products.apply_matmul),
+    **dict.fromkeys(CONVOLUTIONS, products.apply_convolution),
+    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm"), products.apply_matmul),
     **dict.fromkeys(("fill", "zero"), apply_fill),
     **dict.fromkeys(LIKE, apply_like),
     "group_norm": apply_group_norm,
     "glu": apply_glu,
     "prelu": apply_prelu,
-    "embedding": trace_products.apply_embedding,
-    "linear": trace_products.apply_linear,
-    "einsum": trace_products.apply_einsum,
-    "scaled_dot_product_attention": trace_products.apply_attention,
+    "embedding": products.apply_embedding,
+    "linear": products.apply_linear,
+    "einsum": products.apply_einsum,
+    "scaled_dot_product_attention": products.apply_attention,
 }

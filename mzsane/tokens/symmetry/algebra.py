@@ -8,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 
-from mzsane.tokens.units import INVARIANT, Units
-from mzsane.tokens.values import Value, shrink, spread
+from mzsane.tokens.symmetry.units import INVARIANT, Units
+from mzsane.tokens.symmetry.values import Value, shrink, spread
 
 
 class Algebra:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mzsane.tokens.groups import GroupMember, PermutationGroup
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 
 Tensors = dict[str, Tensor]
 _SMALL = 1_000_000  # weights

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mzsane.tokens.units import INVARIANT
-from mzsane.tokens.values import NotTraceable, Reference, Value, shrink, spread
+from mzsane.tokens.symmetry.units import INVARIANT
+from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.trace import Tracer
+    from mzsane.tokens.symmetry.trace import Tracer
 
 Arguments = dict[str, Any]
 

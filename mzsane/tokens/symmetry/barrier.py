@@ -38,7 +38,5 @@ def measure_barrier(
         network.load_state_dict(layout.unflatten(mixed_P), strict=False)
         condition_statistics(network, some.images_NCHW)
         losses.append(measure(network, some)[0])
-    excess = [
-        loss - ((1 - step) * losses[0] + step * losses[-1]) for step, loss in zip(_STEPS, losses, strict=True)
-    ]
+    excess = [loss - ((1 - step) * losses[0] + step * losses[-1]) for step, loss in zip(_STEPS, losses, strict=True)]
     return max(0.0, *excess)

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from mzsane.tokens.groups import GroupMember, PermutationGroup
-from mzsane.tokens.slots import Key, Slots
-from mzsane.tokens.units import Units
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.tokens.symmetry.slots import Key, Slots
+from mzsane.tokens.symmetry.units import Units
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Weight matching (Git Re-Basin, arXiv 2209.04836, algorithm 1): one group after another is put in the order that has the
 largest inner product with the reference while the other groups stay, until no group improves. The signs of units are
-chosen with it only when asked for; scales are balanced before (`mzsane.tokens.scales`).
+chosen with it only when asked for; scales are balanced before (`mzsane.tokens.symmetry.scales`).
 
 Suffixes: B models, P weights of a model, G units of a group.
 """
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.descent import match_models, measure_objective, prepare_steps
-from mzsane.tokens.groups import PermutationGroup
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.permute import permute_weights
-from mzsane.tokens.scales import balance_scales, scale_units, scale_weights
+from mzsane.tokens.symmetry.descent import match_models, measure_objective, prepare_steps
+from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.tokens.symmetry.scales import balance_scales, scale_units, scale_weights
 
 _CHUNK = 2**24  # weights of the models that are matched together
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 
 _MAX_SWEEPS = 1000
 _BALANCED = 1e-10  # largest logarithm of a scale that still counts as none

@@ -16,11 +16,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mzsane.tokens.groups import GroupMember, PermutationGroup
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.nesting import relate_groups
-from mzsane.tokens.permute import permute_weights
-from mzsane.tokens.scales import scale_units, weights_of_units
+from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.tokens.symmetry.nesting import relate_groups
+from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.tokens.symmetry.scales import scale_units, weights_of_units
 
 _MAX_SWEEPS = 100
 

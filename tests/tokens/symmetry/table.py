@@ -1,6 +1,6 @@
 """The permutation groups of many architectures, proved by function; `docs/symmetry.md` shows them in a table.
 
-`python tests/tokens/symmetry_table.py` proves all of them (minutes) and rewrites the table; names after it choose some
+`python tests/tokens/symmetry/table.py` proves all of them (minutes) and rewrites the table; names after it choose some
 and only print their rows.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.config import NetworkConfig
-from mzsane.tokens.groups import PermutationGroup, draw_permutations
-from mzsane.tokens.proof import draw_generic_weights, permute_parameters
-from mzsane.tokens.trace import Symmetry, derive_groups
+from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
+from mzsane.tokens.symmetry.proof import draw_generic_weights, permute_parameters
+from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.vision import open_torchvision
 
