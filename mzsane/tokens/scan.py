@@ -46,8 +46,8 @@ def decode_weights(table: TokenTable) -> pl.Expr:
 def scan_tokens(tokens: Artifact, where: pl.Expr | None = None) -> pl.LazyFrame:
     """Scan a TOKENS artifact as a long table of tokens, a row a token, part by part.
 
-    Columns: model, epoch, split; number (of the token in the network), layer (its name), kind (conv, linear,
-    norm, ...), row (in the layer), part (of the row); values (float32, as many as the token holds weights, without padding).
+    Columns: model, epoch, split; number (of the token in the network), layer (its name), kind (conv, linear, norm,
+    ...), row (in the layer), part (of the row); values (float32, without padding).
 
     Args:
         tokens: a TOKENS artifact.

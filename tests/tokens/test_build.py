@@ -202,7 +202,7 @@ class TestResume:
         monkeypatch.setattr(build, "ROW_GROUP_BYTES", 3 * 4 * tiny_table.layout.weights)
         store, calls = make_store(), []
 
-        class Killed(Exception):
+        class KilledError(Exception):
             pass
 
         for name in ("scan_shard", "align_models", "write_part"):
@@ -211,7 +211,7 @@ class TestResume:
             def call(job, name=name, original=original):
                 if calls and calls[-1] == "stop":
                     calls.append("killed")
-                    raise Killed
+                    raise KilledError
                 data = original(job)
                 calls.extend([name, "stop"])
                 return data
@@ -223,7 +223,7 @@ class TestResume:
             try:
                 tokens = build_tokens(config, tiny_zoo_config, store, SERIAL)
                 break
-            except Killed:
+            except KilledError:
                 rounds += 1
         done = [name for name in calls if name not in ("start", "stop", "killed")]
         assert done == ["scan_shard", "align_models", *["write_part"] * 4]

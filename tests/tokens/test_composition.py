@@ -44,16 +44,15 @@ def test_takes_the_epochs_that_are_asked_for(choose):
 def test_takes_checkpoints_that_pass_all_filters(choose, tiny_table):
     training = tiny_table.index.filter(pl.col("split") == "train")
     middle = float(training["val_loss"].median())
-    rows = choose(
-        1, where=(MetricFilter(metric="val_loss", maximum=middle), MetricFilter(metric="train_accuracy", minimum=0.0))
+    filters = (
+        MetricFilter(metric="val_loss", maximum=middle),
+        MetricFilter(metric="train_accuracy", minimum=0.0),
     )
+    rows = choose(1, where=filters)
     assert (rows["val_loss"] <= middle).all()
     passing = training.filter(pl.col("val_loss") <= middle, pl.col("train_accuracy") >= 0.0)["model"].n_unique()
     with pytest.raises(ConfigError, match=rf"asks for {passing + 1} training models; .* has {passing} that pass"):
-        choose(
-            passing + 1,
-            where=(MetricFilter(metric="val_loss", maximum=middle), MetricFilter(metric="train_accuracy", minimum=0.0)),
-        )
+        choose(passing + 1, where=filters)
 
 
 def test_a_metric_that_is_not_there_is_named_with_those_that_are(choose):

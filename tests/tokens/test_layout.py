@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused(cnn_s):
                 convert(flat)
     odd = (torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse(), "text")
     for value in odd:
-        with pytest.raises(ConfigError, match="x.weight cannot become tokens"):
+        with pytest.raises(ConfigError, match=r"x\.weight cannot become tokens"):
             TokenLayout.from_state_dict({"x.weight": value}, 5)
     for shape in ((66, 50), (65, 51), (2, 66 * 51)):
         with pytest.raises(ConfigError, match="do not fit a layout"):
