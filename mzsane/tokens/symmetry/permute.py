@@ -43,12 +43,13 @@ def permute_weights(
     moved = [permutation_BG.to(flat_BP.device) for permutation_BG in permutations]
     flat_BP = flat_BP.detach()
     permuted_BP = flat_BP.new_empty(flat_BP.shape)
+    scratch = _make_scratch(plan, flat_BP)
     for models_B in torch.arange(len(flat_BP), device=flat_BP.device).split(max(1, _CHUNK // layout.weights)):
         maps = plan.map_axes({number: all_BG[models_B] for number, all_BG in enumerate(moved)})
         first = int(models_B[0]) if len(models_B) else 0  # no models are one empty chunk
         for tensor in plan.tensors:
             out_BR = permuted_BP[first : first + len(models_B), tensor.offset : tensor.offset + tensor.size]
-            _permute_rows(tensor, (0, tensor.shape[0]), maps, flat_BP, models_B, out_BR[:, None])
+            _permute_rows(tensor, (0, tensor.shape[0]), maps, flat_BP, models_B, out_BR[:, None], scratch)
     return permuted_BP
 
 
@@ -158,13 +159,14 @@ def _cut(
     # The permuted rows lie where they are in the flat weights; one place more holds the value of the padding.
     around_BVH = flat_BP.new_empty(len(models_B), versions, top - base + 1)
     around_BVH[..., -1] = padding
+    scratch = _make_scratch(plan, flat_BP)
     for tensor, first, last in visible:
         begin, end = (tensor.offset + row * tensor.row_size for row in (first, last))
         out_BVR = around_BVH[..., begin - base : end - base]
         if plain:
             out_BVR[:, :plain] = flat_BP[:, begin:end].index_select(0, models_B)[:, None]
         if versions > plain:
-            _permute_rows(tensor, (first, last), maps, flat_BP, models_B, out_BVR[:, plain:])
+            _permute_rows(tensor, (first, last), maps, flat_BP, models_B, out_BVR[:, plain:], scratch)
     tokens = len(places_WD)
     places = (places_WD - base).clamp_(max=top - base).flatten()
     if len(models_B) == 1:
@@ -183,18 +185,24 @@ def _permute_rows(
     flat_BP: Tensor,
     models_B: Tensor,
     out_BVR: Tensor,
+    scratch: Tensor,
 ) -> None:
     """Write a range of rows of a tensor, as permuted for each version of chosen models, to `out_BVR`."""
     if not tensor.members:
         begin, end = (tensor.offset + row * tensor.row_size for row in rows)
         out_BVR.copy_(flat_BP[:, begin:end].index_select(0, models_B)[:, None])
         return
+    whole = slice(tensor.offset, tensor.offset + tensor.size)
+    count, versions = out_BVR.shape[:2]
+    if count == versions == len(tensor.members) == 1 and tensor.members[0].axis == 0:  # norms: many, and small
+        rows_R = maps[tensor.members[0].pattern][0, rows[0] : rows[1]]
+        source = flat_BP[int(models_B), whole].view(tensor.shape[0], -1)
+        torch.index_select(source, 0, rows_R, out=out_BVR[0, 0].view(-1, tensor.row_size))
+        return
     rows_NR, columns_NRL = compose_index(tensor, rows, maps)
     columns = columns_NRL.shape[2]
     together = tensor.row_size // columns  # weights behind the last permuted axis
     unit = (-1, together) if together > 1 else (-1,)  # a last axis of one weight is several times slower than none
-    whole = slice(tensor.offset, tensor.offset + tensor.size)
-    count, versions = out_BVR.shape[:2]
     if flat_BP.is_cuda or (tensor.size < _LARGE and len(rows_NR) > 1):
         first_N = torch.arange(0, count * tensor.shape[0], tensor.shape[0], device=rows_NR.device)
         first_N = first_N.int().repeat_interleave(versions)
@@ -203,9 +211,9 @@ def _permute_rows(
         out_BVR.copy_(stacked.index_select(0, index_NRL.flatten()).view(out_BVR.shape))
         return
     # Whole rows are fetched to the cache before their columns are picked: picked from memory they cost twice as much.
-    block = max(1, _BLOCK // tensor.row_size)
-    cache_RX = flat_BP.new_empty(min(block, rows_NR.shape[1]), tensor.row_size)
-    local_R1 = torch.arange(len(cache_RX), dtype=torch.int32)[:, None]
+    block = min(rows_NR.shape[1], max(1, _BLOCK // tensor.row_size))
+    cache_RX = scratch[: block * tensor.row_size].view(block, tensor.row_size)
+    local_R1 = torch.arange(block, dtype=torch.int32)[:, None]
     for number, rows_R in enumerate(rows_NR):
         model, version = divmod(number, versions)
         source = flat_BP[models_B[model], whole].reshape(tensor.shape[0], -1)
@@ -213,13 +221,22 @@ def _permute_rows(
         if columns == 1:
             torch.index_select(source, 0, rows_R, out=out_RX)
             continue
-        own_columns_RL = columns_NRL[number].expand(len(rows_R), -1)
+        own_columns_RL = columns_NRL[number]
         for first in range(0, len(rows_R), block):
             part = slice(first, first + block)
-            fetched_RX = cache_RX[: len(rows_R[part])]
+            fetched_RX, picked_RX = cache_RX[: len(rows_R[part])], out_RX[part]
             torch.index_select(source, 0, rows_R[part], out=fetched_RX)
-            index = (local_R1[: len(fetched_RX)] * columns + own_columns_RL[part]).flatten()
-            torch.index_select(fetched_RX.view(unit), 0, index, out=out_RX[part].view(unit))
+            if len(own_columns_RL) == 1:  # the same columns of all rows
+                shape = (len(fetched_RX), *unit)
+                torch.index_select(fetched_RX.view(shape), 1, own_columns_RL[0], out=picked_RX.view(shape))
+            else:
+                index = (local_R1[: len(fetched_RX)] * columns + own_columns_RL[part]).flatten()
+                torch.index_select(fetched_RX.view(unit), 0, index, out=picked_RX.view(unit))
+
+
+def _make_scratch(plan: PermutationPlan, flat_BP: Tensor) -> Tensor:
+    """Return room for a block of rows of any tensor, taken once: memory that is new costs more than the copy."""
+    return flat_BP.new_empty(max(_BLOCK, *(tensor.row_size for tensor in plan.tensors)))
 
 
 def _check_weights(layout: TokenLayout, flat_BP: Tensor) -> None:
