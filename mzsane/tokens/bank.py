@@ -19,10 +19,10 @@ from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
 from mzsane.tokens.windows import (
     Pieces,
+    WindowAssembler,
     WindowBatch,
     WindowCutter,
     WindowSource,
-    assemble_windows,
     check_composition,
 )
 
@@ -146,16 +146,16 @@ class TokenBank:
         self.seed = seed
         self._device = torch.device(device) if device is not None else sources[0].flat_NP.device
         self._flat = [source.flat_NP.to(self._device) for source in sources]
-        self._shape = (versions, batch_size, window)
+        self._batch = batch_size
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
-        self._cutters = [WindowCutter(source.layout, source.groups, window, self._device) for source in sources]
+        cutters = [WindowCutter(source.layout, source.groups, window, self._device) for source in sources]
+        self._assembler = WindowAssembler(cutters, (versions, batch_size, window), self._device)
         self._order = lru_cache(maxsize=2 * len(sources))(self._draw_order)
 
     def draw(self, step: int) -> WindowBatch:
         """Draw the windows of a step: the same ones whenever it is asked for."""
-        pieces = self.plan.place(step, self._shape[1])
-        generator = make_generator(self.seed, "windows", "step", step)
-        return assemble_windows(self._cutters, pieces, self._fetch, self._shape, generator, self._device)
+        pieces = self.plan.place(step, self._batch)
+        return self._assembler.assemble(pieces, self._fetch, make_generator(self.seed, "windows", "step", step))
 
     def _fetch(self, source: int, draws_K: Tensor) -> Tensor:
         flat_NP = self._flat[source]

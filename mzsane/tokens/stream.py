@@ -27,7 +27,7 @@ from mzsane.tokens.bank import Mixture, MixturePlan, check_sizes
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.windows import WindowBatch, WindowCutter, assemble_windows, check_composition
+from mzsane.tokens.windows import WindowAssembler, WindowBatch, WindowCutter, check_composition
 
 _FEWEST_HELD = 2  # row groups of a source: one in use, one being read
 
@@ -145,9 +145,10 @@ class TokenStream:
         layouts, weights = [source.layout for source in sources], [source.weight for source in sources]
         check_composition(layouts, counts, weights)
         self.seed = seed
-        self._shape, self._device = (versions, batch_size, window), device
+        self._batch, self._device = batch_size, device
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
-        self._cutters = [WindowCutter(source.layout, source.groups, window) for source in sources]
+        cutters = [WindowCutter(source.layout, source.groups, window) for source in sources]
+        self._assembler = WindowAssembler(cutters, (versions, batch_size, window))
         held = _count_held(sources, kept, buffer_bytes)
         self._pool = ThreadPoolExecutor(1, "read-ahead")
         self._readers = [
@@ -157,9 +158,9 @@ class TokenStream:
 
     def draw(self, step: int) -> WindowBatch:
         """Draw the windows of a step: the same ones whenever it is asked for."""
-        pieces = self.plan.place(step, self._shape[1])
+        pieces = self.plan.place(step, self._batch)
         generator = make_generator(self.seed, "windows", "step", step)
-        return assemble_windows(self._cutters, pieces, self._fetch, self._shape, generator).to(self._device)
+        return self._assembler.assemble(pieces, self._fetch, generator).to(self._device)
 
     def _fetch(self, source: int, draws_K: Tensor) -> Tensor:
         return self._readers[source].fetch(draws_K.tolist())

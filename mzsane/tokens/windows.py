@@ -20,7 +20,7 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.permute import cut_views
 
-_CHUNK = 2**18  # weights of small models that are cut at once
+_CHUNK = 2**19  # places of windows that are filled at once
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,8 @@ class WindowCutter:
         return tokens_WD
 
 
-def assemble_windows(
-    cutters: Sequence[WindowCutter],
-    pieces: Pieces,
-    fetch: Callable[[int, Tensor], Tensor],
-    shape: tuple[int, int, int],
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-) -> WindowBatch:
-    """Cut the pieces of a batch and put them in their windows.
+class WindowAssembler:
+    """Puts pieces of models in their windows.
 
     The place of a part of a long model: a window that may stick out of the model by all but one token is moved inside,
     so that every token is seen at least as often as one in the middle (up to twice as often in the first and last
@@ -152,59 +145,95 @@ def assemble_windows(
 
     Args:
         cutters: one for each source, on `device`.
-        pieces: what goes where.
-        fetch: given a source and draws of it, (n,), returns the flat weights, (n, P). Called with one draw at a time
-            where models are longer than a window, so that none is copied whole.
         shape: versions V, windows B, tokens of a window W.
-        generator: for places and permutations.
-        device: where the weights are and the batch shall be.
+        device: where the weights are and the batches shall be.
     """
-    versions, batch, window = shape
-    width = cutters[0].layout.token_dim
-    # What is not filled is set to zero at the end: touching such big tensors twice would cost more than filling them.
-    views_VXD = torch.empty(versions, batch * window, width, device=device)
-    mask_XD = torch.empty(batch * window, width, dtype=torch.bool, device=device)
-    positions_X3 = torch.zeros(batch * window, 3, dtype=torch.int64, device=device)
-    segments_X = torch.zeros(batch * window, dtype=torch.int64, device=device)
-    source_X = torch.full((batch * window,), -1, device=device)
-    lengths = torch.tensor([cutter.layout.length for cutter in cutters])[pieces.source_K]
-    starts_K = _draw_starts(lengths, window, generator)
-    first_K = pieces.window_K * window + pieces.offset_K
-    for number in pieces.source_K.unique().tolist():
-        cutter = cutters[number]
-        chosen = torch.nonzero(pieces.source_K == number).squeeze(1)
-        for part in [chosen] if cutter.layout.length <= window else chosen.split(1):
-            start = int(starts_K[part[0]])  # 0 of whole models
-            shown = slice(start, start + cutter.tokens)
-            places = _find_places(first_K[part], cutter.tokens, device)
-            mask_XD[places] = cutter.mask_TD[shown].expand(len(part), -1, -1).flatten(0, 1)
-            positions_X3[places] = cutter.positions_T3[shown].expand(len(part), -1, -1).flatten(0, 1)
-            segments_X[places] = pieces.segment_K[part].repeat_interleave(cutter.tokens).to(device)
-            source_X[places] = number
-            # Together, what stays in the cache and in memory that is used again; fresh memory costs more than copies.
-            for few in part.split(max(1, _CHUNK // cutter.layout.weights)):
-                places = _find_places(first_K[few], cutter.tokens, device)
-                flat_KP = fetch(number, pieces.draw_K[few])
-                views_KVWD = cutter.cut(flat_KP, start, versions, generator)
-                for version in range(versions):
-                    views_VXD[version, places] = views_KVWD[:, version].flatten(0, 1).to(views_VXD.dtype)
-    padding = (segments_X == 0).nonzero().squeeze(1)
-    views_VXD[:, padding] = 0
-    mask_XD[padding] = False
-    return WindowBatch(
-        views_VXD.view(versions, batch, window, width),
-        mask_XD.view(batch, window, width),
-        positions_X3.view(batch, window, 3),
-        segments_X.view(batch, window),
-        source_X.view(batch, window),
-    )
 
+    def __init__(
+        self, cutters: Sequence[WindowCutter], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self._cutters, self._shape, self._device = cutters, shape, device
+        lengths = torch.tensor([0, *(cutter.layout.length for cutter in cutters)])
+        self._lengths, self._first = lengths[1:], 1 + lengths.cumsum(0)[:-1]
+        # The tokens of all layouts, one after another, behind one of padding.
+        width = cutters[0].layout.token_dim
+        masks, positions = [cutter.mask_TD for cutter in cutters], [cutter.positions_T3 for cutter in cutters]
+        self._mask_XD = torch.cat([torch.zeros(1, width, dtype=torch.bool, device=device), *masks])
+        self._positions_X3 = torch.cat([torch.zeros(1, 3, dtype=torch.int64, device=device), *positions])
 
-def _find_places(first_K: Tensor, tokens: int, device: torch.device | str) -> Tensor | slice:
-    """Return where the tokens of some pieces go, piece by piece; a slice of one piece, which is a plain copy."""
-    if len(first_K) == 1:
-        return slice(int(first_K), int(first_K) + tokens)
-    return (first_K[:, None] + torch.arange(tokens)).flatten().to(device)
+    def assemble(
+        self, pieces: Pieces, fetch: Callable[[int, Tensor], Tensor], generator: torch.Generator
+    ) -> WindowBatch:
+        """Cut the pieces of a batch and put them in their windows.
+
+        Args:
+            pieces: what goes where, window by window.
+            fetch: given a source and draws of it, (n,), returns the flat weights, (n, P). Called with one draw at a
+                time where models are longer than a window, so that none is copied whole.
+            generator: for places and permutations.
+        """
+        versions, batch, window = self._shape
+        starts_K = _draw_starts(self._lengths[pieces.source_K], window, generator)
+        tokens_K = self._lengths[pieces.source_K].clamp(max=window)
+        first_K = pieces.window_K * window + pieces.offset_K
+        # For each place of the batch the piece that fills it, and that piece's token; one past the last, 0 in padding.
+        piece_X = torch.full((batch * window,), len(tokens_K))
+        token_X = torch.zeros_like(piece_X)
+        filling = torch.repeat_interleave(tokens_K)
+        within = torch.arange(len(filling)) - (tokens_K.cumsum(0) - tokens_K)[filling]
+        places = first_K[filling] + within
+        piece_X[places] = filling
+        token_X[places] = (self._first[pieces.source_K] + starts_K)[filling] + within
+        token_X = token_X.to(self._device)
+        views_VXD = torch.empty(versions, batch * window, self._mask_XD.shape[1], device=self._device)
+        step = max(1, _CHUNK // (window * views_VXD.shape[2]))
+        for some in torch.arange(batch).split(step):
+            self._fill(views_VXD, int(some[0]), int(some[-1]) + 1, pieces, starts_K, first_K, fetch, generator)
+        views_VXD[:, (piece_X == len(tokens_K)).nonzero().squeeze(1).to(self._device)] = 0
+        segments_X = torch.cat([pieces.segment_K, torch.tensor([0])])[piece_X]
+        source_X = torch.cat([pieces.source_K, torch.tensor([-1])])[piece_X]
+        return WindowBatch(
+            views_VXD.view(versions, batch, window, -1),
+            self._mask_XD.index_select(0, token_X).view(batch, window, -1),
+            self._positions_X3.index_select(0, token_X).view(batch, window, 3),
+            segments_X.view(batch, window).to(self._device),
+            source_X.view(batch, window).to(self._device),
+        )
+
+    def _fill(
+        self,
+        views_VXD: Tensor,
+        begin: int,
+        end: int,
+        pieces: Pieces,
+        starts_K: Tensor,
+        first_K: Tensor,
+        fetch: Callable[[int, Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        """Cut the pieces of a few windows, which stay in the cache, and copy them to their places row by row."""
+        window = self._shape[2]
+        low, high = torch.searchsorted(pieces.window_K, torch.tensor([begin, end])).tolist()
+        source_K = pieces.source_K[low:high]
+        cut_VXD, places = [], []
+        for number in source_K.unique().tolist():
+            cutter = self._cutters[number]
+            chosen = (source_K == number).nonzero().squeeze(1) + low
+            for part in [chosen] if cutter.layout.length <= window else chosen.split(1):
+                flat_KP = fetch(number, pieces.draw_K[part])
+                views_KVWD = cutter.cut(flat_KP, int(starts_K[part[0]]), len(views_VXD), generator)
+                cut_VXD.append(views_KVWD.transpose(0, 1).flatten(1, 2))
+                places.append((first_K[part, None] + torch.arange(cutter.tokens)).flatten() - begin * window)
+        if not places:
+            return
+        place_X = torch.cat(places)
+        order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
+        order_X[place_X] = torch.arange(len(place_X))
+        order_X = order_X.to(self._device)
+        for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
+            tokens = [part_VXD[version] for part_VXD in cut_VXD]
+            source_XD = (tokens[0] if len(tokens) == 1 else torch.cat(tokens)).to(out_XD.dtype)
+            torch.index_select(source_XD, 0, order_X, out=out_XD)
 
 
 def _draw_starts(lengths_K: Tensor, window: int, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,8 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import (
     Pieces,
+    WindowAssembler,
     WindowCutter,
-    assemble_windows,
     attention_mask,
     check_composition,
     check_positions,
@@ -65,7 +65,8 @@ def cut(architectures, flats, pieces, batch, window, versions=1, seed=0):
     """Assemble a batch; draw `k` of a source is its row `k`."""
     cutters = [WindowCutter(make_layout(widths), make_groups(widths), window) for widths in architectures]
     shape = (versions, batch, window)
-    return assemble_windows(cutters, pieces, lambda source, rows: flats[source][rows], shape, generate(seed))
+    assembler = WindowAssembler(cutters, shape)
+    return assembler.assemble(pieces, lambda source, rows: flats[source][rows], generate(seed))
 
 
 @st.composite
