@@ -23,6 +23,8 @@ _S3_OPTIONS = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
 }
+# In one request: by default s3fs asks for the size first and copies ranges of 50 MB together, twice.
+_S3_READ_OPTIONS = {"max_concurrency": 1}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,7 +46,9 @@ class Storage:
     """
 
     def __init__(self, root: str, options: Mapping[str, Any] | None = None, setting: str = "MZSANE_ROOT") -> None:
-        defaults = _S3_OPTIONS if root.startswith(("s3://", "s3a://")) else {}
+        s3 = root.startswith(("s3://", "s3a://"))
+        defaults = _S3_OPTIONS if s3 else {}
+        self._read_options = _S3_READ_OPTIONS if s3 else {}
         try:
             self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
         except (ValueError, ImportError) as error:
@@ -111,7 +115,9 @@ class Storage:
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError when there is none."""
         with self._explained(name):
-            return bytes(self._fs.cat_file(self._path(name)))
+            if self._local:
+                return Path(self._path(name)).read_bytes()
+            return bytes(self._fs.cat_file(self._path(name), **self._read_options))
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file; a reader sees the old bytes or the new ones."""

@@ -163,7 +163,7 @@ class TokenStream:
         return self._assembler.assemble(pieces, self._fetch, generator).to(self._device)
 
     def _fetch(self, source: int, draws_K: Tensor) -> Tensor:
-        return self._readers[source].fetch(draws_K.tolist())
+        return self._readers[source].fetch(draws_K.numpy())
 
     def close(self) -> None:
         """Stop reading and give the memory back."""
@@ -220,29 +220,36 @@ class _Reader:
         self._reading: dict[int, Future[Tensor]] = {}
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
-    def fetch(self, draws: Sequence[int]) -> Tensor:
-        """Return the weights of draws, in the order of time, (n, P)."""
-        self._read_ahead(draws[0])
-        places = [self._locate(draw) for draw in draws]
-        if len(draws) == 1:
-            return self._open(draws[0])[places[0][1]][None]  # a view: of a long model only the window is ever read
-        by_group: dict[int, list[int]] = {}
-        for at, (group, _) in enumerate(places):
-            by_group.setdefault(group, []).append(at)
+    def fetch(self, draws_K: np.ndarray) -> Tensor:
+        """Return the weights of draws, in the order of time, (K, P)."""
+        self._read_ahead(int(draws_K[0]))
+        group_K, row_K = self._locate(draws_K)
+        if len(draws_K) == 1:
+            # A view: of a long model only the window is ever read.
+            return self._open(int(group_K[0]), int(draws_K[0]))[int(row_K[0])][None]
+        order_K = group_K.argsort(kind="stable")
+        runs = np.split(order_K, np.flatnonzero(np.diff(group_K[order_K])) + 1)  # of each row group, its places
+        flat_KP = None
         # A row group is done with before the next one is opened, which may take its place.
-        pieces = [self._open(draws[ats[0]])[[places[at][1] for at in ats]] for ats in by_group.values()]
-        order_K = torch.tensor([at for ats in by_group.values() for at in ats])
-        return torch.cat(pieces)[order_K.argsort()] if len(pieces) > 1 else pieces[0]
+        for at in sorted(runs, key=lambda at: int(at[0])):
+            group_NP = self._open(int(group_K[at[0]]), int(draws_K[at[0]]))
+            if flat_KP is None:
+                flat_KP = group_NP.new_empty(len(draws_K), group_NP.shape[1])
+            flat_KP[torch.from_numpy(at)] = group_NP.index_select(0, torch.from_numpy(row_K[at]))
+        assert flat_KP is not None
+        return flat_KP
 
-    def _locate(self, draw: int) -> tuple[int, int]:
-        """Return the row group of a draw, and which of its kept rows it is."""
-        epoch, place = divmod(draw, self._length)
-        plan = self._plan(epoch)
-        return int(plan.groups[plan.turn[place]]), int(plan.row[place])
+    def _locate(self, draws_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row group of each draw, and which of its kept rows it is, both (K,)."""
+        epochs, places_K = np.divmod(draws_K, self._length)
+        group_K, row_K = np.empty_like(draws_K), np.empty_like(draws_K)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            plan, now = self._plan(epoch), epochs == epoch
+            group_K[now], row_K[now] = plan.groups[plan.turn[places_K[now]]], plan.row[places_K[now]]
+        return group_K, row_K
 
-    def _open(self, draw: int) -> Tensor:
+    def _open(self, group: int, draw: int) -> Tensor:
         """Return the kept rows of a draw's row group, (N, P), when they are read."""
-        group = self._locate(draw)[0]
         if group not in self._reading:
             self._read_ahead(draw)
         return self._reading[group].result()

@@ -113,7 +113,7 @@ def test_changed_file_is_refused(mini, served_environment, tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     zoo, tokens = plan_ablation(AblationConfig.model_validate(MINI))[:2]
     zoo.run(store, SERIAL, NO_SINK)
-    path = tokens.run(store, SERIAL, NO_SINK).path("weights.parquet")
+    path = tokens.run(store, SERIAL, NO_SINK).path("weights-00000.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

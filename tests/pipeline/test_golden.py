@@ -42,7 +42,7 @@ def test_other_content_with_the_same_means_is_noticed(part, recorded):
     name = next(iter(changed["tokens"][part]))
     changed["tokens"][part][name] = 0.5
     (message,) = find_changes(recorded, changed)
-    assert "raise VERSION in mzsane/tokens/store.py" in message
+    assert "raise VERSION in mzsane/tokens/build.py" in message
 
 
 @pytest.mark.parametrize(("part", "value"), [("version", 99), ("fingerprint", "another")])
