@@ -36,7 +36,7 @@ from mzsane.tokens.windows import WindowBatch, WindowSource
 from mzsane.zoo.architectures import build_network
 
 WINDOW = 2048
-BATCH = 16
+BATCH = 8
 BUFFER_PARTS = 4
 BANK_BAR, PARQUET_BAR, MEMORY_BAR = 1.0, 0.3, 1.2
 PART_BYTES = 64 * 2**20

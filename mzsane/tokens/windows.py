@@ -110,29 +110,36 @@ class WindowCutter:
         self._first_T = torch.where(straight_T, layout.gather_TD[:, 0], 0).to(device)
         self._crooked_T = (~straight_T).nonzero().squeeze(1)
 
-    def cut(self, flat_BP: Tensor, start: int, versions: int, generator: torch.Generator) -> Tensor:
-        """Cut the window that begins at token `start` from each model, (B, V, tokens, D); of a long one at a time."""
-        if versions > 1:
-            starts_B = torch.full((len(flat_BP),), start)
-            return cut_views(self.layout, self.groups, flat_BP, starts_B, self.tokens, versions, generator)
-        if self.tokens == self.layout.length:
-            return self.layout.tokenize(flat_BP)[:, None]
-        tokens_WD = self._cut_part(flat_BP[0], start)
-        return tokens_WD[None, None]
+    def cut_whole(self, flat_BP: Tensor, versions: int, generator: torch.Generator) -> Tensor:
+        """Return the tokens of whole models in some versions, (V, B * T, D)."""
+        if versions == 1:
+            return self.layout.tokenize(flat_BP).flatten(0, 1)[None]
+        starts_B = torch.zeros(len(flat_BP), dtype=torch.int64)
+        views_BVTD = cut_views(self.layout, self.groups, flat_BP, starts_B, self.tokens, versions, generator)
+        return views_BVTD.transpose(0, 1).flatten(1, 2)
 
-    def _cut_part(self, flat_P: Tensor, start: int) -> Tensor:
+    def cut_part(self, flat_P: Tensor, start: int, generator: torch.Generator, out_VWD: Tensor) -> None:
+        """Write the window that begins at token `start` of a long model, in some versions, to where it belongs."""
         layout = self.layout
+        if len(out_VWD) > 1:
+            starts_1 = torch.tensor([start])
+            views_1VWD = cut_views(layout, self.groups, flat_P[None], starts_1, self.tokens, len(out_VWD), generator)
+            out_VWD.copy_(views_1VWD[0])
+            return
+        tokens_WD = out_VWD[0]
         if len(self._crooked_T) < layout.length:
             runs_XD = flat_P.unfold(0, layout.token_dim, 1)  # a view: the run of weights from each weight on
-            tokens_WD = runs_XD.index_select(0, self._first_T[start : start + self.tokens])
-        else:
-            tokens_WD = flat_P.new_empty(self.tokens, layout.token_dim)
+            places = self._first_T[start : start + self.tokens]
+            if flat_P.dtype == tokens_WD.dtype:
+                torch.index_select(runs_XD, 0, places, out=tokens_WD)
+            else:
+                tokens_WD.copy_(runs_XD.index_select(0, places))
         first, last = torch.searchsorted(self._crooked_T, torch.tensor([start, start + self.tokens])).tolist()
         crooked = self._crooked_T[first:last]
         index_XD = layout.gather_TD[crooked].to(flat_P.device)
         values_XD = flat_P.index_select(0, index_XD.clamp(min=0).flatten()).view(index_XD.shape)
-        tokens_WD[(crooked - start).to(flat_P.device)] = values_XD.masked_fill_(index_XD < 0, 0)
-        return tokens_WD
+        values_XD.masked_fill_(index_XD < 0, 0)
+        tokens_WD[(crooked - start).to(flat_P.device)] = values_XD.to(tokens_WD.dtype)
 
 
 class WindowAssembler:
@@ -215,25 +222,29 @@ class WindowAssembler:
         window = self._shape[2]
         low, high = torch.searchsorted(pieces.window_K, torch.tensor([begin, end])).tolist()
         source_K = pieces.source_K[low:high]
-        cut_VXD, places = [], []
+        cut_VXD, places, long = [], [], []
         for number in source_K.unique().tolist():
             cutter = self._cutters[number]
             chosen = (source_K == number).nonzero().squeeze(1) + low
-            for part in [chosen] if cutter.layout.length <= window else chosen.split(1):
-                flat_KP = fetch(number, pieces.draw_K[part])
-                views_KVWD = cutter.cut(flat_KP, int(starts_K[part[0]]), len(views_VXD), generator)
-                cut_VXD.append(views_KVWD.transpose(0, 1).flatten(1, 2))
-                places.append((first_K[part, None] + torch.arange(cutter.tokens)).flatten() - begin * window)
-        if not places:
-            return
-        place_X = torch.cat(places)
-        order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
-        order_X[place_X] = torch.arange(len(place_X))
-        order_X = order_X.to(self._device)
-        for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
-            tokens = [part_VXD[version] for part_VXD in cut_VXD]
-            source_XD = (tokens[0] if len(tokens) == 1 else torch.cat(tokens)).to(out_XD.dtype)
-            torch.index_select(source_XD, 0, order_X, out=out_XD)
+            if cutter.layout.length <= window:
+                cut_VXD.append(cutter.cut_whole(fetch(number, pieces.draw_K[chosen]), len(views_VXD), generator))
+                places.append((first_K[chosen, None] + torch.arange(cutter.tokens)).flatten() - begin * window)
+            else:
+                long += chosen.tolist()
+        if places:
+            place_X = torch.cat(places)
+            order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
+            order_X[place_X] = torch.arange(len(place_X))
+            order_X = order_X.to(self._device)
+            for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
+                tokens = [part_VXD[version] for part_VXD in cut_VXD]
+                source_XD = (tokens[0] if len(tokens) == 1 else torch.cat(tokens)).to(out_XD.dtype)
+                torch.index_select(source_XD, 0, order_X, out=out_XD)
+        for piece in long:  # each has a window to itself
+            number, place = int(pieces.source_K[piece]), int(first_K[piece])
+            (flat_P,) = fetch(number, pieces.draw_K[piece : piece + 1])
+            out_VWD = views_VXD[:, place : place + window]
+            self._cutters[number].cut_part(flat_P, int(starts_K[piece]), generator, out_VWD)
 
 
 def _draw_starts(lengths_K: Tensor, window: int, generator: torch.Generator) -> Tensor:
