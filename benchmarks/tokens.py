@@ -8,16 +8,14 @@ environment.
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from results_table import make_row, report_rows
+from measuring import make_row, report_rows, time_in_turns
 from tokens_symmetry import measure_symmetry
 from tokens_windows import PART_BYTES, measure_windows, stream_epochs, write_tokens
 
@@ -42,6 +40,7 @@ def measure_layouts() -> list[dict[str, Any]]:
             flat_BP = torch.randn(models, layout.weights, device=device)
             tokens_BTD = layout.tokenize(flat_BP)
             copy, tokenize, detokenize = time_in_turns(
+                REPEATS,
                 flat_BP.clone,
                 lambda layout=layout, flat_BP=flat_BP: layout.tokenize(flat_BP),
                 lambda layout=layout, tokens_BTD=tokens_BTD: layout.detokenize(tokens_BTD),
@@ -84,19 +83,6 @@ def measure_store(s3: str | None) -> list[dict[str, Any]]:
                 rows.append(make_row(f"S3, {architecture}, 1 version", wall, "GB/s of wall time", None, S3_BAR))
                 rows.append(make_row(f"S3, {architecture}, 1 version, both threads", core, "GB/s of core time"))
     return rows
-
-
-def time_in_turns(*runs: Callable[[], object]) -> list[float]:
-    """Return the median wall time of each call, GPU work included; they take turns, the first turn does not count."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS + 1):
-        for run, found in zip(runs, times, strict=True):
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - started)
-    return [statistics.median(found[1:]) for found in times]
 
 
 def main() -> int:

@@ -1,15 +1,12 @@
 """Permutations and the canonical form: times the copy of the same bytes, and models or windows a second on one core.
 
-Every figure of a ratio is taken next to its copy, in turns, and the median is reported: memory is shared and its speed
-changes from minute to minute.
+Every figure of a ratio is taken next to its copy, in turns, and the median is reported.
 """
 
-import statistics
 import time
-from collections.abc import Callable
 
 import torch
-from results_table import make_row
+from measuring import make_row, time_in_turns
 from torch import Tensor
 
 from mzsane.config import NetworkConfig
@@ -38,22 +35,13 @@ def load_case(
     return layout, groups, torch.stack(population)
 
 
-def measure_seconds(*runs: Callable[[], object]) -> list[float]:
-    """Return the median wall time of each call; they take turns."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS + 1):
-        for run, found in zip(runs, times, strict=True):
-            started = time.perf_counter()
-            run()
-            found.append(time.perf_counter() - started)
-    return [statistics.median(found[1:]) for found in times]  # the first makes plans and index maps
-
-
 def measure_permutation(name: str, case: tuple, bar: float | None) -> dict:
     """Permute every group of all models of a case."""
     layout, groups, flat_BP = case
     permutations = draw_permutations(groups, len(flat_BP), torch.Generator().manual_seed(0))
-    copy, permute = measure_seconds(flat_BP.clone, lambda: permute_weights(layout, groups, permutations, flat_BP))
+    copy, permute = time_in_turns(
+        REPEATS, flat_BP.clone, lambda: permute_weights(layout, groups, permutations, flat_BP)
+    )
     return make_row(name, permute / copy, "ratio", 1e3 * copy, bar, at_most=True)
 
 
@@ -62,12 +50,14 @@ def measure_views() -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     layout, groups, flat_BP = load_case("resnet18", 3, 32, 288, 1)
     starts = torch.randint(layout.length - 2048, (8, 1), generator=generator)
-    (large,) = measure_seconds(
-        lambda: [cut_views(layout, groups, flat_BP, start_1, 2048, VERSIONS, generator) for start_1 in starts]
+    (large,) = time_in_turns(
+        REPEATS, lambda: [cut_views(layout, groups, flat_BP, start_1, 2048, VERSIONS, generator) for start_1 in starts]
     )
     layout, groups, flat_BP = load_case("cnn-s", 1, 28, 51, 128)
     start_B = torch.zeros(len(flat_BP), dtype=torch.int64)
-    (small,) = measure_seconds(lambda: cut_views(layout, groups, flat_BP, start_B, layout.length, VERSIONS, generator))
+    (small,) = time_in_turns(
+        REPEATS, lambda: cut_views(layout, groups, flat_BP, start_B, layout.length, VERSIONS, generator)
+    )
     return [
         make_row("windows of 2,048 tokens of a ResNet-18, six versions", len(starts) / large, "1/s", 0.8, 60),
         make_row("whole CNN-s, six versions", len(flat_BP) / small, "1/s", 300, 5000),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from results_table import make_row
+from measuring import make_row
 from torch import Tensor
 
 from mzsane.artifacts import ArtifactRef, ArtifactStore, Work

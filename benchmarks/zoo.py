@@ -4,8 +4,6 @@ Baseline: one process, one thread, preloaded tensors, default memory format, unf
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import make_row, report_rows
 from torch.nn import functional
 
 from mzsane.artifacts import ArtifactStore
@@ -84,9 +83,11 @@ def measure_cpu(repeats: int) -> list[dict]:
     count = len(split.labels_N)
     base, own = statistics.median(plain), statistics.median(ours)
     return [
-        row("plain loop", 1e6 * base / count, "microseconds an image"),
-        row("our loop, times as fast", base / own, "ratio", 1e6 * base / count, 1.3),
-        row("two processes, times one", statistics.median(serial) / statistics.median(parallel), "ratio", 1.0, 1.8),
+        make_row("plain loop", 1e6 * base / count, "microseconds an image"),
+        make_row("our loop, times as fast", base / own, "ratio", 1e6 * base / count, 1.3),
+        make_row(
+            "two processes, times one", statistics.median(serial) / statistics.median(parallel), "ratio", 1.0, 1.8
+        ),
     ]
 
 
@@ -95,7 +96,7 @@ def measure_stage() -> list[dict]:
     config = CONFIG.model_copy(update={"models": 8, "epochs": 3})
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure_seconds(lambda: train_zoo(config, ArtifactStore(folder), ExecutionConfig(device="cpu")))
-    return [row("whole stage, model-epochs a second", 8 * 3 / seconds, "1/s")]
+    return [make_row("whole stage, model-epochs a second", 8 * 3 / seconds, "1/s")]
 
 
 def measure_gpu() -> list[dict]:
@@ -114,17 +115,11 @@ def measure_gpu() -> list[dict]:
     many = measure_seconds(lambda: next(training))
     rate = GPU_MODELS / many
     return [
-        row("one model on the GPU, model-epochs a second", 1 / one, "1/s"),
-        row(f"{GPU_MODELS} models at once, model-epochs a second", rate, "1/s"),
-        row(f"{GPU_MODELS} models at once, times one by one", rate * one, "ratio", 1 / one, 50.0),
-        row("peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB"),
+        make_row("one model on the GPU, model-epochs a second", 1 / one, "1/s"),
+        make_row(f"{GPU_MODELS} models at once, model-epochs a second", rate, "1/s"),
+        make_row(f"{GPU_MODELS} models at once, times one by one", rate * one, "ratio", 1 / one, 50.0),
+        make_row("peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB"),
     ]
-
-
-def row(name: str, value: float, unit: str, baseline: float | None = None, bar: float | None = None) -> dict:
-    """Make a row of the result."""
-    holds = None if bar is None else value >= bar
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
 
 
 def main() -> int:
@@ -136,14 +131,7 @@ def main() -> int:
     rows = measure_cpu(options.repeats) + measure_stage()
     if torch.cuda.is_available():
         rows += measure_gpu()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    print(f"{device}, torch {torch.__version__}")
-    for item in rows:
-        bar = "" if item["bar"] is None else f"  bar {item['bar']:g}: {'holds' if item['holds'] else 'MISSED'}"
-        print(f"{item['name']:<48}{item['value']:>12.2f}  {item['unit']}{bar}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 1 if any(item["holds"] is False for item in rows) else 0
+    return report_rows(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -227,16 +227,13 @@ class _Reader:
         if len(draws_K) == 1:
             # A view: of a long model only the window is ever read.
             return self._open(int(group_K[0]), int(draws_K[0]))[int(row_K[0])][None]
+        flat_KP = self._open(int(group_K[0]), int(draws_K[0])).new_empty(len(draws_K), self._source.layout.weights)
         order_K = group_K.argsort(kind="stable")
-        runs = np.split(order_K, np.flatnonzero(np.diff(group_K[order_K])) + 1)  # of each row group, its places
-        flat_KP = None
-        # A row group is done with before the next one is opened, which may take its place.
+        runs = np.split(order_K, np.flatnonzero(np.diff(group_K[order_K])) + 1)  # the draws of each row group
+        # A row group is done with before the next one is opened, which may take its place: no name holds it.
         for at in sorted(runs, key=lambda at: int(at[0])):
-            group_NP = self._open(int(group_K[at[0]]), int(draws_K[at[0]]))
-            if flat_KP is None:
-                flat_KP = group_NP.new_empty(len(draws_K), group_NP.shape[1])
-            flat_KP[torch.from_numpy(at)] = group_NP.index_select(0, torch.from_numpy(row_K[at]))
-        assert flat_KP is not None
+            rows = torch.from_numpy(row_K[at])
+            flat_KP[torch.from_numpy(at)] = self._open(int(group_K[at[0]]), int(draws_K[at[0]])).index_select(0, rows)
         return flat_KP
 
     def _locate(self, draws_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,10 @@
-"""What every benchmark reports: rows of a value beside its baseline and its bar, printed and written as JSON."""
+"""What benchmarks share: calls timed in turns, and rows of a value beside its baseline and its bar."""
 
 import json
 import platform
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,23 @@ def make_row(
     """Make a row; the bar is the least value that is good enough, or the largest."""
     holds = None if bar is None else value <= bar if at_most else value >= bar
     return {"name": name, "value": value, "unit": unit, "baseline": baseline, "bar": bar, "holds": holds}
+
+
+def time_in_turns(repeats: int, *runs: Callable[[], object]) -> list[float]:
+    """Return the median wall time of each call, GPU work included.
+
+    They take turns, because memory is shared and its speed changes from minute to minute; the first turn makes plans
+    and index maps, and does not count.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats + 1):
+        for run, found in zip(runs, times, strict=True):
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+    return [statistics.median(found[1:]) for found in times]
 
 
 def report_rows(rows: list[dict[str, Any]], file: Path | None) -> int:
