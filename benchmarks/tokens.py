@@ -77,9 +77,9 @@ def measure_store(s3: str | None) -> list[dict[str, Any]]:
         options = {"endpoint_url": os.environ["MZSANE_S3_ENDPOINT"]}
         with tempfile.TemporaryDirectory() as cache:
             store = ArtifactStore(s3, Path(cache), options)
-            for architecture, models in (("cnn-s", 26_000), ("resnet18", 12)):
+            for architecture, models in (("cnn-s", 52_000), ("resnet18", 20)):
                 tokens = store.open(write_tokens(store, architecture, models, PART_BYTES))
-                wall, core = stream_epochs(read_tokens(tokens), 4 * PART_BYTES, 1)
+                wall, core = stream_epochs(read_tokens(tokens), 4 * PART_BYTES, 2)
                 rows.append(make_row(f"S3, {architecture}, 1 version", wall, "GB/s of wall time", None, S3_BAR))
                 rows.append(make_row(f"S3, {architecture}, 1 version, both threads", core, "GB/s of core time"))
     return rows

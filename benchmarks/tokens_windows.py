@@ -78,7 +78,7 @@ def write_tokens(store: ArtifactStore, architecture: str, models: int, part_byte
 
 def count_gigabytes(batch: WindowBatch) -> float:
     """Return the weights of a batch, all versions, in gigabytes."""
-    return 4e-9 * len(batch.views_VBWD) * int(batch.mask_BWD.sum())
+    return 4e-9 * len(batch.views_VBWD) * int(batch.mask_BWD.count_nonzero())
 
 
 def time_median(run: Callable[[int], object], repeats: int) -> float:

@@ -126,7 +126,8 @@ def write_weights(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
 
 def read_weights(data: bytes, dtype: torch.dtype) -> Tensor:
     """Return the weights in the bytes of `write_weights`, (N, P)."""
-    column = pq.read_table(pa.BufferReader(data), columns=["weights"], use_threads=False).column("weights")
+    # `read_table` would set up a dataset and its threads, which takes longer than the reading.
+    column = pq.ParquetFile(pa.BufferReader(data)).read(columns=["weights"], use_threads=False).column("weights")
     chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     width = chunk.type.byte_width
     # Passed on without a copy: the memory is arrow's, which nobody writes to.
