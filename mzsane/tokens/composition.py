@@ -45,15 +45,12 @@ def choose_checkpoints(slices: Sequence[TokenSlice], seed: int, store: ArtifactS
     """Open the tokens of a composition and draw its training models.
 
     Raises:
-        ConfigError: there are no slices, their tokens differ in width, or a slice has fewer models or epochs than are
-            asked for, or no metric of the name that it is filtered by.
+        ConfigError: there are no slices, or one has fewer models or epochs than are asked for, or no metric of the
+            name that it is filtered by.
     """
     if not slices:
         raise ConfigError("the composition is empty: give it at least one slice")
     tables = [read_tokens(store.open(part.tokens)) for part in slices]
-    widths = {table.layout.token_dim for table in tables}
-    if len(widths) > 1:
-        raise ConfigError(f"the slices have tokens of different widths: {sorted(widths)}; tokenize them alike")
     return [
         ChosenSlice(table, _choose_rows(table, item, seed, number), item.part.weight)
         for number, (table, item) in enumerate(zip(tables, slices, strict=True))

@@ -1,8 +1,12 @@
 import pytest
 import torch
 
-from mzsane.config import EvaluationConfig, ExecutionConfig
+from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig
 from mzsane.evaluation.scoring import ModelSet, finetune_models, score_models
+from mzsane.tokens.layout import TokenLayout
+from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.conditioning import condition_statistics
+from mzsane.zoo.fit import measure
 from mzsane.zoo.images import load_images
 
 SERIAL = ExecutionConfig(processes=1)
@@ -61,3 +65,23 @@ def test_finetuning_never_trains_on_validation_or_test_images(models, monkeypatc
 def test_models_that_are_not_numbers_score_with_infinite_loss(models):
     broken = ModelSet(models.network, models.images, models.layout, models.flat_NP[:2] * float("nan"))
     assert all(score.loss == float("inf") for score in score_models(broken, "test", SERIAL))
+
+
+def test_running_statistics_are_those_that_the_layout_says(tiny_zoo_config):
+    config = NetworkConfig(architecture="resnet18", width=4)
+    images = load_images(tiny_zoo_config.images)
+    network = build_network(config, images.channels, images.classes, images.size)
+    initialise_network(network, "kaiming_uniform", torch.Generator().manual_seed(0))
+    condition_statistics(network, images.splits["train"].images_NCHW)
+    for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.running_mean += 0.3
+    losses = {}
+    for statistics in ("in", "out", "conditioned"):
+        layout = TokenLayout.from_network(network, 51, statistics)
+        flat_1P = layout.flatten(network.state_dict())[None]
+        (score,) = score_models(ModelSet(config, tiny_zoo_config.images, layout, flat_1P), "test", SERIAL)
+        losses[statistics] = score.loss
+    assert losses["in"] == pytest.approx(measure(network.eval(), images.splits["test"])[0], rel=1e-5)
+    condition_statistics(network, images.splits["train"].images_NCHW)
+    assert losses["conditioned"] == pytest.approx(measure(network, images.splits["test"])[0], rel=1e-5)
+    assert len({round(loss, 4) for loss in losses.values()}) == 3
