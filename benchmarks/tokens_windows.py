@@ -102,9 +102,9 @@ def measure_bank(repeats: int) -> list[dict]:
             bank = TokenBank([source], WINDOW, max(2, BATCH // versions), 0, versions)
             batch = bank.draw(0)
             size = count_gigabytes(batch)
+            rate = size / time_median(bank.draw, repeats)
             weights = torch.randn(round(size * 1e9 / 4))
             copied = size / time_median(lambda _, weights=weights: weights.clone(), repeats)
-            rate = size / time_median(bank.draw, repeats)
             name = f"bank, {architecture}, {versions} version{'s' * (versions > 1)}"
             rows.append(make_row(name, rate, "GB/s of core time", copied, BANK_BAR if versions == 1 else None))
             rows.append(make_row(f"{name}, of the copy's speed", rate / copied, "ratio"))

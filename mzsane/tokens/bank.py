@@ -147,6 +147,7 @@ class TokenBank:
         self._device = torch.device(device) if device is not None else sources[0].flat_NP.device
         self._flat = [source.flat_NP.to(self._device) for source in sources]
         self._batch = batch_size
+        self._room = [flat_NP[:0] for flat_NP in self._flat]
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
         cutters = [WindowCutter(source.layout, source.groups, window, self._device) for source in sources]
         self._assembler = WindowAssembler(cutters, (versions, batch_size, window), self._device)
@@ -166,7 +167,9 @@ class TokenBank:
             rows_K[now] = self._order(source, epoch)[draws_K[now] % len(flat_NP)]
         if len(rows_K) == 1:
             return flat_NP[int(rows_K)][None]  # a view: of a long model only the window is ever read
-        return flat_NP.index_select(0, rows_K.to(self._device))
+        if len(rows_K) > len(self._room[source]):  # taken once: new memory costs more than the copy
+            self._room[source] = flat_NP.new_empty(len(rows_K), flat_NP.shape[1])
+        return torch.index_select(flat_NP, 0, rows_K.to(self._device), out=self._room[source][: len(rows_K)])
 
     def _draw_order(self, source: int, epoch: int) -> Tensor:
         generator = make_generator(self.seed, "windows", "order", source, epoch)

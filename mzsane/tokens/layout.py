@@ -177,7 +177,9 @@ class TokenLayout(BaseModel):
     @cached_property
     def gather_TD(self) -> Tensor:
         """Flat index of the weight at each place of the token sequence, int64; -1 where there is padding."""
-        return self._copy_in(torch.arange(self.weights), padding=-1)
+        gather_TD = torch.full((self.length, self.token_dim), -1)
+        self.write_tokens(torch.arange(self.weights), gather_TD)
+        return gather_TD
 
     @cached_property
     def mask_TD(self) -> Tensor:
@@ -249,7 +251,9 @@ class TokenLayout(BaseModel):
         """
         self._check_width(flat_BP)
         if flat_BP.device.type == "cpu":
-            return self._copy_in(flat_BP, padding=0)
+            tokens_BTD = flat_BP.new_zeros(*flat_BP.shape[:-1], self.length, self.token_dim)
+            self.write_tokens(flat_BP, tokens_BTD)
+            return tokens_BTD
         index = self.gather_TD.clamp(min=0).to(flat_BP.device)
         return flat_BP[..., index].masked_fill(~self.mask_TD.to(flat_BP.device), 0)
 
@@ -277,18 +281,17 @@ class TokenLayout(BaseModel):
                 f"the weights do not fit the layout: {flat_BP.shape[-1]} a model, where it has {self.weights}"
             )
 
-    def _copy_in(self, flat_BP: Tensor, padding: int) -> Tensor:
-        places = flat_BP.new_full((*flat_BP.shape[:-1], self.length * self.token_dim), padding)
+    def write_tokens(self, flat_BP: Tensor, tokens_BTD: Tensor) -> None:
+        """Copy flat vectors, (..., P), to their places in tokens, (..., T, D), whose padding is left as it is."""
+        places_BX = tokens_BTD.flatten(-2)
         for layer in self.layers:
-            rows_RD = self._view_layer(places, layer)
+            rows_RD = self._view_layer(places_BX, layer)
             column = 0
             for entry in layer.entries:
                 offset = self.offsets[entry.name]
                 piece = entry.view_rows(flat_BP[..., offset : offset + entry.size], layer.rows)
                 rows_RD[..., column : column + piece.shape[-1]].copy_(piece)
                 column += piece.shape[-1]
-        tokens: Tensor = places.unflatten(-1, (self.length, self.token_dim))
-        return tokens
 
     def _copy_out(self, places_BX: Tensor) -> Tensor:
         flat_BP = places_BX.new_empty(*places_BX.shape[:-1], self.weights)

@@ -11,6 +11,7 @@ of a model, N checkpoints, K pieces (a model or a part of one, in a window), X a
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.permute import cut_views
 
 _CHUNK = 2**19  # places of windows that are filled at once
+_FRAMES = 4  # ways of packing that are remembered
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class WindowSource:
 @dataclass(frozen=True)
 class WindowBatch:
     """Windows of the same places of the same models in several versions.
+
+    All but the views may be shared with other batches: they are read, not written to.
 
     Attributes:
         views_VBWD: tokens, float32, zero in the padding. Version 0 is the models as stored, the others are random
@@ -109,11 +113,18 @@ class WindowCutter:
         straight_T = (layout.gather_TD == straight_TD).all(dim=1)
         self._first_T = torch.where(straight_T, layout.gather_TD[:, 0], 0).to(device)
         self._crooked_T = (~straight_T).nonzero().squeeze(1)
+        self._room_BTD = torch.empty(0)
 
     def cut_whole(self, flat_BP: Tensor, versions: int, generator: torch.Generator) -> Tensor:
-        """Return the tokens of whole models in some versions, (V, B * T, D)."""
+        """Return the tokens of whole models in some versions, (V, B * T, D); good until the next call."""
         if versions == 1:
-            return self.layout.tokenize(flat_BP).flatten(0, 1)[None]
+            layout = self.layout
+            if len(self._room_BTD) < len(flat_BP) or self._room_BTD.dtype != flat_BP.dtype:
+                # Taken once: its padding is zero and stays so, and new memory costs more than the copies.
+                self._room_BTD = flat_BP.new_zeros(len(flat_BP), layout.length, layout.token_dim)
+            tokens_BTD = self._room_BTD[: len(flat_BP)]
+            layout.write_tokens(flat_BP, tokens_BTD)
+            return tokens_BTD.flatten(0, 1)[None]
         starts_B = torch.zeros(len(flat_BP), dtype=torch.int64)
         views_BVTD = cut_views(self.layout, self.groups, flat_BP, starts_B, self.tokens, versions, generator)
         return views_BVTD.transpose(0, 1).flatten(1, 2)
@@ -142,6 +153,25 @@ class WindowCutter:
         tokens_WD[(crooked - start).to(flat_P.device)] = values_XD.to(tokens_WD.dtype)
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What of a batch does not depend on the weights; batches that are packed alike share it.
+
+    Attributes:
+        piece_X: which piece fills each place, one past the last in padding.
+        padding_X: the places of padding.
+        mask_XD: see `WindowBatch`, as the others.
+        positions_X3: the same.
+        segments_X: the same.
+    """
+
+    piece_X: Tensor
+    padding_X: Tensor
+    mask_XD: Tensor
+    positions_X3: Tensor
+    segments_X: Tensor
+
+
 class WindowAssembler:
     """Puts pieces of models in their windows.
 
@@ -160,13 +190,17 @@ class WindowAssembler:
         self, cutters: Sequence[WindowCutter], shape: tuple[int, int, int], device: torch.device | str = "cpu"
     ) -> None:
         self._cutters, self._shape, self._device = cutters, shape, device
-        lengths = torch.tensor([0, *(cutter.layout.length for cutter in cutters)])
-        self._lengths, self._first = lengths[1:], 1 + lengths.cumsum(0)[:-1]
-        # The tokens of all layouts, one after another, behind one of padding.
+        self._lengths = torch.tensor([cutter.layout.length for cutter in cutters])
+        # The tokens of all layouts, one after another, behind one of padding; sources of one layout share theirs.
+        layouts = {cutter.layout.digest: cutter for cutter in cutters}
+        lengths = torch.tensor([1, *(cutter.layout.length for cutter in layouts.values())]).cumsum(0).tolist()
+        first = dict(zip(layouts, lengths, strict=False))
+        self._first = torch.tensor([first[cutter.layout.digest] for cutter in cutters])
         width = cutters[0].layout.token_dim
-        masks, positions = [cutter.mask_TD for cutter in cutters], [cutter.positions_T3 for cutter in cutters]
+        masks, positions = zip(*((cutter.mask_TD, cutter.positions_T3) for cutter in layouts.values()), strict=True)
         self._mask_XD = torch.cat([torch.zeros(1, width, dtype=torch.bool, device=device), *masks])
         self._positions_X3 = torch.cat([torch.zeros(1, 3, dtype=torch.int64, device=device), *positions])
+        self._find_frame = lru_cache(maxsize=_FRAMES)(self._make_frame)
 
     def assemble(
         self, pieces: Pieces, fetch: Callable[[int, Tensor], Tensor], generator: torch.Generator
@@ -183,28 +217,48 @@ class WindowAssembler:
         starts_K = _draw_starts(self._lengths[pieces.source_K], window, generator)
         tokens_K = self._lengths[pieces.source_K].clamp(max=window)
         first_K = pieces.window_K * window + pieces.offset_K
-        # For each place of the batch the piece that fills it, and that piece's token; one past the last, 0 in padding.
-        piece_X = torch.full((batch * window,), len(tokens_K))
-        token_X = torch.zeros_like(piece_X)
-        filling = torch.repeat_interleave(tokens_K)
-        within = torch.arange(len(filling)) - (tokens_K.cumsum(0) - tokens_K)[filling]
-        places = first_K[filling] + within
-        piece_X[places] = filling
-        token_X[places] = (self._first[pieces.source_K] + starts_K)[filling] + within
-        token_X = token_X.to(self._device)
         views_VXD = torch.empty(versions, batch * window, self._mask_XD.shape[1], device=self._device)
         step = max(1, _CHUNK // (window * views_VXD.shape[2]))
         for some in torch.arange(batch).split(step):
             self._fill(views_VXD, int(some[0]), int(some[-1]) + 1, pieces, starts_K, first_K, fetch, generator)
-        views_VXD[:, (piece_X == len(tokens_K)).nonzero().squeeze(1).to(self._device)] = 0
-        segments_X = torch.cat([pieces.segment_K, torch.tensor([0])])[piece_X]
-        source_X = torch.cat([pieces.source_K, torch.tensor([-1])])[piece_X]
+        whole = bool((tokens_K == self._lengths[pieces.source_K]).all())
+        token_K = self._first[pieces.source_K] + starts_K
+        plan_4K = torch.stack([first_K, tokens_K, token_K, pieces.segment_K]).numpy().tobytes()
+        frame = self._find_frame(plan_4K) if whole else self._make_frame(plan_4K)
+        views_VXD[:, frame.padding_X] = 0
+        source_X = torch.cat([pieces.source_K, torch.tensor([-1])])[frame.piece_X].to(self._device)
         return WindowBatch(
             views_VXD.view(versions, batch, window, -1),
-            self._mask_XD.index_select(0, token_X).view(batch, window, -1),
-            self._positions_X3.index_select(0, token_X).view(batch, window, 3),
-            segments_X.view(batch, window).to(self._device),
-            source_X.view(batch, window).to(self._device),
+            frame.mask_XD.view(batch, window, -1),
+            frame.positions_X3.view(batch, window, 3),
+            frame.segments_X.view(batch, window),
+            source_X.view(batch, window),
+        )
+
+    def _make_frame(self, plan_4K: bytes) -> "_Frame":
+        """Describe the windows of a batch, whatever the weights.
+
+        Args:
+            plan_4K: int64, for each piece its first place in the batch, how many tokens it has, which of all layouts'
+                tokens the first one is, and its segment.
+        """
+        first_K, tokens_K, token_K, segment_K = torch.frombuffer(bytearray(plan_4K), dtype=torch.int64).view(4, -1)
+        places = self._shape[1] * self._shape[2]
+        # For each place the piece that fills it, and that piece's token; one past the last piece, 0 in padding.
+        piece_X = torch.full((places,), len(first_K))
+        token_X = torch.zeros_like(piece_X)
+        filling = torch.repeat_interleave(tokens_K)
+        within = torch.arange(len(filling)) - (tokens_K.cumsum(0) - tokens_K)[filling]
+        filled = first_K[filling] + within
+        piece_X[filled] = filling
+        token_X[filled] = token_K[filling] + within
+        token_X = token_X.to(self._device)
+        return _Frame(
+            piece_X,
+            (piece_X == len(first_K)).nonzero().squeeze(1).to(self._device),
+            self._mask_XD.index_select(0, token_X),
+            self._positions_X3.index_select(0, token_X),
+            torch.cat([segment_K, torch.tensor([0])])[piece_X].to(self._device),
         )
 
     def _fill(
