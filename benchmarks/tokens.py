@@ -92,6 +92,8 @@ def main() -> int:
     parser.add_argument("--s3", help="a folder in a bucket to stream from")
     parser.add_argument("--only", choices=("layout", "symmetry", "windows", "store"), help="only one part")
     options = parser.parse_args()
+    if options.s3 and not os.environ.get("MZSANE_S3_ENDPOINT"):
+        parser.error("--s3 needs the address of the endpoint in MZSANE_S3_ENDPOINT")
     torch.set_num_threads(1)
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "layout": measure_layouts,

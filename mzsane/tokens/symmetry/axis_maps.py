@@ -75,6 +75,12 @@ class PermutedTensor:
         """Number of weights."""
         return self.shape[0] * self.row_size
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether at most one member permutes all rows, and at most one the columns of all rows."""
+        axes = [member.axis for member in self.members]
+        return len(set(axes)) == len(axes) and max(axes) <= 1 and not any(member.rows for member in self.members)
+
 
 @dataclass(frozen=True)
 class PermutationPlan:

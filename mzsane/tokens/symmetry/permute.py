@@ -194,10 +194,9 @@ def _permute_rows(
         return
     whole = slice(tensor.offset, tensor.offset + tensor.size)
     count, versions = out_BVR.shape[:2]
-    if count == versions == len(tensor.members) == 1 and tensor.members[0].axis == 0:  # norms: many, and small
-        rows_R = maps[tensor.members[0].pattern][0, rows[0] : rows[1]]
-        source = flat_BP[int(models_B), whole].view(tensor.shape[0], -1)
-        torch.index_select(source, 0, rows_R, out=out_BVR[0, 0].view(-1, tensor.row_size))
+    if count == versions == 1 and tensor.plain:
+        source_SX = flat_BP[int(models_B), whole].view(tensor.shape[0], -1)
+        _permute_plainly(tensor, rows, maps, source_SX, out_BVR[0, 0].view(-1, tensor.row_size), scratch)
         return
     rows_NR, columns_NRL = compose_index(tensor, rows, maps)
     columns = columns_NRL.shape[2]
@@ -232,6 +231,34 @@ def _permute_rows(
             else:
                 index = (local_R1[: len(fetched_RX)] * columns + own_columns_RL[part]).flatten()
                 torch.index_select(fetched_RX.view(unit), 0, index, out=picked_RX.view(unit))
+
+
+def _permute_plainly(
+    tensor: PermutedTensor,
+    rows: tuple[int, int],
+    maps: dict[int, Tensor],
+    source_SX: Tensor,
+    out_RX: Tensor,
+    scratch: Tensor,
+) -> None:
+    """Write a range of rows of a plain tensor of one model; most tensors are plain, and small ones are many."""
+    by_axis = {member.axis: maps[member.pattern][0] for member in tensor.members}
+    rows_R = by_axis[0][rows[0] : rows[1]] if 0 in by_axis else None
+    if 1 not in by_axis:
+        assert rows_R is not None
+        torch.index_select(source_SX, 0, rows_R, out=out_RX)
+        return
+    block = max(1, _BLOCK // tensor.row_size)
+    unit = tensor.shape[1:2] if tensor.row_size == tensor.shape[1] else (tensor.shape[1], -1)
+    for first in range(0, len(out_RX), block):
+        picked_RX = out_RX[first : first + block]
+        if rows_R is None:
+            fetched_RX = source_SX[rows[0] + first : rows[0] + first + len(picked_RX)]
+        else:
+            fetched_RX = scratch[: picked_RX.numel()].view(picked_RX.shape)
+            torch.index_select(source_SX, 0, rows_R[first : first + block], out=fetched_RX)
+        shape = (len(picked_RX), *unit)
+        torch.index_select(fetched_RX.view(shape), 1, by_axis[1], out=picked_RX.view(shape))
 
 
 def _make_scratch(plan: PermutationPlan, flat_BP: Tensor) -> Tensor:
