@@ -13,7 +13,7 @@ def make_tokens(config: AblationConfig, zoo_names: list[str], execution: Executi
     for name in zoo_names:
         zoo = config.find_zoo(name)
         stages.make_zoo(zoo, execution, run)
-        stages.build_tokens(zoo, tokens, execution)
+        stages.build_tokens(zoo, tokens, execution, run)
 
 
 def make_backbone(

@@ -26,4 +26,4 @@ def tokens(
         tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
     stages.make_zoo(zoo, execution, tracking_parent)
-    return stages.build_tokens(zoo, tokens, execution)
+    return stages.build_tokens(zoo, tokens, execution, tracking_parent)

@@ -36,9 +36,11 @@ def download(download: DownloadConfig, execution: ExecutionConfig) -> ArtifactRe
 
 
 @task(task_run_name="tokens-{zoo.name}")
-def build_tokens(zoo: AnyZooConfig, tokens: TokensConfig, execution: ExecutionConfig) -> ArtifactRef:
+def build_tokens(
+    zoo: AnyZooConfig, tokens: TokensConfig, execution: ExecutionConfig, tracking_run: str | None = None
+) -> ArtifactRef:
     """Tokenize a zoo."""
-    return _run_stage(plan_tokens_stage(tokens, zoo), execution)
+    return _run_stage(plan_tokens_stage(tokens, zoo), execution, tracking_run, partial(_name_tokens_points, zoo.name))
 
 
 @task(task_run_name="pretrain-{composition}-s{seed}")
@@ -99,6 +101,10 @@ def _run_stage(
     counts = ", ".join(f"{key} {value}" for key, value in artifact.manifest.counts.items())
     logger.info("%s: done in %.0f s (%s), %s", stage.label, time.monotonic() - started, counts, artifact.address)
     return artifact.ref
+
+
+def _name_tokens_points(zoo: str, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:
+    return [(f"tokens/{zoo}/{key}", value, step) for key, value in values.items()]
 
 
 def _name_zoo_points(zoo: str, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:

@@ -95,6 +95,29 @@ def pretrain(
     return store.publish(work, files, counts)
 
 
+def open_windows(
+    config: BackboneConfig, chosen: Sequence[ChosenSlice], seed: int, mixture: Mixture
+) -> TokenBank | TokenStream:
+    """Return the source of training windows: in memory when the composition fits, else streamed."""
+    held = int(config.memory_gib * 2**30)
+    if sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen) <= held:
+        sources = [
+            WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
+            for part in chosen
+        ]
+        return TokenBank(sources, config.window, config.batch_size, seed, mixture=mixture)
+    streams = [
+        stream_table(
+            part.table,
+            part.rows_N,
+            part.weight,
+            reuse=min(_MOST_REUSED, math.ceil(part.table.layout.length / config.window)),
+        )
+        for part in chosen
+    ]
+    return TokenStream(streams, config.window, config.batch_size, seed, held, mixture=mixture)
+
+
 def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
     """Open a BACKBONE artifact as a model in evaluation mode, with its config."""
     config = BackboneConfig.model_validate(backbone.manifest.config["backbone"])
@@ -119,29 +142,6 @@ def decode_models(model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, 
 
 
 _CURVE_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
-
-
-def _open_windows(
-    config: BackboneConfig, chosen: Sequence[ChosenSlice], seed: int, mixture: Mixture
-) -> TokenBank | TokenStream:
-    """Return the source of training windows: in memory when the composition fits, else streamed."""
-    held = int(config.memory_gib * 2**30)
-    if sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen) <= held:
-        sources = [
-            WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
-            for part in chosen
-        ]
-        return TokenBank(sources, config.window, config.batch_size, seed, mixture=mixture)
-    streams = [
-        stream_table(
-            part.table,
-            part.rows_N,
-            part.weight,
-            reuse=min(_MOST_REUSED, math.ceil(part.table.layout.length / config.window)),
-        )
-        for part in chosen
-    ]
-    return TokenStream(streams, config.window, config.batch_size, seed, held, mixture=mixture)
 
 
 def _load_validation(part: ChosenSlice) -> tuple[TokenLayout, Tensor]:
@@ -188,7 +188,7 @@ class _Run:
     ) -> None:
         self.config, self.seed, self.partial, self.sink = config, seed, partial, sink
         self.token_dim = chosen[0].table.layout.token_dim
-        self.windows = _open_windows(config, chosen, seed, mixture)
+        self.windows = open_windows(config, chosen, seed, mixture)
         self.validation = [_load_validation(part) for part in chosen]
         self.model = build_autoencoder(config, self.token_dim, make_generator(seed, "backbone", "init"))
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]

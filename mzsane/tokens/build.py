@@ -135,7 +135,9 @@ class _Build:
             **(self._show_alignment(alignment) if alignment is not None else {}),
             **{name_part(number): entry for number, entry in enumerate(entries)},
         }
-        return self.store.publish(self.work, files, self._count(rejected, files))
+        counts = self._count(rejected, files)
+        self.sink.metrics({name: float(value) for name, value in counts.items() if not isinstance(value, str)}, 0)
+        return self.store.publish(self.work, files, counts)
 
     def _lay_out(self) -> TokenLayout:
         assert self.config.token_dim is not None

@@ -14,13 +14,17 @@ from mzsane.backbone.pretrain import (
     encode_models,
     learning_rate_at,
     load_backbone,
+    open_windows,
     plan_backbone,
     pretrain,
 )
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError
 from mzsane.files import load_torch
-from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens import build
+from mzsane.tokens.bank import TokenBank
+from mzsane.tokens.composition import TokenSlice, choose_checkpoints
+from mzsane.tokens.stream import TokenStream
 
 
 class Watcher:
@@ -105,6 +109,41 @@ class TestReproducible:
             plan_backbone(config, [take(part.tokens, 3, weight=2.0)], 0),
         ]
         assert len({work.ref.fingerprint for work in works}) == len(works)
+
+
+class TestStreamed:
+    """A composition that does not fit is streamed; nothing else is different."""
+
+    @pytest.fixture
+    def streamed(self, config, make_store, tiny_tokens_config, tiny_zoo_config, tiny_table, monkeypatch):
+        model = 4 * tiny_table.layout.weights
+        monkeypatch.setattr(build, "ROW_GROUP_BYTES", model)
+        tokens_config = tiny_tokens_config.model_copy(update={"barrier_pairs": 0})
+        store = make_store()
+        store.files.remove(f"{build.plan_tokens(tokens_config, tiny_zoo_config).ref}")
+        tokens = build.build_tokens(tokens_config, tiny_zoo_config, store, ExecutionConfig(processes=1))
+        return config.model_copy(update={"memory_gib": 4 * model / 2**30}), [take(tokens.ref, 3)], store
+
+    def test_resumed_equals_uninterrupted(self, streamed, trained_store):
+        config, slices, store = streamed
+        chosen = choose_checkpoints(slices, 0, store)
+        assert isinstance(open_windows(config, chosen, 0, "checkpoints"), TokenStream)
+        roomy = config.model_copy(update={"memory_gib": 1.0})
+        assert isinstance(open_windows(roomy, chosen, 0, "checkpoints"), TokenBank)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, slices, 0, store, ExecutionConfig(checkpoint_steps=15), Watcher(40))
+        resumed = pretrain(config, slices, 0, store)
+        assert resumed.manifest.counts["resumed_from_step"] == 30
+        whole = hash_files(resumed)
+        store.files.remove(str(resumed.ref))
+        assert hash_files(pretrain(config, slices, 0, store)) == whole
+
+    def test_learns_as_well(self, streamed, config):
+        small, slices, store = streamed
+        ends = [
+            read_curve(pretrain(settings, slices, 0, store), "loss_reconstruction")[50] for settings in (small, config)
+        ]
+        assert ends[0] == pytest.approx(ends[1], rel=0.3)
 
 
 class TestResume:
