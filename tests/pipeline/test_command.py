@@ -145,6 +145,7 @@ def test_full_disk_is_reported(mini, served_environment, tmp_path):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_two_ablations_at_once_share_one_root(tiny, reference_run, environment, tmp_path):
     """Both start with nothing, need the same zoos and tokens, and have a Prefect of their own."""
     digits, both = tiny.compositions
