@@ -255,6 +255,19 @@ class TestResume:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"dtype": "float8"}, "'float32', 'float16' or 'bfloat16'"),
+            ({"token_dim": 0}, "greater than or equal to 1"),
+            ({"running_statistics": "maybe"}, "'in', 'out' or 'conditioned'"),
+            ({"canonical": False, "signs": True}, "signs and scales are parts of the canonical form"),
+        ],
+    )
+    def test_what_means_nothing_is_refused_before_any_work(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            TokensConfig.model_validate(settings)
+
     def test_a_width_is_chosen_for_all_zoos(self, tiny_zoo_config):
         config = TokensConfig(token_dim=None)
         mlp = tiny_zoo_config.model_copy(update={"network": NetworkConfig(architecture="mlp")})
