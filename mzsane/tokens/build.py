@@ -255,8 +255,10 @@ class _Build:
 
     def _load_rows(self, rows: pl.DataFrame) -> Tensor:
         """Return the flat weights of some rows of the index, float32."""
-        places = zip(rows["shard"].to_list(), rows["row"].to_list(), strict=True)
-        return torch.stack([self.shards[shard].load("float32")[row] for shard, row in places])
+        flat_BP = torch.empty(len(rows), self.layout.weights)
+        for (shard,), some in rows.with_row_index("at").group_by("shard"):
+            flat_BP[some["at"].to_list()] = self.shards[shard].load("float32")[some["row"].to_list()]
+        return flat_BP
 
     def _is_uploaded(self, note: bytes) -> bool:
         entry = FileEntry.model_validate_json(note)

@@ -82,7 +82,7 @@ class PartJob:
 def scan_shard(shard: ShardWeights) -> bytes:
     """Return for each checkpoint why it cannot be used, or null, as JSON."""
     finite_N = shard.load("float32").isfinite().all(dim=1).tolist()
-    fits_N = shard.load().isfinite().all(dim=1).tolist()
+    fits_N = finite_N if shard.dtype == "float32" else shard.load().isfinite().all(dim=1).tolist()
     reasons = [
         None if fits else f"weights beyond the range of {shard.dtype}" if finite else "weights that are not finite"
         for finite, fits in zip(finite_N, fits_N, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.store import TokenTable, name_part, read_tokens
+from mzsane.tokens.store import TokenTable, count_parts, name_part, read_tokens
 
 _KEYS = ("model", "epoch", "split")
 
@@ -24,7 +24,7 @@ def scan_checkpoints(tokens: Artifact) -> pl.LazyFrame:
 
         scan_checkpoints(tokens).filter(pl.col("epoch") == 5, pl.col("test_accuracy") > 0.9).select("model")
     """
-    names = [name_part(part) for part in range(read_tokens(tokens).parts)]
+    names = [name_part(part) for part in range(count_parts(tokens))]
     urls = [f"{tokens.address}/{tokens.manifest.files[name].path}" for name in names]
     return pl.scan_parquet(urls, storage_options=tokens.store.files.polars_options() or None)
 

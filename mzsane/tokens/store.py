@@ -45,7 +45,7 @@ class TokenTable:
     @property
     def parts(self) -> int:
         """Number of parts."""
-        return sum(name.startswith("weights-") for name in self.artifact.manifest.files)
+        return count_parts(self.artifact)
 
     @cached_property
     def part_rows(self) -> tuple[tuple[int, ...], ...]:
@@ -92,6 +92,11 @@ def read_tokens(tokens: Artifact) -> TokenTable:
         dtype=DTYPES[description["dtype"]],
         artifact=tokens,
     )
+
+
+def count_parts(tokens: Artifact) -> int:
+    """Return the number of parts of a TOKENS artifact; its manifest tells."""
+    return sum(name.startswith("weights-") for name in tokens.manifest.files)
 
 
 def name_part(part: int) -> str:

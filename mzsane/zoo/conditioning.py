@@ -12,7 +12,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def has_statistics(network: nn.Module) -> bool:
     """Tell whether a network has running statistics."""
-    return any(isinstance(module, _NORMS) and module.track_running_stats for module in network.modules())
+    return bool(_list_norms(network))
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def condition_statistics(network: nn.Module, images_NCHW: Tensor) -> None:
     They are reset and averaged, all batches alike; a moving average would keep 35 % of its start after ten batches.
     A network without batch norm is left as it is.
     """
-    norms = [module for module in network.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+    norms = _list_norms(network)
     if not norms:
         return
     momenta, training = [norm.momentum for norm in norms], network.training
@@ -36,3 +36,7 @@ def condition_statistics(network: nn.Module, images_NCHW: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(training)
+
+
+def _list_norms(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+    return [module for module in network.modules() if isinstance(module, _NORMS) and module.track_running_stats]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 
 Tensors = dict[str, Tensor]
 _SMALL = 1_000_000  # weights
 _INPUTS = 16  # for a small network
-_STATISTICS = ("running_mean", "running_var")
 
 
 def permute_parameters(
@@ -72,7 +72,7 @@ def draw_generic_weights(network: nn.Module, generator: torch.Generator) -> Tens
                 value_drawn = 0.3 * noise
             drawn[prefix + name] = value_drawn.to(value.dtype)
         for name, value in module.named_buffers(recurse=False):
-            if name in _STATISTICS:
+            if name in STATISTICS:
                 noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
                 drawn[prefix + name] = 1 + 0.5 * noise.tanh() if name == "running_var" else 0.3 * noise
     return drawn

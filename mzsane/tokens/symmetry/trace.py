@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.symmetry import operators
 from mzsane.tokens.symmetry.algebra import Algebra
 from mzsane.tokens.symmetry.grouping import build_groups
@@ -27,7 +28,6 @@ from mzsane.tokens.symmetry.units import Units
 from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink
 
 TOLERANCE = 1e-9  # relative, in float64
-_STATISTICS = ("running_mean", "running_var")
 _MOST_PASSES = 20
 
 
@@ -130,7 +130,7 @@ class Tracer:
         for placeholder, name in signature.inputs_to_parameters.items():
             inputs[placeholder] = (first_names[id(tensors[name])], None)
         for placeholder, name in signature.inputs_to_buffers.items():
-            is_statistic = name.rpartition(".")[2] in _STATISTICS
+            is_statistic = name.rpartition(".")[2] in STATISTICS
             inputs[placeholder] = (first_names[id(tensors[name])], None) if is_statistic else ("", tensors[name])
         for placeholder, name in signature.inputs_to_lifted_tensor_constants.items():
             inputs[placeholder] = ("", self._program.constants[name])
