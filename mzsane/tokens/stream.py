@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
+from mzsane.tokens.assembly import WindowAssembler, WindowCutter
 from mzsane.tokens.bank import Mixture, MixturePlan, check_sizes
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.windows import WindowAssembler, WindowBatch, WindowCutter, check_composition
+from mzsane.tokens.windows import WindowBatch, check_composition
 
 _FEWEST_HELD = 2  # row groups of a source: one in use, one being read
 

@@ -11,17 +11,10 @@ from torch.func import functional_call
 from torch.nn.functional import scaled_dot_product_attention
 
 from mzsane.errors import ConfigError
+from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.windows import (
-    Pieces,
-    WindowAssembler,
-    WindowCutter,
-    attention_mask,
-    check_composition,
-    check_positions,
-    map_windows,
-)
+from mzsane.tokens.windows import attention_mask, check_composition, check_positions, map_windows
 
 TOKEN_DIM = 5
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
