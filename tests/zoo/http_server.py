@@ -50,7 +50,7 @@ class FileServer(ThreadingHTTPServer):
         files: contents by path: bytes, or an open seekable file.
         faults: what goes wrong.
         requests: (path, Range header or empty) of every request.
-        sent: bytes of bodies.
+        sent: bytes of bodies; a block counts from just before it goes out.
         busy: connections that are being served now.
         most_busy: the most there were at once.
     """
@@ -144,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             if faults.flip_at is not None and first <= faults.flip_at < first + len(block):
                 at = faults.flip_at - first
                 block = block[:at] + bytes([block[at] ^ 0xFF]) + block[at + 1 :]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if faults.hide_size else block)
-            with self.server.lock:
+            with self.server.lock:  # before the client has it, so that what it has is always counted
                 self.server.sent += len(block)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if faults.hide_size else block)
             time.sleep(faults.seconds_a_block)
         if faults.hide_size and last == stop:
             self.wfile.write(b"0\r\n\r\n")
