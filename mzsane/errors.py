@@ -22,4 +22,8 @@ class WorkerError(MzsaneError):
 
 
 class DivergedError(MzsaneError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss that is not finite, or one that grows and grows."""
+
+
+class OutOfMemoryError(MzsaneError):
+    """The work does not fit in memory."""
