@@ -10,15 +10,17 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from mzsane.backbone.attention import AttentionPlan, attend
 from mzsane.config import BackboneConfig
-from mzsane.tokens.windows import attention_mask
 
 _INITIAL_DEVIATION = 0.02
+_LONGEST_WAVE = 10_000
 
 
-class PositionEmbedding(nn.Module):
-    """Learned tables for a token's number, layer and row: the first two added, the third beside them."""
+class LearnedPositions(nn.Module):
+    """Learned tables for a token's number, layer and row: the first two added, the third beside them (MZ-SANE)."""
 
     def __init__(self, sizes: tuple[int, int, int], d_model: int) -> None:
         super().__init__()
@@ -33,8 +35,28 @@ class PositionEmbedding(nn.Module):
         return torch.cat([self.number(number) + self.layer(layer), self.row(row)], dim=-1)
 
 
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of a token's number and row, side by side, and of its layer added to the first.
+
+    Frequencies as in arXiv 1706.03762; of a size like the learned tables, and without parameters or a largest position.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.quarter = d_model // 4
+
+    def forward(self, positions_BW3: Tensor) -> Tensor:
+        """Return the embeddings, (B, W, M)."""
+        exponents = torch.arange(self.quarter, device=positions_BW3.device) / self.quarter
+        angles = positions_BW3[..., None] * _LONGEST_WAVE**-exponents  # (B, W, 3, M / 4)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1) * (_INITIAL_DEVIATION * math.sqrt(2))
+        number, layer, row = waves.unbind(dim=-2)
+        # A layer's waves are turned round, so that layer 3 at token 5 is not layer 5 at token 3.
+        return torch.cat([number + layer.flip(-1), row], dim=-1)
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: attention along the tokens, then a GELU network of four times the width."""
+    """Pre-norm transformer block: attention within each model, then a GELU network of four times the width."""
 
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
@@ -46,13 +68,9 @@ class Block(nn.Module):
         self.up = nn.Linear(d_model, 4 * d_model)
         self.down = nn.Linear(4 * d_model, d_model)
 
-    def forward(self, x_BWM: Tensor, mask_B1WW: Tensor | None) -> Tensor:
-        """Return the block's output; a token attends to those where its row of the mask is True, None: to all."""
-        batch, window, width = x_BWM.shape
-        qkv = self.qkv(self.norm_attention(x_BWM)).view(batch, window, 3, self.heads, width // self.heads)
-        q_BHWE, k_BHWE, v_BHWE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHWE = functional.scaled_dot_product_attention(q_BHWE, k_BHWE, v_BHWE, attn_mask=mask_B1WW)
-        x_BWM = x_BWM + self.out(mixed_BHWE.transpose(1, 2).reshape(batch, window, width))
+    def forward(self, x_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+        """Return the block's output."""
+        x_BWM = x_BWM + self.out(attend(self.qkv(self.norm_attention(x_BWM)), self.heads, plan))
         hidden: Tensor = x_BWM + self.down(functional.gelu(self.up(self.norm_mlp(x_BWM))))
         return hidden
 
@@ -60,15 +78,21 @@ class Block(nn.Module):
 class Autoencoder(nn.Module):
     """Tokens to a latent per token and back.
 
+    Tokens of different models do not see each other, and padding is seen by nothing (see `AttentionPlan`).
+
     Args:
         config: sizes.
         token_dim: width of a token.
+
+    Attributes:
+        precision: number format of the products within the blocks in training; all else is float32.
     """
 
     def __init__(self, config: BackboneConfig, token_dim: int) -> None:
         super().__init__()
         width, latent = config.d_model, config.latent_dim
-        self.positions = PositionEmbedding(config.max_positions, width)
+        learned = config.positions == "learned"
+        self.positions = LearnedPositions(config.max_positions, width) if learned else SinusoidalPositions(width)
         self.token_in = nn.Linear(token_dim, width)
         self.encoder = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.encoder_norm = nn.LayerNorm(width)
@@ -85,40 +109,46 @@ class Autoencoder(nn.Module):
             nn.LayerNorm(config.projection_dim),
             nn.ReLU(),
         )
+        self.recompute = config.recompute
+        self.precision = torch.float32
 
-    def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, segments_BW: Tensor | None = None) -> Tensor:
-        """Return the latents, (B, W, L).
+    def forward(
+        self, tokens_BWD: Tensor, positions_BW3: Tensor, real_BW: Tensor, plan: AttentionPlan | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents (B, W, L), reconstructed tokens (B, W, D) and projections of windows, for training.
 
-        `segments_BW` is the number of the model within the window that a token is of, 0 in the padding; tokens of
-        different segments do not attend to each other. None if each window is of one model, without padding.
+        `real_BW` is False in the padding.
         """
+        latents_BWL = self.encode(tokens_BWD, positions_BW3, plan)
+        return latents_BWL, self.decode(latents_BWL, positions_BW3, plan), self.project(latents_BWL, real_BW)
+
+    def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
+        """Return the latents, (B, W, L). Without a plan each window is one model without padding."""
         x_BWM = self.token_in(tokens_BWD) + self.positions(positions_BW3)
-        mask_B1WW = _mask_attention(segments_BW)
-        for block in self.encoder:
-            x_BWM = block(x_BWM, mask_B1WW)
-        latents_BWL: Tensor = self.latent_out(self.encoder_norm(x_BWM))
+        latents_BWL: Tensor = self.latent_out(self.encoder_norm(self._transform(self.encoder, x_BWM, plan)))
         return latents_BWL
 
-    def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, segments_BW: Tensor | None = None) -> Tensor:
+    def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
         x_BWM = self.latent_in(latents_BWL) + self.positions(positions_BW3)
-        mask_B1WW = _mask_attention(segments_BW)
-        for block in self.decoder:
-            x_BWM = block(x_BWM, mask_B1WW)
-        tokens_BWD: Tensor = self.token_out(self.decoder_norm(x_BWM))
+        tokens_BWD: Tensor = self.token_out(self.decoder_norm(self._transform(self.decoder, x_BWM, plan)))
         return tokens_BWD
 
-    def project(self, latents_BWL: Tensor, segments_BW: Tensor | None = None) -> Tensor:
+    def project(self, latents_BWL: Tensor, real_BW: Tensor) -> Tensor:
         """Return the projection of whole windows that the contrast compares, (B, projection_dim)."""
-        if segments_BW is not None:
-            latents_BWL = latents_BWL * (segments_BW > 0)[:, :, None]
-        projected: Tensor = self.projection(latents_BWL.flatten(1))
+        projected: Tensor = self.projection(latents_BWL.masked_fill(~real_BW[:, :, None], 0).flatten(1))
         return projected
 
-
-def _mask_attention(segments_BW: Tensor | None) -> Tensor | None:
-    """Return who attends to whom, (B, 1, W, W); None when all do."""
-    return None if segments_BW is None or bool((segments_BW == 1).all()) else attention_mask(segments_BW)
+    def _transform(self, blocks: nn.ModuleList, x_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+        # The parts outside are small, and what they give is the loss's and the samplers' data.
+        low = self.training and self.precision != torch.float32
+        with torch.autocast(x_BWM.device.type, self.precision, enabled=low):
+            for block in blocks:
+                if self.recompute and torch.is_grad_enabled():
+                    x_BWM = checkpoint(block, x_BWM, plan, use_reentrant=False)
+                else:
+                    x_BWM = block(x_BWM, plan)
+        return x_BWM
 
 
 @torch.no_grad()

@@ -18,5 +18,15 @@ class ExecutionConfig(Config):
         None, ge=1, description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where populations are trained; auto takes the GPU if there is one"
+        "auto", description="where populations and backbones are trained; auto takes the GPU if there is one"
+    )
+    ranks: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="processes that pre-train one backbone together, each with its part of every batch and a GPU of its "
+        "own; more than one are started by torchrun",
+    )
+    compile: bool | None = Field(
+        None, description="compile the backbone with torch.compile before it is trained; if unset on a GPU only"
     )

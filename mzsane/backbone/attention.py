@@ -1,0 +1,131 @@
+"""Attention within the models of a batch: what shares a window is computed as if each model were alone.
+
+The models of packed windows become rows of their own, so that the cost is that of their lengths and not of the
+window's, and no mask is needed where they are equally long.
+
+Suffixes: B windows, W tokens of a window, X = B * W, K models of the batch, S tokens of the longest, F features, H
+heads, E features of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_SHORT = 128  # tokens; up to here a CPU computes plain products faster than the fused kernel
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Which tokens of a batch are of one model.
+
+    Attributes:
+        shape: models K and tokens of the longest S.
+        take_X: for each place of (K, S) the token of the batch that goes there; None if the batch is in that order.
+        back_X: for each token of the batch its place in (K, S), any in the padding; None with `take_X`.
+        padding_X1: True for the padding of the batch; None if there is none.
+        keys_K11S: True where (K, S) has a token; None if all models are equally long.
+    """
+
+    shape: tuple[int, int]
+    take_X: Tensor | None
+    back_X: Tensor | None
+    padding_X1: Tensor | None
+    keys_K11S: Tensor | None
+
+
+def plan_attention(segments_BW: Tensor) -> AttentionPlan | None:
+    """Plan the attention of a batch; None where each window is one model without padding.
+
+    Args:
+        segments_BW: which model of its window a token is of, 1, 2, ..., each in one run; 0 in the padding.
+    """
+    device, (windows, window) = segments_BW.device, segments_BW.shape
+    segments = segments_BW.cpu()
+    model_X = (segments + torch.arange(windows)[:, None] * (window + 1)).flatten()
+    real_X = segments.flatten() > 0
+    if not real_X.any():
+        return None  # nothing to attend to: what comes out is ignored
+    _, row_X, lengths_K = torch.unique_consecutive(model_X[real_X], return_inverse=True, return_counts=True)
+    rows, longest = len(lengths_K), int(lengths_K.max())
+    if (rows, longest) == (windows, window) and len(row_X) == windows * window:
+        return None
+    first_K = lengths_K.cumsum(0) - lengths_K
+    place_X = row_X * longest + torch.arange(len(row_X)) - first_K[row_X]
+    tokens_X = real_X.nonzero().squeeze(1)
+    even = bool((lengths_K == longest).all())
+    padded = len(tokens_X) < len(real_X)
+    if even and not padded:
+        return AttentionPlan((rows, longest), None, None, None, None)
+    take_X = tokens_X[first_K].repeat_interleave(longest)  # a short model's row ends with its own first token, unseen
+    take_X[place_X] = tokens_X
+    back_X = torch.zeros(len(real_X), dtype=torch.int64)
+    back_X[tokens_X] = place_X
+    keys_KS = torch.arange(longest) < lengths_K[:, None]
+    return AttentionPlan(
+        (rows, longest),
+        take_X.to(device),
+        back_X.to(device),
+        ~real_X[:, None].to(device) if padded else None,
+        None if even else keys_KS[:, None, None].to(device),
+    )
+
+
+def attend(qkv_BWF: Tensor, heads: int, plan: AttentionPlan | None) -> Tensor:
+    """Return for each token the mixture of its model's values, (B, W, F / 3); zeros in the padding.
+
+    Args:
+        qkv_BWF: queries, keys and values side by side.
+        heads: number of heads.
+        plan: which tokens are of one model; None if each window is one.
+    """
+    windows, window, features = qkv_BWF.shape
+    rows, length = plan.shape if plan else (windows, window)
+    qkv = qkv_BWF.flatten(0, 1)
+    if plan and plan.take_X is not None and plan.back_X is not None:
+        qkv = _regroup(qkv, plan.take_X, plan.back_X, plan.padding_X1)
+    q_KHSE, k_KHSE, v_KHSE = qkv.view(rows, length, 3, heads, features // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed_KHSE = _mix(q_KHSE, k_KHSE, v_KHSE, plan.keys_K11S if plan else None)
+    mixed = mixed_KHSE.transpose(1, 2).reshape(rows * length, features // 3)
+    if plan and plan.take_X is not None and plan.back_X is not None:
+        mixed = _regroup(mixed, plan.back_X, plan.take_X, None)
+        if plan.padding_X1 is not None:
+            mixed = mixed.masked_fill(plan.padding_X1, 0)
+    return mixed.view(windows, window, features // 3)
+
+
+def _mix(q_KHSE: Tensor, k_KHSE: Tensor, v_KHSE: Tensor, keys_K11S: Tensor | None) -> Tensor:
+    low = q_KHSE.dtype == torch.bfloat16
+    if q_KHSE.device.type != "cpu" or not (low or q_KHSE.shape[2] <= _SHORT):
+        return functional.scaled_dot_product_attention(q_KHSE, k_KHSE, v_KHSE, attn_mask=keys_K11S)
+    # On a CPU the fused kernel is slower than this for short rows, and its backward pass in bfloat16 many times so.
+    scores_KHSS: Tensor = (q_KHSE * q_KHSE.shape[3] ** -0.5) @ k_KHSE.transpose(2, 3)
+    if keys_K11S is not None:
+        scores_KHSS = scores_KHSS.masked_fill(~keys_K11S, float("-inf"))
+    mixed_KHSE: Tensor = scores_KHSS.softmax(dim=3) @ v_KHSE
+    return mixed_KHSE
+
+
+def _regroup(rows_XF: Tensor, take_Y: Tensor, back_X: Tensor | None, padding_X1: Tensor | None) -> Tensor:
+    taken: Tensor = _Regroup.apply(rows_XF, take_Y, back_X, padding_X1)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _Regroup(torch.autograd.Function):
+    """Take rows of a matrix by index, each row that matters once; so the gradient is a taking of rows too."""
+
+    @staticmethod
+    def forward(ctx, rows_XF: Tensor, take_Y: Tensor, back_X: Tensor, padding_X1: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        """Return the rows `take_Y`."""
+        ctx.save_for_backward(back_X, padding_X1)
+        return rows_XF.index_select(0, take_Y)
+
+    @staticmethod
+    def backward(ctx, gradient_YF: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+        """Return the gradient of the rows: that of where each went, zero in the padding."""
+        back_X, padding_X1 = ctx.saved_tensors
+        gradient_XF = gradient_YF.index_select(0, back_X)
+        if padding_X1 is not None:
+            gradient_XF.masked_fill_(padding_X1, 0)
+        return gradient_XF, None, None, None
