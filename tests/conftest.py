@@ -40,7 +40,17 @@ def tiny_tokens_config() -> TokensConfig:
 @pytest.fixture(scope="session")
 def tiny_backbone_config() -> BackboneConfig:
     """A backbone that takes a window of a tiny zoo's model whole."""
-    return BackboneConfig(window=66, d_model=16, heads=1, layers=1, latent_dim=8, steps=12, batch_size=4)
+    return BackboneConfig(
+        window=66,
+        d_model=16,
+        heads=1,
+        layers=1,
+        latent_dim=8,
+        steps=12,
+        batch_size=4,
+        precision="float32",
+        validations=1,
+    )
 
 
 @pytest.fixture

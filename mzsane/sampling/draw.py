@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.backbone.pretrain import decode_models, encode_models, load_backbone
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet

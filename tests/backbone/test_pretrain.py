@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from mzsane.backbone.loss import explained_variance
-from mzsane.backbone.pretrain import (
-    decode_models,
-    encode_models,
-    learning_rate_at,
-    load_backbone,
-    open_windows,
-    plan_backbone,
-    pretrain,
-)
+from mzsane.backbone.feeding import open_windows
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.optimisation import learning_rate_at
+from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError
 from mzsane.files import load_torch
@@ -154,7 +149,8 @@ class TestResume:
             pretrain(config, slices, 0, store, execution, Watcher(stop_at))
         work = plan_backbone(config, slices, 0)
         assert not store.exists(work.ref)
-        assert len(store.partial(work).names()) == min(2, checkpoint // 15)
+        steps = [name for name in store.partial(work).names() if name.startswith("step")]
+        assert len(steps) == min(2, checkpoint // 15)
         sink = Watcher()
         resumed = pretrain(config, slices, 0, store, execution, sink)
         assert sink.done[0] == checkpoint
@@ -175,7 +171,7 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, slices, 0, store, execution, Watcher(40))
         ref = plan_backbone(config, slices, 0).ref
-        newest = f"partial/{ref}/{max(store.files.list_names(f'partial/{ref}'))}"
+        newest = f"partial/{ref}/{max(store.files.list_names(f'partial/{ref}'))}"  # step-..., after best.pt
         data = store.files.read(newest)
         middle = len(data) // 2
         damaged = {
@@ -257,7 +253,8 @@ class TestDiverged:
             pretrain(diverging, slices, 0, store, ExecutionConfig(checkpoint_steps=6))
         partial = store.partial(plan_backbone(diverging, slices, 0))
         for name in partial.names():
-            weights = load_torch(partial.read(name))["model"].values()
+            state = load_torch(partial.read(name))
+            weights = state.get("model", state).values()
             assert all(value.isfinite().all() for value in weights), name
 
 

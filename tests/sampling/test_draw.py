@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.backbone.pretrain import decode_models, encode_models, load_backbone, pretrain
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations

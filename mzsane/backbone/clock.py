@@ -1,0 +1,63 @@
+"""The speed of pre-training: tokens, waiting for data, the share of the machine's matrix peak, memory."""
+
+import time
+
+import torch
+
+from mzsane.backbone.feeding import Feed, Feeder
+from mzsane.backbone.machine import count_flops, measure_matrix_peak, measure_memory
+from mzsane.backbone.ranks import Ranks
+from mzsane.config import BackboneConfig
+
+
+class Clock:
+    """How fast the steps of a process are; what is not a step (validating, saving) is left out.
+
+    Attributes:
+        summary: the medians of all that was read, for people.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, token_dim: int, precision: torch.dtype, feeder: Feeder, ranks: Ranks
+    ) -> None:
+        self.config, self.token_dim, self.precision = config, token_dim, precision
+        self.feeder, self.ranks = feeder, ranks
+        self.peak: float | None = None
+        self.summary: dict[str, float] = {}
+        self.seconds = 0.0
+        self._rates: list[dict[str, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begin to measure anew."""
+        self.began, self.waited = time.perf_counter(), self.feeder.waited
+        self.tokens = self.weights = 0
+        self.flops = 0.0
+
+    def count(self, feed: Feed) -> None:
+        """Count a part of a step."""
+        tokens, attended = feed.tokens
+        self.tokens += tokens
+        self.weights += feed.weights // self.ranks.count
+        self.flops += count_flops(self.config, self.token_dim, tokens, attended)
+
+    def read(self) -> dict[str, float]:
+        """Return speeds of this process since the start of the measurement, and begin anew."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        seconds = time.perf_counter() - self.began
+        if self.peak is None:
+            self.peak = measure_matrix_peak(self.ranks.device, self.precision)
+        values = {
+            "tokens_per_s": self.tokens / seconds,
+            "weights_per_s": self.weights / seconds,
+            "waiting_share": (self.feeder.waited - self.waited) / seconds,
+            "matrix_peak_share": self.flops / seconds / self.peak,
+            "memory_gib": measure_memory(self.ranks.device),
+        }
+        self._rates.append(values)
+        self.summary = {
+            name: round(sorted(rates[name] for rates in self._rates)[len(self._rates) // 2], 4) for name in values
+        }
+        self.start()
+        return values

@@ -1,0 +1,229 @@
+"""The loop of pre-training: windows, two views, loss, step; and validation, checkpoints and metrics on the way."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import polars as pl
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mzsane.backbone.autoencoder import build_autoencoder
+from mzsane.backbone.behaviour import open_behaviour
+from mzsane.backbone.checkpoints import Checkpoints
+from mzsane.backbone.clock import Clock
+from mzsane.backbone.feeding import Feed, Feeder, open_windows
+from mzsane.backbone.machine import choose_precision, keep_freed_memory
+from mzsane.backbone.objective import Losses, Objective, freeze_unused
+from mzsane.backbone.optimisation import make_optimizer, set_rates, update_average
+from mzsane.backbone.picture import draw_curves, draw_scales
+from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.validation import Validator
+from mzsane.config import BackboneConfig, ExecutionConfig
+from mzsane.errors import DivergedError
+from mzsane.files import save_tensors, to_parquet
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.randomness import make_generator
+from mzsane.tokens.bank import Mixture
+from mzsane.tokens.composition import ChosenSlice
+
+_LOG_STEPS = 20
+_EXPLOSION = 10  # times the first loss that was noted
+_CURVE_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
+
+
+class Training:
+    """One pre-training in one process, and everything that a checkpoint must carry.
+
+    Args:
+        config: sizes, loss, training.
+        seed: of the start, of the order of the data and of all noise.
+        chosen: the composition.
+        mixture: how windows are shared between the slices.
+        checkpoints: where the state is kept.
+        execution: steps between checkpoints, compilation.
+        sink: told of metrics and progress by the first process.
+        ranks: the processes that share a batch.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        seed: int,
+        chosen: Sequence[ChosenSlice],
+        mixture: Mixture,
+        checkpoints: Checkpoints,
+        execution: ExecutionConfig,
+        sink: MetricSink,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.execution, self.checkpoints, self.ranks = config, execution, checkpoints, ranks
+        self.sink = sink if ranks.first else NO_SINK
+        self.chosen = chosen
+        layouts = [part.table.layout for part in chosen]
+        self.token_dim = layouts[0].token_dim
+        self.model = build_autoencoder(config, self.token_dim, make_generator(seed, "backbone", "init"))
+        self.model.to(ranks.device)
+        self.model.precision = choose_precision(config, ranks.device)
+        freeze_unused(self.model, config)
+        behaviour = open_behaviour(config, [part.table for part in chosen]) if config.behaviour else None
+        self.objective = Objective(config, layouts, behaviour, seed, ranks)
+        self.optimizer = make_optimizer(self.model, config)
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items() if config.averaging}
+        self.validator = Validator(chosen, config, seed, device=ranks.device) if ranks.first else None
+        self.feeder = Feeder(config, open_windows(config, chosen, seed, mixture, ranks.device), seed, ranks)
+        self.wrapped: nn.Module = self.model
+        if execution.compile or (execution.compile is None and ranks.device.type == "cuda"):
+            self.model.compile()
+        if ranks.count > 1:
+            self.wrapped = DistributedDataParallel(self.model)
+        self.step = self.resumed_from = 0
+        self.best: float | None = None
+        self.curves: list[tuple[int, str, float]] = []
+        self.clock = Clock(config, self.token_dim, self.model.precision, self.feeder, ranks)
+
+    def __enter__(self) -> "Training":
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.feeder.close()
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory(False)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint that can be read, if there is one."""
+        state = self.checkpoints.load()
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = {name: value.to(self.ranks.device) for name, value in state["average"].items()}
+        self.step = self.resumed_from = state["step"]
+        self.best = state["best"]
+        self.curves = [tuple(row) for row in state["curves"]]
+
+    def train(self) -> None:
+        """Run the remaining steps; each has its own seeds, so that a resumed run needs no generator's state."""
+        config, sink = self.config, self.sink
+        validate_steps = max(1, config.steps // config.validations)
+        sink.progress(self.step, config.steps, f"steps, resumed from {self.step}" if self.step else "steps")
+        self.clock.start()
+        while self.step < config.steps:
+            log = (self.step + 1) % _LOG_STEPS == 0 or self.step + 1 == config.steps
+            values = self._take_step(log)
+            self.step += 1
+            if log:
+                self._check(values)
+                timing = self.clock.read()
+                if self.step % validate_steps < _LOG_STEPS or self.step == config.steps:
+                    values |= self._validate()
+                self.curves.extend((self.step, name, value) for name, value in values.items())
+                sink.metrics(values | timing, self.step)
+                numbers = f"loss {values['loss']:.3f}, R2 {values['r2']:.3f}, {timing['tokens_per_s']:,.0f} tokens/s"
+                sink.progress(self.step, config.steps, f"steps, {numbers}")
+            if self.step % self.execution.checkpoint_steps == 0 and self.step < config.steps:
+                self._save()
+
+    def make_files(self) -> dict[str, bytes]:
+        """Return the files of the artifact, but for the composition."""
+        curves = pl.DataFrame(self.curves, schema=_CURVE_SCHEMA, orient="row")
+        weights = self.average or self.model.state_dict()
+        if self.config.publish == "best" and self.best is not None:
+            weights = self.checkpoints.load_best()
+        self.model.load_state_dict(weights)
+        assert self.validator is not None
+        return {
+            "weights.safetensors": save_tensors(
+                {name: value.cpu() for name, value in weights.items()}, {"token_dim": self.token_dim}
+            ),
+            "curves.parquet": to_parquet(curves),
+            "curves.png": draw_curves(curves),
+            "scales.png": draw_scales(self.chosen, self.config),
+            "reconstruction.png": self.validator.draw(self.model),
+        }
+
+    def count(self) -> dict[str, int | float | str]:
+        """Return the artifact's small numbers for people."""
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "steps": self.config.steps,
+            "training_checkpoints": sum(len(part.rows_N) for part in self.chosen),
+            "resumed_from_step": self.resumed_from,
+            "processes": self.ranks.count,
+            "device": self.ranks.device.type,
+            "precision": str(self.model.precision).removeprefix("torch."),
+            **self.clock.summary,
+        }
+
+    def _take_step(self, log: bool) -> dict[str, float]:
+        config, parts = self.config, self.config.accumulation
+        rate = set_rates(self.optimizer, self.step, config)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(parts):
+            feed = self.feeder.take(self.step, part)
+            last, wrapped = part == parts - 1, self.wrapped
+            # Gradients are exchanged once a step.
+            with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
+                losses = self.objective.measure(wrapped, feed, self.step * parts + part)
+                # The processes' gradients are averaged, and the loss is the sum of what they have.
+                (losses.own * (self.ranks.count / parts)).backward()
+            self.clock.count(feed)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        if self.average:
+            state = self.model.state_dict()
+            update_average(self.average.values(), [state[name] for name in self.average], self.step, config.averaging)
+        return self._describe(losses, feed, norm, rate) if log else {}
+
+    def _describe(self, losses: Losses, feed: Feed, norm: Tensor, rate: float) -> dict[str, float]:
+        return self.objective.describe(losses, feed) | {"gradient_norm": float(norm), "learning_rate": rate}
+
+    def _check(self, values: dict[str, float]) -> None:
+        """Stop a training that has failed; what was saved before is kept.
+
+        Raises:
+            DivergedError: the loss is not finite, or many times what it was at first.
+        """
+        remedy = "lower backbone.learning_rate or raise backbone.deviation_floor; the last good checkpoint is kept"
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(f"the pre-training loss is {values['loss']} at step {self.step}: {remedy}")
+        first = next((value for _, name, value in self.curves if name == "loss"), values["loss"])
+        if values["loss"] > _EXPLOSION * first:
+            raise DivergedError(
+                f"the pre-training loss has exploded: {values['loss']:.3g} at step {self.step}, {first:.3g} at first; "
+                f"{remedy}"
+            )
+
+    def _validate(self) -> dict[str, float]:
+        """Measure the weights that would be published; keep them when they are the best so far."""
+        if self.validator is None:
+            return {}
+        current = {name: value.clone() for name, value in self.model.state_dict().items()} if self.average else {}
+        if self.average:
+            self.model.load_state_dict(self.average)
+        values = self.validator.measure(self.model)
+        r2 = [value for name, value in values.items() if name.startswith("val_r2/")]
+        if r2 and (self.best is None or sum(r2) / len(r2) > self.best):
+            self.best = sum(r2) / len(r2)
+            self.checkpoints.save_best(self.model.state_dict())
+        if current:
+            self.model.load_state_dict(current)
+        self.clock.start()
+        return values
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless the weights are broken: then the good ones stay."""
+        if not self.ranks.first or not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "best": self.best,
+            "curves": self.curves,
+        }
+        self.checkpoints.save(self.step, state)
+        self.clock.start()
