@@ -147,7 +147,8 @@ class ArmPlan:
 
     def backbone(self) -> Stage:
         """Return the stage that pre-trains the backbone."""
-        config, slices, seed = self.config.backbone, self.slices, self.arm.seed
+        config = self.config.find_backbone(self.arm.composition)
+        slices, seed = self.slices, self.arm.seed
         mixture = self.arm.composition.mixture
         return Stage(
             self.arm.name,

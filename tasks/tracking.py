@@ -20,7 +20,7 @@ from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage
-from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curves
+from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curve
 from mzsane.report.plots import plot_curves
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def resend(config: AblationConfig, comparison: Artifact, store: ArtifactStore, l
 
 def name_points(arm: ArmParts, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:
     """Return pre-training metrics as points, named as `_send_arm` names them."""
-    names = name_curves(arm)
-    return [(f"pretrain/{names.get(key, key)}", value, step) for key, value in values.items()]
+    return [(f"pretrain/{name_curve(arm, key)}", value, step) for key, value in values.items()]
 
 
 @lru_cache(maxsize=4)
@@ -215,7 +214,13 @@ def _flatten_parameters(config: AblationConfig, arm: Arm) -> dict[str, str]:
         "datasets": len({config.find_zoo(part.zoo).images for part in arm.composition.slices}),
         "models": sum(part.models for part in arm.composition.slices),
     }
-    for section in ("tokens", "backbone", "sampling", "evaluation"):
-        for key, value in getattr(config, section).model_dump(mode="json").items():
+    sections = {
+        "tokens": config.tokens,
+        "backbone": config.find_backbone(arm.composition),
+        "sampling": config.sampling,
+        "evaluation": config.evaluation,
+    }
+    for section, settings in sections.items():
+        for key, value in settings.model_dump(mode="json").items():
             parameters[f"{section}.{key}"] = value
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in parameters.items()}

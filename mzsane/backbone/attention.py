@@ -89,7 +89,8 @@ def attend(qkv_BWF: Tensor, heads: int, plan: AttentionPlan | None) -> Tensor:
     mixed_KHSE = _mix(q_KHSE, k_KHSE, v_KHSE, plan.keys_K11S if plan else None)
     mixed = mixed_KHSE.transpose(1, 2).reshape(rows * length, features // 3)
     if plan and plan.take_X is not None and plan.back_X is not None:
-        mixed = _regroup(mixed, plan.back_X, plan.take_X, None)
+        absent = None if plan.keys_K11S is None else ~plan.keys_K11S.reshape(rows * length, 1)
+        mixed = _regroup(mixed, plan.back_X, plan.take_X, absent)
         if plan.padding_X1 is not None:
             mixed = mixed.masked_fill(plan.padding_X1, 0)
     return mixed.view(windows, window, features // 3)

@@ -45,6 +45,9 @@ class CompositionConfig(Config):
         description="how training windows are shared between the slices, times their weights: by their numbers of "
         "checkpoints, or equally, whatever their sizes, so that size and mixture are varied apart",
     )
+    backbone: BackboneConfig | None = Field(
+        None, description="the backbone of this composition, when it is another one than the ablation's"
+    )
 
 
 class TargetConfig(Config):
@@ -148,6 +151,10 @@ class AblationConfig(Config):
         assert target.network is not None
         assert target.images is not None
         return target.network, target.images
+
+    def find_backbone(self, composition: CompositionConfig) -> BackboneConfig:
+        """Return the backbone of a composition, its own or the ablation's."""
+        return composition.backbone or self.backbone
 
     def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
         """Tell whether the target's dataset is among the datasets of the composition."""

@@ -86,8 +86,8 @@ class BackboneConfig(Config):
     )
     relative_floor: Fraction = Field(
         0.1,
-        description="least deviation of a token or layer that counts, as a share of the deviation of the model's weights in "
-        "the window: a token of a single weight has none and would outweigh all others",
+        description="least deviation of a token or layer that counts, as a share of that of its model's weights in the "
+        "window: a token of a single weight has none and would outweigh all others",
     )
     target: Literal["clean", "augmented"] = Field(
         "augmented", description="reconstruct each view as it is, noise included (published), or without its noise"

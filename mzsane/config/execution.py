@@ -24,8 +24,8 @@ class ExecutionConfig(Config):
         1,
         ge=1,
         le=1024,
-        description="processes that pre-train one backbone together, each with its part of every batch and a GPU of its "
-        "own; more than one are started by torchrun",
+        description="processes that pre-train one backbone together, each with its part of every batch and a GPU of "
+        "its own; more than one are started by torchrun",
     )
     compile: bool | None = Field(
         None, description="compile the backbone with torch.compile before it is trained; if unset on a GPU only"

@@ -23,7 +23,6 @@ from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 
 VERSION = 1
-_VALIDATION = "val_r2/"
 
 
 @dataclass(frozen=True)
@@ -103,20 +102,22 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
     return pl.concat(frames)
 
 
-def name_curves(arm: ArmParts) -> dict[str, str]:
-    """Return the names for people of those curves that training numbers by slice: validation R2, by zoo."""
-    return {f"{_VALIDATION}{i}": f"{_VALIDATION}{part.zoo}" for i, part in enumerate(arm.composition.slices)}
+def name_curve(arm: ArmParts, metric: str) -> str:
+    """Return the name for people of a training metric: what training numbers by slice, as `val_r2/0`, by zoo."""
+    name, _, number = metric.partition("/")
+    return f"{name}/{arm.composition.slices[int(number)].zoo}" if number.isdecimal() else metric
 
 
 def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     """Return an arm's training curves, long: arm, composition, seed, step, metric, value."""
     curves = pl.read_parquet(store.open(arm.backbone).path("curves.parquet"))
+    names = {metric: name_curve(arm, metric) for metric in curves["metric"].unique()}
     return curves.select(
         pl.lit(arm.name).alias("arm"),
         pl.lit(arm.composition.name).alias("composition"),
         pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
         "step",
-        pl.col("metric").replace(name_curves(arm)),
+        pl.col("metric").replace(names),
         "value",
     )
 

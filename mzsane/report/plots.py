@@ -28,6 +28,8 @@ from mzsane.report.provenance import plot_provenance
 
 __all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance", "to_png", "to_svg"]
 
+_SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
+
 
 def draw_cells(
     axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Look, line: str = "", alpha: float = 1.0
@@ -181,19 +183,19 @@ def average_accuracy(cells: Iterable[Cell]) -> dict[int, float]:
 
 
 def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
-    """Plot how backbones were trained: one panel for each part of the loss and each R2, one line an arm.
+    """Plot how backbones were trained: panels for each part of the loss, R2, and each zoo's validation.
 
     Args:
-        curves: Long form with the columns arm, composition, seed, step, metric, value. Other metrics than losses and
-            R2 are not shown.
+        curves: Long form with the columns arm, composition, seed, step, metric, value. Losses, R2, and R2 and accuracy
+            of reconstructed validation models are shown; one line an arm.
         looks: The look of each composition; by default by its place in the alphabet.
     """
     if curves.is_empty():
         return create_message("No training curves.")
-    curves = curves.filter(pl.col("metric").str.contains("loss|r2") & pl.col("value").is_finite())
-    metrics = sorted(curves["metric"].unique().to_list(), key=lambda name: ("r2" in name, "val" in name, name))
+    curves = curves.filter(pl.col("metric").str.contains(_SHOWN_CURVES) & pl.col("value").is_finite())
+    metrics = sorted(curves["metric"].unique().to_list(), key=lambda name: ("loss" not in name, "val" in name, name))
     if not metrics:
-        return create_message("No training curve of a loss or of R2.")
+        return create_message("No training curve of a loss, of R2 or of accuracy.")
     compositions = curves["composition"].unique(maintain_order=True).to_list()
     looks = looks or assign_looks(compositions)
 
@@ -227,6 +229,9 @@ def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
             # The first steps can be far below zero; what matters is the way from 0 to 1.
             axes.set_ylim(max(-0.25, lowest - 0.05), 1.03)
             axes.set_ylabel("R² (1 is perfect)", fontsize=10)
+        elif "accuracy" in metric:
+            axes.set_ylim(0, 1.03)
+            axes.set_ylabel("accuracy (0 to 1)", fontsize=10)
         else:
             axes.set_ylabel("loss", fontsize=10)
             if lowest > 0:

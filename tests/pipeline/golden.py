@@ -68,7 +68,15 @@ CONFIG = {
     "compositions": [
         {"name": "both", "slices": [{"zoo": "letters", "models": 3, "last_epochs": 1}, {"zoo": "digits", "models": 2}]}
     ],
-    "backbone": {"d_model": 16, "heads": 1, "layers": 1, "latent_dim": 8, "steps": 20, "batch_size": 4},
+    "backbone": {
+        "d_model": 16,
+        "heads": 1,
+        "layers": 1,
+        "latent_dim": 8,
+        "steps": 20,
+        "batch_size": 4,
+        "precision": "float32",
+    },
     "targets": [
         {"name": "letters", "zoo": "letters"},
         {

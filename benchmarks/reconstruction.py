@@ -1,0 +1,143 @@
+"""How well backbones reconstruct held-out models, over latents per weight.
+
+`MZSANE_ROOT=... python benchmarks/reconstruction.py [ZOO ...] [--json FILE] [--plot FILE] [--set KEY=VALUE ...]`
+
+For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
+the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of the test split's models
+on test images, which nothing was trained or chosen on. Zoos, tokens and backbones are artifacts: what is there is used.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from measuring import make_row, report_rows
+
+from flows.presets import load_zoo_preset
+from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
+from mzsane.artifacts import Artifact, ArtifactStore
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.judge import Judge, read_activations
+from mzsane.backbone.loss import explained_variance
+from mzsane.backbone.pretrain import pretrain
+from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
+from mzsane.plan import plan_zoo_stage
+from mzsane.tokens.build import build_tokens
+from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.store import read_tokens
+from tasks.terminal import TerminalSink
+
+TOKENS = TokensConfig(token_dim=51, barrier_pairs=0)
+LATENTS = (48, 24, 12, 6)
+BEHAVIOURS = (0.0, 0.3)
+BACKBONE: dict[str, Any] = {"preset": "tiny", "layers": 3, "d_model": 128, "steps": 3000, "learning_rate": 2e-3}
+IMAGES = 10_000
+GAP_BARS = {48: 0.3, 24: 2.0}  # points
+
+
+def train(zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore) -> tuple[Artifact, Artifact]:
+    """Make a zoo's tokens and a backbone on all their training models, or find them made."""
+    sink = TerminalSink()
+    plan_zoo_stage(zoo).run(store, ExecutionConfig(), sink)
+    tokens = build_tokens(TOKENS, zoo, store, sink=sink)
+    models = read_tokens(tokens).index.filter(split="train")["model"].n_unique()
+    slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models))]
+    return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
+
+
+@torch.no_grad()
+def measure(tokens: Artifact, backbone: Artifact) -> dict[str, float]:
+    """Compare the test models at their last epoch with their reconstructions, on test images."""
+    table = read_tokens(tokens)
+    rows = table.pick_rows("test", last_epochs=1)
+    flat_BP = table.load(rows)
+    model, config = load_backbone(backbone)
+    decoded_BP = decode_models(
+        model, table.layout, encode_models(model, table.layout, flat_BP, config.window), config.window
+    )
+    judge = Judge(table, "test", IMAGES)
+    originals, decoded = (judge.classify(flat, read_activations(table, rows)) for flat in (flat_BP, decoded_BP))
+    return {
+        "models": len(rows),
+        "latents": config.latent_dim * table.layout.length / table.layout.weights,
+        "r2": explained_variance(decoded_BP, flat_BP, torch.ones_like(flat_BP, dtype=torch.bool)),
+        "accuracy": 100 * judge.score(originals),
+        "gap": 100 * (judge.score(originals) - judge.score(decoded)),
+        "agreement": 100 * float((originals == decoded).double().mean()),
+    }
+
+
+def draw(found: dict[tuple[str, float], list[dict[str, float]]]) -> bytes:
+    """Draw gap, disagreement and unexplained variance over latents per weight; a line a zoo and loss."""
+    figure = create_figure(
+        13.0,
+        5.0,
+        "What reconstruction costs, by latents per weight",
+        "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
+        "with the behavioural loss.",
+    )
+    shown = {
+        "accuracy lost (points)": lambda row: max(row["gap"], 0.01),
+        "disagreement with the original (%)": lambda row: 100 - row["agreement"],
+        "variance of weights not explained": lambda row: 1 - row["r2"],
+    }
+    zoos = sorted({zoo for zoo, _ in found})
+    for axes, (label, value) in zip(figure.subplots(1, 3), shown.items(), strict=True):
+        style_axes(axes, label)
+        for (zoo, behaviour), rows in found.items():
+            color = COLORS[zoos.index(zoo) % len(COLORS)]
+            axes.plot(
+                [row["latents"] for row in rows],
+                [value(row) for row in rows],
+                color=color,
+                marker="o",
+                markerfacecolor="white" if behaviour else color,
+                linestyle="--" if behaviour else "-",
+                label=f"{zoo}{', behaviour' if behaviour else ''}",
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks([row["latents"] for row in rows], [f"{row['latents']:.2f}" for row in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("latents per weight", color=INK)
+    axes.legend(frameon=False)
+    return to_png(figure)
+
+
+def main() -> int:
+    """Measure, print, and write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoos", nargs="*", default=["mnist", "fashion-mnist"])
+    parser.add_argument("--latents", type=int, nargs="+", default=LATENTS)
+    parser.add_argument("--behaviours", type=float, nargs="+", default=BEHAVIOURS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the backbone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
+    store = ArtifactStore.from_environment()
+    rows, found = [], {}
+    for name in options.zoos:
+        zoo = load_zoo_preset(name, [])
+        for behaviour in options.behaviours:
+            measured = found.setdefault((zoo.name, behaviour), [])
+            for latent_dim in options.latents:
+                settings = BACKBONE | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
+                measured.append(measure(*train(zoo, settings, options.seed, store)))
+                last = measured[-1]
+                print({key: round(value, 4) for key, value in last.items()}, flush=True)
+                what = f"{zoo.name}, {last['latents']:.2f} latents a weight{', behaviour' if behaviour else ''}"
+                bar = None if behaviour else GAP_BARS.get(latent_dim)
+                rows.append(make_row(f"{what}: accuracy lost", last["gap"], "points", last["accuracy"], bar, True))
+                rows.append(make_row(f"{what}: agreement", last["agreement"], "%"))
+                rows.append(make_row(f"{what}: R2", last["r2"], "R2"))
+    if options.plot:
+        options.plot.write_bytes(draw(found))
+    return report_rows(rows, options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
