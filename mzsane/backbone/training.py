@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import polars as pl
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from mzsane.backbone.autoencoder import build_autoencoder
+from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.behaviour import open_behaviour
 from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.clock import Clock
@@ -18,6 +18,15 @@ from mzsane.backbone.objective import Losses, Objective, freeze_unused
 from mzsane.backbone.optimisation import make_optimizer, set_rates, update_average
 from mzsane.backbone.picture import draw_curves, draw_scales
 from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.spreading import (
+    gather_state,
+    gather_tensors,
+    hold_gradients,
+    is_sharded,
+    restore_state,
+    share_tensors,
+    spread,
+)
 from mzsane.backbone.validation import Validator
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
@@ -68,15 +77,14 @@ class Training:
         freeze_unused(self.model, config)
         behaviour = open_behaviour(config, [part.table for part in chosen]) if config.behaviour else None
         self.objective = Objective(config, layouts, behaviour, seed, ranks)
-        self.optimizer = make_optimizer(self.model, config)
-        self.average = {name: value.clone() for name, value in self.model.state_dict().items() if config.averaging}
         self.validator = Validator(chosen, config, seed, device=ranks.device) if ranks.first else None
         self.feeder = Feeder(config, open_windows(config, chosen, seed, mixture, ranks.device), seed, ranks)
-        self.wrapped: nn.Module = self.model
         if execution.compile or (execution.compile is None and ranks.device.type == "cuda"):
             self.model.compile()
-        if ranks.count > 1:
-            self.wrapped = DistributedDataParallel(self.model)
+        self.spread = spread(self.model, ranks, execution.sharding == "shard")
+        self.optimizer = make_optimizer(self.model, config)
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items() if config.averaging}
+        self.apart = bool(config.averaging) or is_sharded(self.model)  # what is published is not what is trained
         self.step = self.resumed_from = 0
         self.best: float | None = None
         self.curves: list[tuple[int, str, float]] = []
@@ -97,9 +105,8 @@ class Training:
         state = self.checkpoints.load()
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average = {name: value.to(self.ranks.device) for name, value in state["average"].items()}
+        restore_state(self.model, self.optimizer, state)
+        self.average = share_tensors(state["average"], self.average)
         self.step = self.resumed_from = state["step"]
         self.best = state["best"]
         self.curves = [tuple(row) for row in state["curves"]]
@@ -119,29 +126,31 @@ class Training:
                 timing = self.clock.read()
                 if self.step % validate_steps < _LOG_STEPS or self.step == config.steps:
                     values |= self._validate()
+                    self.clock.start()
                 self.curves.extend((self.step, name, value) for name, value in values.items())
                 sink.metrics(values | timing, self.step)
                 numbers = f"loss {values['loss']:.3f}, R2 {values['r2']:.3f}, {timing['tokens_per_s']:,.0f} tokens/s"
                 sink.progress(self.step, config.steps, f"steps, {numbers}")
             if self.step % self.execution.checkpoint_steps == 0 and self.step < config.steps:
                 self._save()
+                self.clock.start()
+        self.published = self._gather()
 
     def make_files(self) -> dict[str, bytes]:
-        """Return the files of the artifact, but for the composition."""
+        """Return the files of the artifact, but for the composition; in the first process."""
         curves = pl.DataFrame(self.curves, schema=_CURVE_SCHEMA, orient="row")
-        weights = self.average or self.model.state_dict()
         if self.config.publish == "best" and self.best is not None:
-            weights = self.checkpoints.load_best()
-        self.model.load_state_dict(weights)
+            model = self._hold(self.checkpoints.load_best())
+        else:
+            model = self._hold(self.published) if self.apart else self.model
         assert self.validator is not None
+        weights = {name: value.cpu() for name, value in model.state_dict().items()}
         return {
-            "weights.safetensors": save_tensors(
-                {name: value.cpu() for name, value in weights.items()}, {"token_dim": self.token_dim}
-            ),
+            "weights.safetensors": save_tensors(weights, {"token_dim": self.token_dim}),
             "curves.parquet": to_parquet(curves),
             "curves.png": draw_curves(curves),
             "scales.png": draw_scales(self.chosen, self.config),
-            "reconstruction.png": self.validator.draw(self.model),
+            "reconstruction.png": self.validator.draw(model),
         }
 
     def count(self) -> dict[str, int | float | str]:
@@ -163,14 +172,12 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(parts):
             feed = self.feeder.take(self.step, part)
-            last, wrapped = part == parts - 1, self.wrapped
-            # Gradients are exchanged once a step.
-            with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
-                losses = self.objective.measure(wrapped, feed, self.step * parts + part)
+            with hold_gradients(self.spread, part < parts - 1):  # they are exchanged once a step
+                losses = self.objective.measure(self.spread, feed, self.step * parts + part)
                 # The processes' gradients are averaged, and the loss is the sum of what they have.
                 (losses.own * (self.ranks.count / parts)).backward()
             self.clock.count(feed)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        norm = clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         self.optimizer.step()
         if self.average:
             state = self.model.state_dict()
@@ -178,7 +185,8 @@ class Training:
         return self._describe(losses, feed, norm, rate) if log else {}
 
     def _describe(self, losses: Losses, feed: Feed, norm: Tensor, rate: float) -> dict[str, float]:
-        return self.objective.describe(losses, feed) | {"gradient_norm": float(norm), "learning_rate": rate}
+        (whole,) = gather_tensors({"norm": norm}).values()
+        return self.objective.describe(losses, feed) | {"gradient_norm": float(whole), "learning_rate": rate}
 
     def _check(self, values: dict[str, float]) -> None:
         """Stop a training that has failed; what was saved before is kept.
@@ -196,34 +204,31 @@ class Training:
                 f"{remedy}"
             )
 
+    def _gather(self) -> dict[str, Tensor]:
+        """Return the weights that would be published now: the average if there is one."""
+        return gather_tensors(self.average or self.model.state_dict())
+
+    def _hold(self, weights: dict[str, Tensor]) -> Autoencoder:
+        """Return a model with these weights, beside the one in training."""
+        model = build_autoencoder(self.config, self.token_dim, torch.Generator()).to(self.ranks.device)
+        model.load_state_dict(weights)
+        return model
+
     def _validate(self) -> dict[str, float]:
         """Measure the weights that would be published; keep them when they are the best so far."""
+        weights = self._gather()
         if self.validator is None:
             return {}
-        current = {name: value.clone() for name, value in self.model.state_dict().items()} if self.average else {}
-        if self.average:
-            self.model.load_state_dict(self.average)
-        values = self.validator.measure(self.model)
+        values = self.validator.measure(self._hold(weights) if self.apart else self.model)
         r2 = [value for name, value in values.items() if name.startswith("val_r2/")]
         if r2 and (self.best is None or sum(r2) / len(r2) > self.best):
             self.best = sum(r2) / len(r2)
-            self.checkpoints.save_best(self.model.state_dict())
-        if current:
-            self.model.load_state_dict(current)
-        self.clock.start()
+            self.checkpoints.save_best(weights)
         return values
 
     def _save(self) -> None:
         """Write a checkpoint, unless the weights are broken: then the good ones stay."""
-        if not self.ranks.first or not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "step": self.step,
-            "best": self.best,
-            "curves": self.curves,
-        }
-        self.checkpoints.save(self.step, state)
-        self.clock.start()
+        state = gather_state(self.model, self.optimizer)
+        state |= {"average": gather_tensors(self.average), "step": self.step, "best": self.best, "curves": self.curves}
+        if self.ranks.first and all(bool(value.isfinite().all()) for value in state["model"].values()):
+            self.checkpoints.save(self.step, state)

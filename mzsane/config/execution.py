@@ -27,6 +27,11 @@ class ExecutionConfig(Config):
         description="processes that pre-train one backbone together, each with its part of every batch and a GPU of "
         "its own; more than one are started by torchrun",
     )
+    sharding: Literal["replicate", "shard"] = Field(
+        "replicate",
+        description="what each of several processes holds: all of the backbone (DDP), or a part of its weights and of "
+        "AdamW's moments (FSDP), for one that does not fit",
+    )
     compile: bool | None = Field(
         None, description="compile the backbone with torch.compile before it is trained; if unset on a GPU only"
     )

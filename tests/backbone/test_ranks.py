@@ -59,10 +59,11 @@ def read_curves(backbone):
     return {(step, name): value for step, name, value in frame.rows()}
 
 
-def test_two_processes_compute_what_one_does_with_the_whole_batch(config, slices, make_store):
+@pytest.mark.parametrize("sharding", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
+def test_two_processes_compute_what_one_does_with_the_whole_batch(config, slices, make_store, sharding):
     alone = pretrain(config, slices, 0, make_store(), ExecutionConfig(device="cpu"))
     sink = Watcher()
-    together = pretrain(config, slices, 0, make_store(), TWO, sink)
+    together = pretrain(config, slices, 0, make_store(), TWO.model_copy(update={"sharding": sharding}), sink)
     assert together.ref == alone.ref
     assert (alone.manifest.counts["processes"], together.manifest.counts["processes"]) == (1, 2)
     ours, theirs = read_curves(together), read_curves(alone)
@@ -76,6 +77,20 @@ def test_two_processes_compute_what_one_does_with_the_whole_batch(config, slices
     assert sink.done[0] == 0
     assert sink.done[-1] == 40
     assert sink.values[40]["tokens_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_a_sharded_training_continues_in_one_process(config, slices, make_store):
+    averaged, store = config.model_copy(update={"averaging": 0.9}), make_store()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(averaged, slices, 0, store, TWO.model_copy(update={"sharding": "shard"}), Watcher(stop_after(20)))
+    sink = Watcher()
+    resumed = pretrain(averaged, slices, 0, store, ExecutionConfig(device="cpu"), sink)
+    assert sink.done[0] in (10, 20, 30)
+    alone = pretrain(averaged, slices, 0, make_store(), ExecutionConfig(device="cpu"))
+    ours, theirs = read_curves(resumed), read_curves(alone)
+    for key in [(40, "loss"), (40, "val_r2/0")]:
+        assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6)
 
 
 def test_a_lost_process_is_named_and_a_rerun_continues(config, slices, make_store):
@@ -101,6 +116,7 @@ def test_a_lost_process_is_named_and_a_rerun_continues(config, slices, make_stor
     assert sink.done[0] >= 10
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_waits_for_them(config, slices, make_store):
     long = config.model_copy(update={"steps": 4000})
     with pytest.raises(KeyboardInterrupt):
