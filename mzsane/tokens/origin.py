@@ -19,7 +19,9 @@ class Origin:
 
 def find_origin(tokens: Artifact) -> Origin | None:
     """Find what the models of a TOKENS artifact are; None if the zoo is not there or its config does not tell."""
-    kind, fingerprint = tokens.manifest.inputs["zoo"].split("/")
+    kind, _, fingerprint = tokens.manifest.inputs.get("zoo", "").partition("/")
+    if not fingerprint:
+        return None
     try:
         zoo = tokens.store.find(ArtifactRef(kind=kind, fingerprint=fingerprint))
     except StoreError:
