@@ -38,18 +38,19 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of a token's number and row, side by side, and of its layer added to the first.
 
-    Frequencies as in arXiv 1706.03762; of a size like the learned tables, and without parameters or a largest position.
+    Frequencies as in arXiv 1706.03762; with values as large as those of new tables, and without parameters or a largest position.
     """
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.quarter = d_model // 4
+        self.width = d_model // 2
 
     def forward(self, positions_BW3: Tensor) -> Tensor:
         """Return the embeddings, (B, W, M)."""
-        exponents = torch.arange(self.quarter, device=positions_BW3.device) / self.quarter
+        count = math.ceil(self.width / 2)
+        exponents = torch.arange(count, device=positions_BW3.device) / count
         angles = positions_BW3[..., None] * _LONGEST_WAVE**-exponents  # (B, W, 3, M / 4)
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1) * (_INITIAL_DEVIATION * math.sqrt(2))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : self.width] * (_INITIAL_DEVIATION * math.sqrt(2))
         number, layer, row = waves.unbind(dim=-2)
         # A layer's waves are turned round, so that layer 3 at token 5 is not layer 5 at token 3.
         return torch.cat([number + layer.flip(-1), row], dim=-1)

@@ -162,7 +162,7 @@ class BackboneConfig(Config):
         if not (isinstance(data, dict) and "preset" in data):
             return data
         settings = {key: value for key, value in data.items() if key != "preset"}
-        if data["preset"] not in PRESETS:
+        if not isinstance(data["preset"], str) or data["preset"] not in PRESETS:
             raise ValueError(f"there is no backbone preset {data['preset']!r}; there are {', '.join(PRESETS)}")
         return PRESETS[data["preset"]] | settings
 

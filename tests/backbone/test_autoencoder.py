@@ -1,12 +1,14 @@
-"""The autoencoder: attention along tokens and only real ones, and weights from one generator."""
+"""The autoencoder: attention along tokens and only real ones, positions, precision, and weights from one generator."""
 
 import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from mzsane.backbone.autoencoder import Block, build_autoencoder
+from mzsane.backbone.attention import plan_attention
+from mzsane.backbone.autoencoder import Block, SinusoidalPositions, build_autoencoder
 from mzsane.config import BackboneConfig
 
 CONFIG = BackboneConfig(
@@ -15,13 +17,19 @@ CONFIG = BackboneConfig(
 TOKEN_DIM = 7
 
 
-@pytest.fixture(scope="module")
-def model():
-    built = build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(0)).double().eval()
-    with torch.no_grad():  # larger than at the start, so that every path shows in the outputs
+def make_model(**settings):
+    """Return a float64 model whose weights are larger than at the start, so that every path shows in the outputs."""
+    config = CONFIG.model_copy(update=settings)
+    built = build_autoencoder(config, TOKEN_DIM, torch.Generator().manual_seed(0)).double().eval()
+    with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     return built
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
 
 
 def make_window(batch=3, window=9, seed=0):
@@ -35,10 +43,12 @@ def make_window(batch=3, window=9, seed=0):
 @torch.no_grad()
 def run(model, tokens, positions, segments=None):
     """Return latents, reconstructed tokens and, for whole windows, the projection."""
-    latents = model.encode(tokens, positions, segments)
-    results = {"latents": latents, "tokens": model.decode(latents, positions, segments)}
+    segments = torch.ones(tokens.shape[:2], dtype=torch.int64) if segments is None else segments
+    plan = plan_attention(segments)
+    latents = model.encode(tokens, positions, plan)
+    results = {"latents": latents, "tokens": model.decode(latents, positions, plan)}
     if tokens.shape[1] == CONFIG.window:
-        results["projection"] = model.project(latents, segments)
+        results["projection"] = model.project(latents, segments > 0)
     return results
 
 
@@ -86,9 +96,22 @@ class TestPadding:
         assert (with_mask["latents"][1, :6] - without["latents"][1, :6]).abs().max() > 1e-3
         assert (with_mask["projection"][1] - without["projection"][1]).abs().max() > 1e-3
 
-    def test_a_mask_of_real_tokens_only_changes_nothing(self, model):
+    def test_windows_of_one_whole_model_need_no_plan(self, model):
         tokens, positions = make_window()
-        assert_same(run(model, tokens, positions), run(model, tokens, positions, torch.ones(3, 9, dtype=torch.int64)))
+        with torch.no_grad():
+            latents = model.encode(tokens, positions)
+            assert_same(
+                {"latents": latents, "tokens": model.decode(latents, positions)},
+                run(model, tokens, positions),
+            )
+
+    def test_forward_is_the_three_parts(self, model):
+        tokens, positions, segments = self.make_padded()
+        with torch.no_grad():
+            outputs = model(tokens, positions, segments > 0, plan_attention(segments))
+        assert_same(
+            dict(zip(("latents", "tokens", "projection"), outputs, strict=True)), run(model, *self.make_padded())
+        )
 
 
 class TestPacking:
@@ -134,21 +157,24 @@ class TestAttention:
             for parameter in block.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
         x = torch.randn(1, 4, 8, generator=generator, dtype=torch.float64)
-        mask = torch.tensor([True, True, False, True]).expand(1, 1, 4, 4)
+        real = (0, 1, 2)
+        plan = plan_attention(torch.tensor([[1, 1, 1, 0]]))
         with torch.no_grad():
             queries, keys, values = block.qkv(block.norm_attention(x))[0].split(8, dim=-1)
             mixed = torch.zeros(4, 8, dtype=torch.float64)
             for head in (slice(0, 4), slice(4, 8)):
-                for i in range(4):
-                    score = [math.exp(float(queries[i, head] @ keys[j, head]) / 2) for j in (0, 1, 3)]
-                    for j, value in zip((0, 1, 3), score, strict=True):
+                for i in real:  # the padding attends to nothing
+                    score = [math.exp(float(queries[i, head] @ keys[j, head]) / 2) for j in real]
+                    for j, value in zip(real, score, strict=True):
                         mixed[i, head] += value / sum(score) * values[j, head]
             expected = x + block.out(mixed)
             expected = expected + block.down(functional.gelu(block.up(block.norm_mlp(expected))))
-            torch.testing.assert_close(block(x, mask), expected)
+            torch.testing.assert_close(block(x, plan), expected)
 
 
-def test_all_three_positions_count(model):
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_all_three_positions_count(kind):
+    model = make_model(positions=kind)
     tokens, positions = make_window()
     before = run(model, tokens, positions)
     for axis in range(3):
@@ -165,6 +191,110 @@ def test_decoding_uses_positions_of_its_own(model):
     with torch.no_grad():
         tokens = model.decode(torch.zeros(1, 9, 6, dtype=torch.float64), positions)
     assert len(tokens[0].round(decimals=6).unique(dim=0)) == 9
+
+
+class TestSinusoidalPositions:
+    def test_have_no_parameters_and_the_size_of_the_learned_ones(self):
+        positions = SinusoidalPositions(64)
+        assert list(positions.parameters()) == []
+        sizes = positions(torch.cartesian_prod(*[torch.arange(0, 40, 3)] * 3)).square().mean(dim=0).sqrt()
+        # Two waves are added in the first half, as two tables are.
+        assert sizes[:32].mean().item() == pytest.approx(0.02 * math.sqrt(2), rel=0.2)
+        assert sizes[32:].mean().item() == pytest.approx(0.02, rel=0.2)
+
+    def test_have_no_largest_position(self):
+        positions = SinusoidalPositions(32)
+        far = positions(torch.tensor([[0, 0, 0], [1_000_000, 5, 7], [1_000_001, 5, 7], [1_000_000, 5, 100_000]]))
+        assert far.isfinite().all()
+        assert far.abs().max() <= 2 * 0.02 * math.sqrt(2) + 1e-6
+        assert torch.pdist(far).min() > 0.005
+        tokens, places = make_window(batch=1)
+        assert run(make_model(positions="sinusoidal"), tokens, places + 1_000_000)["latents"].isfinite().all()
+
+    def test_no_two_places_look_alike(self):
+        """Nor does layer 3 at token 5 look like layer 5 at token 3."""
+        places = torch.cartesian_prod(torch.arange(24), torch.arange(12), torch.arange(4))
+        distances = torch.cdist(*[SinusoidalPositions(64)(places).double()] * 2)
+        assert (distances + torch.eye(len(places))).min() > 0.005
+
+    @pytest.mark.parametrize(("width", "heads"), [(8, 1), (10, 1), (12, 2), (18, 3), (24, 4)])
+    def test_fit_every_width_that_a_config_takes(self, width, heads):
+        config = BackboneConfig(
+            window=9, d_model=width, heads=heads, layers=1, latent_dim=6, projection_dim=5, positions="sinusoidal"
+        )
+        model = build_autoencoder(config, TOKEN_DIM, torch.Generator().manual_seed(0))
+        tokens, positions = make_window(batch=1)
+        assert model.encode(tokens.float(), positions).shape == (1, 9, 6)
+
+
+class TestRecompute:
+    def run_training(self, recompute):
+        model, segments = make_model(recompute=recompute), torch.tensor([[1] * 4 + [2] * 3 + [0] * 2] * 3)
+        calls = []
+        for block in (*model.encoder, *model.decoder):
+            block.register_forward_pre_hook(lambda *_: calls.append(1))
+        tokens, positions = make_window()
+        outputs = model(tokens, positions, segments > 0, plan_attention(segments))
+        sum(output.square().sum() for output in outputs).backward()
+        return outputs, {name: parameter.grad for name, parameter in model.named_parameters()}, len(calls)
+
+    def test_gives_the_same_values_and_gradients(self):
+        kept, recomputed = self.run_training(False), self.run_training(True)
+        assert (kept[2], recomputed[2]) == (4, 8)
+        for one, other in zip(kept[0], recomputed[0], strict=True):
+            assert torch.equal(one, other)
+        assert kept[1].keys() == recomputed[1].keys()
+        for name, gradient in kept[1].items():
+            assert torch.equal(gradient, recomputed[1][name]), name
+
+    def test_costs_nothing_without_gradients(self):
+        model, calls = make_model(recompute=True), []
+        model.encoder[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        run(model, *make_window())
+        assert len(calls) == 1
+
+
+class TestPrecision:
+    """bfloat16 in the blocks, in training, and nowhere else."""
+
+    def run_and_note(self, training, precision):
+        model = make_model().float().train(training)
+        model.precision = precision
+        seen = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.dtype}))
+        tokens, positions = make_window()
+        outputs = model(tokens.float(), positions, torch.ones(3, 9, dtype=torch.bool), None)
+        return model, outputs, seen
+
+    def test_is_low_within_blocks_alone(self):
+        model, outputs, seen = self.run_and_note(True, torch.bfloat16)
+        low = {name for name, dtype in seen.items() if dtype == torch.bfloat16}
+        assert low == {
+            f"{part}.{block}.{name}"
+            for part in ("encoder", "decoder")
+            for block in range(2)
+            for name in ("qkv", "out", "up", "down")
+        }
+        assert all(seen[name] == torch.float32 for name in seen.keys() - low)
+        assert all(output.dtype == torch.float32 for output in outputs)
+        sum(output.square().sum() for output in outputs).backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+    def test_is_close_to_float32(self):
+        _, low, _ = self.run_and_note(True, torch.bfloat16)
+        _, high, _ = self.run_and_note(True, torch.float32)
+        for one, other in zip(low[:2], high[:2], strict=True):
+            assert not torch.equal(one, other)
+            assert (one - other).norm() < 0.03 * other.norm()
+
+    @pytest.mark.parametrize(("training", "precision"), [(False, torch.bfloat16), (True, torch.float32)])
+    def test_is_float32_otherwise(self, training, precision):
+        _, outputs, seen = self.run_and_note(training, precision)
+        assert set(seen.values()) == {torch.float32}
+        _, expected, _ = self.run_and_note(False, torch.float32)
+        assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
 
 
 class TestInitialWeights:
@@ -197,6 +327,7 @@ class TestInitialWeights:
         model = build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(0))
         tokens, positions = make_window()
         latents = model.encode(tokens.float(), positions)
-        (model.decode(latents, positions).square().sum() + model.project(latents).sum()).backward()
+        projected = model.project(latents, torch.ones(3, 9, dtype=torch.bool))
+        (model.decode(latents, positions).square().sum() + projected.sum()).backward()
         without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
         assert without == []

@@ -1,21 +1,28 @@
 """Pre-training: reproducible, resumed bit for bit, able to learn, and loud when it diverges."""
 
+import dataclasses
+import io
 import math
 import re
+import threading
 from itertools import pairwise
 
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 
-from mzsane.backbone.loss import explained_variance
+from mzsane.backbone import clock, training
+from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.feeding import open_windows
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.optimisation import learning_rate_at
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
-from mzsane.errors import ConfigError, DivergedError
-from mzsane.files import load_torch
+from mzsane.errors import ConfigError, DivergedError, OutOfMemoryError
+from mzsane.files import load_tensors, load_torch
+from mzsane.randomness import make_generator
 from mzsane.tokens import build
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
@@ -37,6 +44,22 @@ class Watcher:
         self.done.append(done)
         if done == self.stop_at:
             raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_peak():
+    """The matrix peak as if it had been measured, which takes longer than many a training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "measure_matrix_peak", lambda device, precision: 1e9)
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trainings without the pictures at their end, which take longer than a few steps."""
+    for name in ("draw_curves", "draw_scales"):
+        monkeypatch.setattr(training, name, lambda *given: b"")
+    monkeypatch.setattr(training.Validator, "draw", lambda self, model: b"")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +86,15 @@ def hash_files(artifact):
     return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
 
 
+def hash_data(artifact):
+    """Return the hashes of all files but the pictures, which are drawn from the others."""
+    return {name: digest for name, digest in hash_files(artifact).items() if not name.endswith(".png")}
+
+
+def read_weights(backbone):
+    return load_tensors(backbone.read("weights.safetensors"))[0]
+
+
 def read_curve(backbone, metric):
     curves = pl.read_parquet(backbone.path("curves.parquet")).filter(pl.col("metric") == metric).sort("step")
     return dict(curves.select("step", "value").rows())
@@ -74,12 +106,14 @@ class TestReproducible:
         assert again.ref == whole.ref
         assert hash_files(again) == hash_files(whole)
 
+    @pytest.mark.usefixtures("quick")
     def test_other_seed_other_bits(self, whole, config, slices, make_store):
         other = pretrain(config, slices, 1, make_store())
         assert other.ref != whole.ref
         ours, theirs = load_backbone(whole)[0].state_dict(), load_backbone(other)[0].state_dict()
         assert not any(torch.equal(ours[name], theirs[name]) for name in ours if ours[name].ndim == 2)
 
+    @pytest.mark.usefixtures("quick")
     def test_global_random_state_is_left_alone(self, config, slices, make_store):
         torch.manual_seed(1)
         before = torch.get_rng_state()
@@ -119,6 +153,7 @@ class TestStreamed:
         tokens = build.build_tokens(tokens_config, tiny_zoo_config, store, ExecutionConfig(processes=1))
         return config.model_copy(update={"memory_gib": 4 * model / 2**30}), [take(tokens.ref, 3)], store
 
+    @pytest.mark.usefixtures("quick")
     def test_resumed_equals_uninterrupted(self, streamed, trained_store):
         config, slices, store = streamed
         chosen = choose_checkpoints(slices, 0, store)
@@ -133,6 +168,7 @@ class TestStreamed:
         store.files.remove(str(resumed.ref))
         assert hash_files(pretrain(config, slices, 0, store)) == whole
 
+    @pytest.mark.usefixtures("quick")
     def test_learns_as_well(self, streamed, config):
         small, slices, store = streamed
         ends = [
@@ -142,6 +178,7 @@ class TestStreamed:
 
 
 class TestResume:
+    @pytest.mark.usefixtures("quick")
     @pytest.mark.parametrize(("stop_at", "checkpoint"), [(20, 15), (40, 30), (50, 45)])
     def test_interrupted_and_resumed_equals_uninterrupted(self, whole, config, slices, make_store, stop_at, checkpoint):
         store, execution = make_store(), ExecutionConfig(checkpoint_steps=15)
@@ -155,7 +192,7 @@ class TestResume:
         resumed = pretrain(config, slices, 0, store, execution, sink)
         assert sink.done[0] == checkpoint
         assert resumed.manifest.counts["resumed_from_step"] == checkpoint
-        assert hash_files(resumed) == hash_files(whole)
+        assert hash_data(resumed) == hash_data(whole)
         assert store.partial(work).names() == set()
 
     def test_interrupted_twice(self, whole, config, slices, make_store):
@@ -165,6 +202,7 @@ class TestResume:
                 pretrain(config, slices, 0, store, ExecutionConfig(checkpoint_steps=9), Watcher(stop_at))
         assert hash_files(pretrain(config, slices, 0, store)) == hash_files(whole)
 
+    @pytest.mark.usefixtures("quick")
     @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "bits"])
     def test_damaged_newest_checkpoint_costs_only_time(self, whole, config, slices, make_store, damage):
         store, execution = make_store(), ExecutionConfig(checkpoint_steps=15)
@@ -182,11 +220,12 @@ class TestResume:
         }
         store.files.write(newest, damaged[damage])
         resumed = pretrain(config, slices, 0, store, execution)
-        assert hash_files(resumed) == hash_files(whole)
+        assert hash_data(resumed) == hash_data(whole)
         assert resumed.manifest.counts["resumed_from_step"] == 15
 
 
 class TestLearning:
+    @pytest.mark.usefixtures("quick")
     def test_overfits_two_checkpoints(self, config, tiny_tokens, make_store):
         settings = {"steps": 400, "noise": 0.0, "gamma": 0.0, "learning_rate": 3e-3, "batch_size": 2}
         config = BackboneConfig(**{**dict(config), **settings, "d_model": 32, "latent_dim": 16})
@@ -218,19 +257,232 @@ class TestLearning:
         expected = explained_variance(decoded, flat, torch.ones_like(flat, dtype=torch.bool))
         assert read_curve(whole, "val_r2/0")[50] == pytest.approx(expected, abs=1e-5)
 
+    @pytest.mark.usefixtures("quick")
     def test_sink_sees_what_the_curves_keep(self, whole, config, slices, make_store):
         sink = Watcher()
         pretrain(config, slices, 0, make_store(), sink=sink)
         assert {step: values["loss"] for step, values in sink.values.items()} == read_curve(whole, "loss")
         assert sink.done == [0, 20, 40, 50]
 
+
+@pytest.fixture(scope="module")
+def base(config):
+    """What settings are compared with: two models share a window, so that there is padding and packing."""
+    return config.model_copy(update={"steps": 3, "gamma": 0.2, "window": 130})
+
+
+@pytest.fixture(scope="module")
+def plain(base, slices, make_store):
+    return read_weights(pretrain(base, slices, 0, make_store()))
+
+
+@pytest.mark.usefixtures("quick")
+class TestSettings:
     @pytest.mark.parametrize(
-        "setting", [{"target": "clean"}, {"normalisation": "batch"}, {"gamma": 0.5}, {"noise": 0.0}]
+        "setting",
+        [
+            {"target": "clean"},
+            {"normalisation": "layer"},
+            {"normalisation": "window"},
+            {"normalisation": "batch"},
+            {"normalisation": "none"},
+            {"deviation_floor": 0.1},
+            {"relative_floor": 0.5},
+            {"gamma": 0.5},
+            {"contrast": "positive"},
+            {"temperature": 0.5},
+            {"latent_norm": 0.1},
+            {"latent_variance": 0.1},
+            {"behaviour": 1.0, "behaviour_images": 4},
+            {"noise": 0.0},
+            {"additive_noise": 0.05},
+            {"erasing": 0.2},
+            {"mix_up": 0.5},
+            {"cut_mix": 0.5},
+            {"positions": "sinusoidal"},
+            {"accumulation": 2},
+            {"learning_rate": 2e-3},
+            {"weight_decay": 0.5},
+            {"schedule": "one-cycle"},
+            {"warmup": 1.0},
+            {"gradient_clip": 1e-9},
+            {"averaging": 0.9},
+            {"precision": "bfloat16"},
+            {"batch_size": 6},
+        ],
+        ids=lambda setting: ",".join(f"{name}={value}" for name, value in setting.items()),
     )
-    def test_every_setting_of_the_loss_changes_the_result(self, whole, config, slices, make_store, setting):
-        other = pretrain(config.model_copy(update=setting), slices, 0, make_store())
-        assert read_curve(other, "loss") != read_curve(whole, "loss")
-        assert all(map(math.isfinite, read_curve(other, "loss").values()))
+    def test_changes_the_result(self, plain, base, slices, make_store, setting):
+        backbone = pretrain(base.model_copy(update=setting), slices, 0, make_store())
+        assert all(map(math.isfinite, read_curve(backbone, "loss").values()))
+        other = read_weights(backbone)
+        assert all(value.isfinite().all() for value in other.values())
+        for name in ("token_in.weight", "encoder.0.qkv.weight", "decoder.0.up.weight", "token_out.weight"):
+            assert not torch.equal(other[name], plain[name]), name
+
+    @pytest.mark.parametrize("setting", [{"recompute": True}, {"memory_gib": 1.0}, {"validations": 2}])
+    def test_does_not_change_the_weights(self, plain, base, slices, make_store, setting):
+        other = read_weights(pretrain(base.model_copy(update=setting), slices, 0, make_store()))
+        assert all(torch.equal(other[name], value) for name, value in plain.items())
+
+    def test_behaviour_is_learnt(self, config, slices, make_store):
+        settings = {"steps": 60, "behaviour": 1.0, "behaviour_images": 16}
+        backbone = pretrain(config.model_copy(update=settings), slices, 0, make_store())
+        losses = read_curve(backbone, "loss_behaviour")
+        assert losses[60] < 0.85 * losses[20]
+        for step, loss in read_curve(backbone, "loss").items():
+            parts = [read_curve(backbone, f"loss_{name}")[step] for name in ("reconstruction", "contrast", "behaviour")]
+            assert loss == pytest.approx(0.95 * parts[0] + 0.05 * parts[1] + parts[2], rel=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+class TestPublished:
+    """Which weights become the backbone."""
+
+    @pytest.fixture
+    def states(self, monkeypatch):
+        """The weights at the end of each step, as the average is told of them."""
+        seen, update = [], training.update_average
+
+        def note(average, parameters, step, decay):
+            seen.append([value.clone() for value in parameters])
+            update(average, parameters, step, decay)
+
+        monkeypatch.setattr(training, "update_average", note)
+        return seen
+
+    @pytest.fixture
+    def validate(self, monkeypatch):
+        """Validations of known R2; `validate(values)` returns the list of the weights that are validated."""
+
+        def validate(values):
+            seen, results = [], iter(values)
+
+            def measure(self, model):
+                seen.append({name: value.clone() for name, value in model.state_dict().items()})
+                return {"val_r2/0": next(results)}
+
+            monkeypatch.setattr(training.Validator, "measure", measure)
+            return seen
+
+        return validate
+
+    def test_average_is_that_of_all_steps(self, config, slices, make_store, states):
+        averaged = config.model_copy(update={"steps": 8, "averaging": 0.4})
+        published = read_weights(pretrain(averaged, slices, 3, make_store()))
+        assert len(states) == 8
+        start = build_autoencoder(averaged, 51, make_generator(3, "backbone", "init"))
+        for place, (name, average) in enumerate(start.state_dict().items()):
+            for step, state in enumerate(states):
+                kept = min(0.4, (1 + step) / (10 + step))
+                average = kept * average + (1 - kept) * state[place]
+            torch.testing.assert_close(published[name], average, atol=1e-6, rtol=1e-5)
+        assert not any(
+            torch.equal(published[name], last)
+            for name, last in zip(published, states[-1], strict=True)
+            if last.ndim == 2
+        )
+
+    def test_averaging_does_not_change_the_training(self, config, slices, make_store):
+        short = config.model_copy(update={"steps": 40, "validations": 2})
+        curves = [
+            read_curve(pretrain(short.model_copy(update={"averaging": decay}), slices, 0, make_store()), "loss")
+            for decay in (0.0, 0.9)
+        ]
+        assert curves[0] == curves[1]
+
+    def test_average_is_what_is_validated(self, config, slices, make_store, validate):
+        seen = validate([0.1])
+        averaged = config.model_copy(update={"steps": 5, "averaging": 0.9})
+        published = read_weights(pretrain(averaged, slices, 0, make_store()))
+        (validated,) = seen
+        assert all(torch.equal(validated[name], value) for name, value in published.items())
+
+    @pytest.mark.parametrize(
+        ("values", "best"), [([0.1, 0.9, 0.5], 1), ([0.5, 0.2, 0.9], 2), ([-3.0, -5.0, -4.0], 0), ([0.5, 0.5, 0.5], 0)]
+    )
+    def test_best_are_those_of_the_best_validation(self, config, slices, make_store, validate, values, best):
+        seen = validate(values)
+        kept = config.model_copy(update={"steps": 60, "validations": 3, "publish": "best"})
+        published = read_weights(pretrain(kept, slices, 0, make_store()))
+        assert len(seen) == 3
+        for number, state in enumerate(seen):
+            equal = torch.equal(state["token_in.weight"], published["token_in.weight"])
+            assert equal == (number == best)
+
+    def test_best_are_found_after_a_validation_without_numbers(self, config, slices, make_store, validate):
+        seen = validate([float("nan"), 0.2, 0.1])
+        kept = config.model_copy(update={"steps": 60, "validations": 3, "publish": "best"})
+        published = read_weights(pretrain(kept, slices, 0, make_store()))
+        assert torch.equal(seen[1]["token_in.weight"], published["token_in.weight"])
+
+    def test_last_are_published_otherwise(self, config, slices, make_store, validate):
+        seen = validate([0.9, 0.1])
+        kept = config.model_copy(update={"steps": 40, "validations": 2})
+        published = read_weights(pretrain(kept, slices, 0, make_store()))
+        assert torch.equal(seen[1]["token_in.weight"], published["token_in.weight"])
+
+    def test_resumed_equals_uninterrupted_with_everything_on(self, config, slices, make_store, validate):
+        """The best validation, the second, is before or after the interruption, or between it and the checkpoint."""
+        settings = {"steps": 70, "accumulation": 2, "averaging": 0.8, "publish": "best", "validations": 4}
+        everything = config.model_copy(update=settings | {"schedule": "one-cycle", "mix_up": 0.3})
+        execution, values = ExecutionConfig(checkpoint_steps=15), [0.1, 0.9, 0.5, 0.3]
+        validate(values)
+        whole = hash_files(pretrain(everything, slices, 0, make_store(), execution))
+        for stop_at, checkpoint in ((20, 15), (40, 30), (60, 45)):
+            store = make_store()
+            validate(values)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(everything, slices, 0, store, execution, Watcher(stop_at))
+            validate(values[checkpoint // 20 :])
+            resumed = pretrain(everything, slices, 0, store, execution)
+            assert resumed.manifest.counts["resumed_from_step"] == checkpoint
+            assert hash_files(resumed) == whole, stop_at
+
+
+class TestArtifact:
+    def test_has_pictures(self, whole):
+        for name in ("curves.png", "scales.png", "reconstruction.png"):
+            picture = Image.open(io.BytesIO(whole.read(name)))
+            assert picture.format == "PNG"
+            assert 400 <= picture.width <= 4000
+            assert 200 <= picture.height <= 4000
+            assert len(picture.convert("L").getcolors(256)) > 5, name  # something is drawn
+        assert set(whole.manifest.files) == {
+            "weights.safetensors",
+            "curves.parquet",
+            "composition.parquet",
+            "curves.png",
+            "scales.png",
+            "reconstruction.png",
+        }
+
+    @pytest.mark.usefixtures("quick")
+    def test_speeds_are_told_and_not_kept(self, config, slices, make_store, tiny_table):
+        """They differ from run to run, and the artifact's files do not."""
+        speeds = {"tokens_per_s", "weights_per_s", "waiting_share", "matrix_peak_share", "memory_gib"}
+        sink = Watcher()
+        again = pretrain(config, slices, 0, make_store(), sink=sink)
+        for values in sink.values.values():
+            assert speeds <= values.keys()
+            assert all(values[name] > 0 for name in speeds - {"waiting_share"})
+            assert 0 <= values["waiting_share"] <= 1
+        kept = set(pl.read_parquet(again.path("curves.parquet"))["metric"])
+        assert not speeds & kept
+        assert sink.values[50].keys() == speeds | kept
+        assert speeds <= again.manifest.counts.keys()
+        layout = tiny_table.layout
+        for values in (*sink.values.values(), again.manifest.counts):
+            assert values["weights_per_s"] / values["tokens_per_s"] == pytest.approx(layout.weights / layout.length)
+
+    def test_counts(self, whole):
+        counts = whole.manifest.counts
+        assert (counts["steps"], counts["processes"], counts["device"], counts["precision"]) == (
+            50,
+            1,
+            "cpu",
+            "float32",
+        )
 
 
 class TestDiverged:
@@ -238,6 +490,7 @@ class TestDiverged:
     def diverging(self, config):
         return config.model_copy(update={"learning_rate": 1e30})  # more than the config allows
 
+    @pytest.mark.usefixtures("quick")
     def test_is_told_with_what_to_change(self, diverging, slices, make_store):
         store = make_store()
         with pytest.raises(DivergedError) as caught:
@@ -247,6 +500,7 @@ class TestDiverged:
         assert re.match(r"the pre-training loss is nan at step \d+: lower backbone.learning_rate or raise", text)
         assert not store.exists(plan_backbone(diverging, slices, 0).ref)
 
+    @pytest.mark.usefixtures("quick")
     def test_kept_checkpoints_are_good_ones(self, diverging, slices, make_store):
         store = make_store()
         with pytest.raises(DivergedError):
@@ -256,6 +510,115 @@ class TestDiverged:
             state = load_torch(partial.read(name))
             weights = state.get("model", state).values()
             assert all(value.isfinite().all() for value in weights), name
+
+    @pytest.mark.usefixtures("quick")
+    @pytest.mark.parametrize("broken", [21, 40])
+    def test_no_number_stops_at_the_next_log_and_keeps_a_good_checkpoint(
+        self, whole, config, slices, make_store, monkeypatch, broken
+    ):
+        store, execution, seen = make_store(), ExecutionConfig(checkpoint_steps=7), []
+        measure = training.Objective.measure
+
+        def break_down(self, model, feed, number):
+            losses = measure(self, model, feed, number)
+            seen.append(number + 1)
+            factor = float("nan") if number + 1 == broken else 1.0
+            return dataclasses.replace(
+                losses,
+                own=losses.own * factor,
+                parts={name: value * factor for name, value in losses.parts.items()},
+            )
+
+        monkeypatch.setattr(training.Objective, "measure", break_down)
+        with pytest.raises(
+            DivergedError, match=r"the pre-training loss is nan at step 40: lower backbone.learning_rate"
+        ):
+            pretrain(config, slices, 0, store, execution)
+        assert seen[-1] == 40
+        monkeypatch.setattr(training.Objective, "measure", measure)
+        sink = Watcher()
+        resumed = pretrain(config, slices, 0, store, execution, sink)
+        assert sink.done[0] == (broken - 1) // 7 * 7
+        expected = read_weights(whole)
+        assert all(torch.equal(value, expected[name]) for name, value in read_weights(resumed).items())
+
+    @pytest.mark.usefixtures("quick")
+    def test_an_explosion_is_told_with_what_to_change(self, config, slices, make_store):
+        wild = config.model_copy(update={"steps": 60, "learning_rate": 10.0, "gradient_clip": 100.0, "warmup": 1.0})
+        store = make_store()
+        with pytest.raises(DivergedError) as caught:
+            pretrain(wild, slices, 0, store)
+        text = str(caught.value)
+        assert re.match(r"the pre-training loss has exploded: \S+ at step 40, \S+ at first; lower backbone", text)
+        assert text.endswith("the last good checkpoint is kept")
+        assert "\n" not in text
+        assert not store.exists(plan_backbone(wild, slices, 0).ref)
+
+    @pytest.mark.usefixtures("quick")
+    @pytest.mark.parametrize(("factor", "stops"), [(9.9, False), (10.1, True)])
+    def test_ten_times_the_first_loss_is_an_explosion(self, config, slices, make_store, monkeypatch, factor, stops):
+        values = {20: 1.0, 40: factor, 50: 1.0}
+        describe = training.Training._describe
+
+        def tell(self, *given):
+            return describe(self, *given) | {"loss": values[self.step + 1]}
+
+        monkeypatch.setattr(training.Training, "_describe", tell)
+        if stops:
+            with pytest.raises(DivergedError, match=r"exploded: 10.1 at step 40, 1 at first"):
+                pretrain(config, slices, 0, make_store())
+        else:
+            pretrain(config, slices, 0, make_store())
+
+    @pytest.mark.usefixtures("quick")
+    def test_an_explosion_before_the_first_log_is_told_too(self, config, slices, make_store):
+        """The loss is 1 at the start, and 500 thousand when it is first noted."""
+        wild = config.model_copy(update={"steps": 60, "learning_rate": 10.0})
+        with pytest.raises(DivergedError, match="exploded"):
+            pretrain(wild, slices, 0, make_store())
+
+
+class TestMemory:
+    def test_absurd_sizes_are_told_with_what_to_change(self, config, slices, make_store):
+        absurd, store = config.model_copy(update={"max_positions": (2**42, 32, 64)}), make_store()
+        with pytest.raises(OutOfMemoryError) as caught:
+            pretrain(absurd, slices, 0, store)
+        text = str(caught.value)
+        assert text.startswith("pre-training does not fit in the memory of cpu: a part of a step has 4 windows of 66")
+        for name in ("backbone.accumulation", "backbone.recompute", "backbone.batch_size", "max_positions"):
+            assert name in text
+        assert "\n" not in text
+        assert not store.exists(plan_backbone(absurd, slices, 0).ref)
+
+    @pytest.mark.parametrize(
+        "error",
+        [torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError(), RuntimeError("can't allocate memory: x")],
+    )
+    def test_a_step_that_does_not_fit_is_told(self, config, slices, make_store, monkeypatch, error):
+        monkeypatch.setattr(training.Objective, "measure", raising(error))
+        with pytest.raises(OutOfMemoryError, match="a part of a step has 2 windows of 66 tokens, with d_model 16"):
+            pretrain(config.model_copy(update={"accumulation": 2}), slices, 0, make_store())
+
+    def test_other_errors_stay_what_they_are(self, config, slices, make_store, monkeypatch):
+        monkeypatch.setattr(training.Objective, "measure", raising(RuntimeError("shapes do not match")))
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            pretrain(config, slices, 0, make_store())
+
+    def test_no_thread_is_left_after_an_error(self, config, slices, make_store, monkeypatch):
+        before = set(threading.enumerate())
+        monkeypatch.setattr(training.Objective, "measure", raising(RuntimeError("broken")))
+        with pytest.raises(RuntimeError, match="broken"):
+            pretrain(config, slices, 0, make_store())
+        assert set(threading.enumerate()) <= before
+
+
+def raising(error):
+    """Return a function that raises an error, whatever it is given."""
+
+    def fail(*given):
+        raise error
+
+    return fail
 
 
 class TestComposition:
@@ -267,6 +630,7 @@ class TestComposition:
         assert used.select("slice", "epoch").unique().sort("epoch").rows() == [(0, 1), (0, 2)]
         assert len(used) == 6 == whole.manifest.counts["training_checkpoints"]
 
+    @pytest.mark.usefixtures("quick")
     def test_slices_take_their_models_and_epochs(self, config, tiny_tokens, make_store):
         parts = [take(tiny_tokens.ref, 4, last_epochs=1), take(tiny_tokens.ref, 2)]
         backbone = pretrain(config.model_copy(update={"steps": 2}), parts, 0, make_store())
@@ -276,6 +640,7 @@ class TestComposition:
         assert used.filter(pl.col("slice") == 1)["model"].n_unique() == 2
         assert len(used.filter(pl.col("slice") == 1)) == 4
 
+    @pytest.mark.usefixtures("quick")
     def test_models_are_drawn_by_the_seed(self, config, tiny_tokens, make_store):
         store, drawn = make_store(), set()
         for seed in range(6):
@@ -312,6 +677,7 @@ class TestOpened:
             with torch.no_grad():
                 torch.testing.assert_close(latents, model.encode(tokens, positions))
 
+    @pytest.mark.usefixtures("quick")
     def test_short_windows_train_too(self, config, slices, make_store):
         short = config.model_copy(update={"window": 20, "steps": 3})
         backbone = pretrain(short, slices, 0, make_store())
