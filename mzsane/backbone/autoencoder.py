@@ -38,7 +38,7 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of a token's number and row, side by side, and of its layer added to the first.
 
-    Frequencies as in arXiv 1706.03762; with values as large as those of new tables, and without parameters or a largest position.
+    Frequencies as in arXiv 1706.03762; as large as the entries of new tables, without parameters or a largest position.
     """
 
     def __init__(self, d_model: int) -> None:
