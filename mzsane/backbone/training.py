@@ -37,7 +37,7 @@ from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import ChosenSlice
 
 _LOG_STEPS = 20
-_EXPLOSION = 10  # times the first loss that was noted
+_EXPLOSION = 10  # times the first step's loss
 _CURVE_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
 
@@ -86,7 +86,8 @@ class Training:
         self.average = {name: value.clone() for name, value in self.model.state_dict().items() if config.averaging}
         self.apart = bool(config.averaging) or is_sharded(self.model)  # what is published is not what is trained
         self.step = self.resumed_from = 0
-        self.best: float | None = None
+        self.first: float | None = None  # loss of the first step
+        self.best: float | None = None  # R2 in validation
         self.curves: list[tuple[int, str, float]] = []
         self.clock = Clock(config, self.token_dim, self.model.precision, self.feeder, ranks)
 
@@ -108,7 +109,7 @@ class Training:
         restore_state(self.model, self.optimizer, state)
         self.average = share_tensors(state["average"], self.average)
         self.step = self.resumed_from = state["step"]
-        self.best = state["best"]
+        self.first, self.best = state["first"], state["best"]
         self.curves = [tuple(row) for row in state["curves"]]
 
     def train(self) -> None:
@@ -119,8 +120,10 @@ class Training:
         self.clock.start()
         while self.step < config.steps:
             log = (self.step + 1) % _LOG_STEPS == 0 or self.step + 1 == config.steps
-            values = self._take_step(log)
+            values = self._take_step(log or self.step == 0)
             self.step += 1
+            if self.step == 1:
+                self.first = values["loss"]
             if log:
                 self._check(values)
                 timing = self.clock.read()
@@ -197,11 +200,10 @@ class Training:
         remedy = "lower backbone.learning_rate or raise backbone.deviation_floor; the last good checkpoint is kept"
         if not math.isfinite(values["loss"]):
             raise DivergedError(f"the pre-training loss is {values['loss']} at step {self.step}: {remedy}")
-        first = next((value for _, name, value in self.curves if name == "loss"), values["loss"])
-        if values["loss"] > _EXPLOSION * first:
+        if self.first is not None and values["loss"] > _EXPLOSION * self.first:
             raise DivergedError(
-                f"the pre-training loss has exploded: {values['loss']:.3g} at step {self.step}, {first:.3g} at first; "
-                f"{remedy}"
+                f"the pre-training loss has exploded: {values['loss']:.3g} at step {self.step}, {self.first:.3g} at "
+                f"first; {remedy}"
             )
 
     def _gather(self) -> dict[str, Tensor]:
@@ -221,14 +223,16 @@ class Training:
             return {}
         values = self.validator.measure(self._hold(weights) if self.apart else self.model)
         r2 = [value for name, value in values.items() if name.startswith("val_r2/")]
-        if r2 and (self.best is None or sum(r2) / len(r2) > self.best):
-            self.best = sum(r2) / len(r2)
+        mean = sum(r2) / len(r2) if r2 else math.nan
+        if math.isfinite(mean) and (self.best is None or mean > self.best):
+            self.best = mean
             self.checkpoints.save_best(weights)
         return values
 
     def _save(self) -> None:
         """Write a checkpoint, unless the weights are broken: then the good ones stay."""
         state = gather_state(self.model, self.optimizer)
-        state |= {"average": gather_tensors(self.average), "step": self.step, "best": self.best, "curves": self.curves}
+        state |= {"average": gather_tensors(self.average), "step": self.step, "curves": self.curves}
+        state |= {"first": self.first, "best": self.best}
         if self.ranks.first and all(bool(value.isfinite().all()) for value in state["model"].values()):
             self.checkpoints.save(self.step, state)
