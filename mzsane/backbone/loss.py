@@ -45,7 +45,8 @@ def weigh_errors(
     counts more than 1 / relative_floor^2 times what it does under `window`. Unlike the absolute floor it follows the
     model's scale. It applies to `token` and `layer`; of the groups of the other modes none is smaller than the model.
 
-    The deviations are taken as numbers that are given: no gradient flows through them.
+    The loss is the sum of the result over the number of weights. The deviations are taken as numbers that are given: no
+    gradient flows through them.
 
     Args:
         output_BWD: reconstructed tokens.
@@ -69,24 +70,6 @@ def weigh_errors(
     )
     error_BWD = torch.where(mask_BWD, output_BWD - target_BWD, 0.0)
     return (error_BWD / deviations_BW[:, :, None]).square()
-
-
-def reconstruction_loss(
-    output_BWD: Tensor,
-    target_BWD: Tensor,
-    mask_BWD: Tensor,
-    segments_BW: Tensor,
-    layers_BW: Tensor,
-    normalisation: str,
-    floor: float,
-    relative_floor: float = 0.0,
-    sum_ranks: Callable[[Tensor], Tensor] = lambda total: total,
-) -> Tensor:
-    """Return the sum of `weigh_errors` over the number of weights of these windows; the arguments are the same."""
-    error_BWD = weigh_errors(
-        output_BWD, target_BWD, mask_BWD, segments_BW, layers_BW, normalisation, floor, relative_floor, sum_ranks
-    )
-    return error_BWD.sum() / mask_BWD.sum().clamp(min=1)
 
 
 @torch.no_grad()

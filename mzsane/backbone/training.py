@@ -156,8 +156,9 @@ class Training:
             "reconstruction.png": self.validator.draw(model),
         }
 
-    def count(self) -> dict[str, int | float | str]:
-        """Return the artifact's small numbers for people."""
+    def count(self) -> dict[str, int | float | str | list[str]]:
+        """Return the artifact's small numbers for people, and what of the validation was left out and why."""
+        notes = self.validator.notes if self.validator is not None else []
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "steps": self.config.steps,
@@ -167,6 +168,7 @@ class Training:
             "device": self.ranks.device.type,
             "precision": str(self.model.precision).removeprefix("torch."),
             **self.clock.summary,
+            **({"notes": notes} if notes else {}),
         }
 
     def _take_step(self, log: bool) -> dict[str, float]:

@@ -20,7 +20,6 @@ from mzsane.backbone.loss import (
     group_errors,
     latent_penalties,
     measure_scales,
-    reconstruction_loss,
     weigh_errors,
 )
 from mzsane.errors import ConfigError
@@ -52,7 +51,7 @@ class Example:
 
     def loss(self, mode: str, floor: float = TINY, relative_floor: float = 0.0) -> Tensor:
         parts = (self.output, self.target, self.mask, self.segments, self.layers)
-        return reconstruction_loss(*parts, mode, floor, relative_floor)
+        return weigh_errors(*parts, mode, floor, relative_floor).sum() / self.mask.sum().clamp(min=1)
 
 
 def make_example(
