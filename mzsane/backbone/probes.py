@@ -6,11 +6,6 @@ Suffixes: B models, T tokens, L latent width, E checkpoints, F features.
 import numpy as np
 import polars as pl
 import torch
-from sklearn.linear_model import RidgeCV
-from sklearn.metrics import r2_score
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mzsane.tokens.store import TokenTable
@@ -58,6 +53,13 @@ def _probe(
 
     Its strength is chosen by leaving out whole models: epochs of one model are too much alike to tell.
     """
+    # Imported here, because it takes more than a second, and most commands train nothing.
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     known, asked = np.isfinite(fitted_E), np.isfinite(scored_E)
     folds = GroupKFold(min(_FOLDS, len(np.unique(models_E[known]))))
     cuts = list(folds.split(fitted_EF[known], groups=models_E[known]))

@@ -127,6 +127,7 @@ def test_processes_end_with_the_one_that_waits_for_them(config, slices, make_sto
     assert find_ranks() == []
 
 
+@pytest.mark.slow
 def test_errors_of_a_process_are_raised_here(config, slices, make_store):
     diverging = config.model_copy(update={"learning_rate": 10.0, "weight_decay": 1.0})
     with pytest.raises(DivergedError, match=r"^the pre-training loss (has exploded|is nan).*lower backbone"):
