@@ -176,11 +176,12 @@ def open_form(page: Any, settings: StackSettings, deployment: str = "zoo-composi
     page.get_by_role("button", name="Submit").wait_for()
 
 
-def find_field(parent: Any, label: str) -> Any:
-    """A field of the form, by its label, whether or not it is optional."""
+def find_field(parent: Any, label: str, last: bool = False) -> Any:
+    """A field of the form, by its label, whether or not it is optional: the first of that label, or the last."""
     own_label = parent.page.locator(":scope > .p-label__header .schema-form-property__label")
     labelled = own_label.filter(has_text=re.compile(rf"^{label}( \(Optional\))?$"))
-    return parent.locator(".schema-form-property").filter(has=labelled).first
+    found = parent.locator(".schema-form-property").filter(has=labelled)
+    return found.last if last else found.first
 
 
 def await_run(settings: StackSettings, run_id: str) -> dict[str, Any]:
@@ -296,7 +297,8 @@ def test_card_of_a_trained_zoo_is_shown(page: Any, settings: StackSettings) -> N
 
 def test_form_is_filled_with_the_demo(page: Any, settings: StackSettings) -> None:
     open_form(page, settings)
-    backbone = find_field(find_field(page.locator("body"), "config"), "Backbone")
+    # Compositions, which stand before it, may have a backbone of their own.
+    backbone = find_field(find_field(page.locator("body"), "config"), "Backbone", last=True)
     rate = find_field(backbone, "Learning Rate")
     rate.scroll_into_view_if_needed()
     assert BackboneConfig.model_fields["learning_rate"].description in rate.inner_text()
