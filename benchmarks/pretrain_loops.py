@@ -4,7 +4,6 @@ As a script it is such a process: `python pretrain_loops.py REQUEST` builds the 
 each number of steps in a line of its input trains them and prints what they took.
 """
 
-import io
 import json
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import polars as pl
 import torch
 from pretrain_plain import PlainLoop
-from tokens_windows import ARCHITECTURES, lay_out, read_peak
+from tokens_windows import ARCHITECTURES, lay_out, publish_random, read_peak
 
 from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.checkpoints import Checkpoints
@@ -25,7 +23,6 @@ from mzsane.backbone.training import Training
 from mzsane.config import BackboneConfig, ExecutionConfig, NetworkConfig, SliceConfig
 from mzsane.metrics import NO_SINK
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
-from mzsane.tokens.store import name_part, write_weights
 from mzsane.zoo.architectures import build_network, initialise_network
 
 # store, tokens (a fingerprint), models, device, settings (of the backbone); for the plain loop window and step_models.
@@ -51,21 +48,7 @@ def write_models(store: ArtifactStore, architecture: str, models: int, part_mode
             for name, value in network.named_parameters()
         }
     )
-    index = pl.DataFrame({"model": [f"{model:06d}" for model in range(models)], "epoch": 0, "split": "train"})
-    files = {}
-    for part, first in enumerate(range(0, models, part_models)):
-        rows = index.slice(first, part_models)
-        flat_NP = deviation_P * torch.randn(len(rows), layout.weights, generator=generator)
-        files[name_part(part)] = write_weights(rows, flat_NP)
-    buffer = io.BytesIO()
-    index.with_columns((pl.int_range(pl.len()) // part_models).alias("part")).write_parquet(buffer)
-    description = {
-        "layout": layout.model_dump(mode="json"),
-        "groups": [group.model_dump(mode="json") for group in groups],
-        "dtype": "float32",
-    }
-    small = {"index.parquet": buffer.getvalue(), "layout.json": json.dumps(description).encode()}
-    return store.publish(work, files | small, {}).ref
+    return publish_random(store, work, layout, groups, models, part_models, generator, deviation_P)
 
 
 class OurLoop:

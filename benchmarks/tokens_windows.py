@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -57,16 +57,29 @@ def write_tokens(store: ArtifactStore, architecture: str, models: int, part_byte
     layout, groups = lay_out(architecture)
     generator = torch.Generator().manual_seed(0)
     rows = max(1, part_bytes // (4 * layout.weights))
-    parts = [min(rows, models - first) for first in range(0, models, rows)]
-    index = pl.DataFrame({"model": [f"{model:06d}" for model in range(models)], "epoch": 0, "split": "train"})
     work = Work("tokens", 0, {"architecture": architecture, "models": models})
+    return publish_random(store, work, layout, groups, models, rows, generator, torch.ones(()))
+
+
+def publish_random(
+    store: ArtifactStore,
+    work: Work,
+    layout: TokenLayout,
+    groups: Sequence[PermutationGroup],
+    models: int,
+    part_models: int,
+    generator: torch.Generator,
+    deviation_P: Tensor,
+) -> ArtifactRef:
+    """Publish tokens of normal random weights with given deviations, some models a part; one part is held at a time."""
+    index = pl.DataFrame({"model": [f"{model:06d}" for model in range(models)], "epoch": 0, "split": "train"})
     files = {}
-    for part, count in enumerate(parts):
-        flat_NP = torch.randn(count, layout.weights, generator=generator)
-        data = write_weights(index.slice(part * rows, count), flat_NP)
-        files[name_part(part)] = store.upload(work, name_part(part), data)
+    for part, first in enumerate(range(0, models, part_models)):
+        rows = index.slice(first, part_models)
+        flat_NP = deviation_P * torch.randn(len(rows), layout.weights, generator=generator)
+        files[name_part(part)] = store.upload(work, name_part(part), write_weights(rows, flat_NP))
     buffer = io.BytesIO()
-    index.with_columns((pl.int_range(pl.len()) // rows).alias("part")).write_parquet(buffer)
+    index.with_columns((pl.int_range(pl.len()) // part_models).alias("part")).write_parquet(buffer)
     description = {
         "layout": layout.model_dump(mode="json"),
         "groups": [group.model_dump(mode="json") for group in groups],

@@ -1,6 +1,7 @@
 """The speed of pre-training: tokens, waiting for data, the share of the machine's matrix peak, memory."""
 
 import time
+from statistics import median_high
 
 import torch
 
@@ -11,11 +12,7 @@ from mzsane.config import BackboneConfig
 
 
 class Clock:
-    """How fast the steps of a process are; what is not a step (validating, saving) is left out.
-
-    Attributes:
-        summary: the medians of all that was read, for people.
-    """
+    """How fast the steps of a process are; what is not a step (validating, saving) is left out."""
 
     def __init__(
         self, config: BackboneConfig, token_dim: int, precision: torch.dtype, feeder: Feeder, ranks: Ranks
@@ -23,8 +20,6 @@ class Clock:
         self.config, self.token_dim, self.precision = config, token_dim, precision
         self.feeder, self.ranks = feeder, ranks
         self.peak: float | None = None
-        self.summary: dict[str, float] = {}
-        self.seconds = 0.0
         self._rates: list[dict[str, float]] = []
         self.start()
 
@@ -56,8 +51,12 @@ class Clock:
             "memory_gib": measure_memory(self.ranks.device),
         }
         self._rates.append(values)
-        self.summary = {
-            name: round(sorted(rates[name] for rates in self._rates)[len(self._rates) // 2], 4) for name in values
-        }
         self.start()
         return values
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The medians of all that was read, for people; nothing if nothing was."""
+        if not self._rates:
+            return {}
+        return {name: round(median_high(rates[name] for rates in self._rates), 4) for name in self._rates[0]}

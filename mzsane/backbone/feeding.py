@@ -127,7 +127,7 @@ class Feeder:
             own = self.share
             segments = batch.segments_BW[own].repeat(2, 1)
             plan = plan_attention(segments)
-            rows, longest = plan.shape if plan else tuple(segments.shape)
+            longest = (plan.shape if plan else segments.shape)[1]
             # Queries in the padding of a row are computed in vain, and are not counted.
             real = int((segments > 0).sum())
             return Feed(
@@ -139,7 +139,7 @@ class Feeder:
                 batch.source_BW[own].repeat(2, 1),
                 plan,
                 2 * int(batch.mask_BWD.sum()),
-                (real, real * longest if rows else 0),
+                (real, real * longest),
             )
 
 
