@@ -5,6 +5,7 @@ each number of steps in a line of its input trains them and prints what they too
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from mzsane.zoo.architectures import build_network, initialise_network
 # store, tokens (a fingerprint), models, device, settings (of the backbone); for the plain loop window and step_models.
 Request = dict[str, Any]
 Reply = dict[str, float]
+
+WAITING_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def write_models(store: ArtifactStore, architecture: str, models: int, part_models: int) -> ArtifactRef:
@@ -98,9 +101,15 @@ def answer(loop: OurLoop | PlainLoop, libraries: float) -> None:
 
 
 def start(request: Request) -> subprocess.Popen[str]:
-    """Start a loop in a process of its own, idle when it is not its turn; it ends with its input."""
+    """Start a loop in a process of its own, idle when it is not its turn; it ends with its input.
+
+    The threads of the plain loop wait for each other as OpenMP has it, those of ours as mzsane has it.
+    """
     command = [sys.executable, __file__, json.dumps(request)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if "window" not in request or name not in WAITING_SETTINGS
+    }
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def ask(process: subprocess.Popen[str], steps: int) -> Reply:

@@ -120,25 +120,32 @@ class Autoencoder(nn.Module):
 
         `real_BW` is False in the padding.
         """
-        latents_BWL = self.encode(tokens_BWD, positions_BW3, plan)
-        return latents_BWL, self.decode(latents_BWL, positions_BW3, plan), self.project(latents_BWL, real_BW)
+        places_BWM = self.positions(positions_BW3)
+        latents_BWL = self._encode(tokens_BWD, places_BWM, plan)
+        return latents_BWL, self._decode(latents_BWL, places_BWM, plan), self.project(latents_BWL, real_BW)
 
     def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the latents, (B, W, L). Without a plan each window is one model without padding."""
-        x_BWM = self.token_in(tokens_BWD) + self.positions(positions_BW3)
-        latents_BWL: Tensor = self.latent_out(self.encoder_norm(self._transform(self.encoder, x_BWM, plan)))
-        return latents_BWL
+        return self._encode(tokens_BWD, self.positions(positions_BW3), plan)
 
     def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
-        x_BWM = self.latent_in(latents_BWL) + self.positions(positions_BW3)
-        tokens_BWD: Tensor = self.token_out(self.decoder_norm(self._transform(self.decoder, x_BWM, plan)))
-        return tokens_BWD
+        return self._decode(latents_BWL, self.positions(positions_BW3), plan)
 
     def project(self, latents_BWL: Tensor, real_BW: Tensor) -> Tensor:
         """Return the projection of whole windows that the contrast compares, (B, projection_dim)."""
         projected: Tensor = self.projection(latents_BWL.masked_fill(~real_BW[:, :, None], 0).flatten(1))
         return projected
+
+    def _encode(self, tokens_BWD: Tensor, places_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+        x_BWM = self._transform(self.encoder, self.token_in(tokens_BWD) + places_BWM, plan)
+        latents_BWL: Tensor = self.latent_out(self.encoder_norm(x_BWM))
+        return latents_BWL
+
+    def _decode(self, latents_BWL: Tensor, places_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+        x_BWM = self._transform(self.decoder, self.latent_in(latents_BWL) + places_BWM, plan)
+        tokens_BWD: Tensor = self.token_out(self.decoder_norm(x_BWM))
+        return tokens_BWD
 
     def _transform(self, blocks: nn.ModuleList, x_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
         # The parts outside are small, and what they give is the loss's and the samplers' data.

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mzsane import errors
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.backbone.machine import choose_device
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
+from mzsane.device import choose_device
 from mzsane.errors import ConfigError, MzsaneError, WorkerError
 from mzsane.metrics import MetricSink
 from mzsane.tokens.bank import Mixture

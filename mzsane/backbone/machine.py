@@ -15,13 +15,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
 def choose_precision(config: BackboneConfig, device: torch.device) -> torch.dtype:
     """Return the number format of the matrix products: for `auto` bfloat16 where the hardware computes in it."""
     if config.precision != "auto":

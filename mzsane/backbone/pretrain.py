@@ -13,10 +13,10 @@ import torch
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.launch import launch_ranks
-from mzsane.backbone.machine import choose_device
 from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
 from mzsane.config import BackboneConfig, ExecutionConfig
+from mzsane.device import choose_device
 from mzsane.errors import OutOfMemoryError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.launch import ERROR, EVENTS, Request
-from mzsane.backbone.machine import choose_device
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.ranks import join_ranks
+from mzsane.device import choose_device
 from mzsane.errors import MzsaneError
 from mzsane.tokens.composition import TokenSlice
 

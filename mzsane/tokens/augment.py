@@ -31,7 +31,7 @@ def scale_noise(tokens_VBWD: Tensor, deviation: float, generator: torch.Generato
         ConfigError: the deviation is negative.
     """
     _check_least("deviation of the multiplicative noise", deviation)
-    return tokens_VBWD * (1 + deviation * _draw_normal(tokens_VBWD, generator))
+    return _draw_normal(tokens_VBWD, generator).mul_(deviation).add_(1).mul_(tokens_VBWD)
 
 
 def erase(

@@ -63,15 +63,6 @@ class WindowBatch:
         return WindowBatch(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
-def attention_mask(segments_BW: Tensor) -> Tensor:
-    """Return who may attend to whom, (B, 1, W, W), bool: tokens of one segment to each other, padding to nothing.
-
-    The rows of padding tokens are all False; `scaled_dot_product_attention` returns zeros for them.
-    """
-    same_BWW = segments_BW[:, :, None] == segments_BW[:, None, :]
-    return (same_BWW & (segments_BW > 0)[:, :, None])[:, None]
-
-
 def check_composition(layouts: Sequence[TokenLayout], counts: Sequence[int], weights: Sequence[float]) -> None:
     """Check that windows can be cut from these sources together.
 

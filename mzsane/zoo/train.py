@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
-from mzsane.errors import ConfigError
+from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
@@ -93,7 +93,7 @@ def train_zoo(
     if found := store.find(work.ref):
         return found
     execution = execution or ExecutionConfig()
-    device = pick_device(execution)
+    device = choose_device(execution.device).type
     images = load_images(config.images)  # here first: what is wrong with them is said before any work
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
@@ -112,18 +112,6 @@ def train_zoo(
     )
     card = draw_card(parts, _describe_zoo(config), images)
     return store.publish(work, {**parts.files(), **card}, parts.counts())
-
-
-def pick_device(execution: ExecutionConfig) -> str:
-    """Return the device that populations are trained on.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    there = torch.cuda.is_available()
-    if execution.device == "cuda" and not there:
-        raise ConfigError("execution.device is cuda, but torch finds no GPU: leave it at auto, or mend the driver")
-    return "cuda" if there and execution.device != "cpu" else "cpu"
 
 
 def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:

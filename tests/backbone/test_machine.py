@@ -18,7 +18,6 @@ from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.clock import Clock
 from mzsane.backbone.feeding import Feed
 from mzsane.backbone.machine import (
-    choose_device,
     choose_precision,
     count_flops,
     keep_freed_memory,
@@ -82,14 +81,6 @@ def test_auto_takes_bfloat16_where_the_processor_computes_in_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert choose_precision(BackboneConfig(), CPU) == dtype
-
-
-@pytest.mark.parametrize("available", [False, True])
-def test_device(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert choose_device("auto").type == ("cuda" if available else "cpu")
-    assert choose_device("cpu").type == "cpu"
-    assert choose_device("cuda").type == "cuda"
 
 
 def test_matrix_peak_is_a_rate_that_a_product_reaches() -> None:

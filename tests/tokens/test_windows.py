@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import scaled_dot_product_attention
 
 from mzsane.errors import ConfigError
 from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.windows import attention_mask, check_composition, check_positions, map_windows
+from mzsane.tokens.windows import check_composition, check_positions, map_windows
 
 TOKEN_DIM = 5
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
@@ -162,25 +161,6 @@ def test_every_place_of_a_long_model_is_seen_as_often_as_the_middle_or_more():
     middle = batch * window / (layout.length + window - 1)
     assert seen.min() > 0.95 * middle
     assert seen.max() < 2.0 * middle
-
-
-def test_a_packed_model_attends_as_if_it_were_alone():
-    lengths = (3, 1, 4)
-    segments_BW = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor([*lengths, 2]))[None]
-    mask_B1WW = attention_mask(segments_BW)
-    assert mask_B1WW.shape == (1, 1, 10, 10)
-    assert int(mask_B1WW.sum()) == sum(length**2 for length in lengths)
-    q, k, v = (torch.randn(1, 2, 10, 4, generator=generate(i), requires_grad=True) for i in range(3))
-    packed = scaled_dot_product_attention(q, k, v, attn_mask=mask_B1WW)
-    first = 0
-    for length in lengths:
-        part = slice(first, first + length)
-        alone = scaled_dot_product_attention(q[:, :, part], k[:, :, part], v[:, :, part])
-        torch.testing.assert_close(packed[:, :, part], alone)
-        first += length
-    assert not packed[:, :, first:].any()
-    packed.sum().backward()
-    assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_zoo_is_the_same_by_both_engines(store, tmp_path, monkeypatch):
     execution = ExecutionConfig(processes=1)
     index, weights = load_weights(train.train_zoo(config, store, execution))
     monkeypatch.setattr(train, "_train_looping", train._train_batched)
-    monkeypatch.setattr(train, "pick_device", lambda execution: "cpu")
+    monkeypatch.setattr(train, "choose_device", lambda wanted: torch.device("cpu"))
     plan = train._plan_chunks
     monkeypatch.setattr(
         train,
