@@ -29,7 +29,7 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
 from tasks.terminal import TerminalSink
 
-TOKENS = TokensConfig(token_dim=51, barrier_pairs=0)
+TOKEN_DIM = 51
 LATENTS = (48, 24, 12, 6)
 BEHAVIOURS = (0.0, 0.3)
 BACKBONE: dict[str, Any] = {"preset": "tiny", "layers": 3, "d_model": 128, "steps": 3000, "learning_rate": 2e-3}
@@ -37,11 +37,13 @@ IMAGES = 10_000
 GAP_BARS = {48: 0.3, 24: 2.0}  # points
 
 
-def train(zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore) -> tuple[Artifact, Artifact]:
+def train(
+    zoo: AnyZooConfig, token_dim: int, settings: dict[str, Any], seed: int, store: ArtifactStore
+) -> tuple[Artifact, Artifact]:
     """Make a zoo's tokens and a backbone on all their training models, or find them made."""
     sink = TerminalSink()
     plan_zoo_stage(zoo).run(store, ExecutionConfig(), sink)
-    tokens = build_tokens(TOKENS, zoo, store, sink=sink)
+    tokens = build_tokens(TokensConfig(token_dim=token_dim, barrier_pairs=0), zoo, store, sink=sink)
     models = read_tokens(tokens).index.filter(split="train")["model"].n_unique()
     slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models))]
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
@@ -112,6 +114,7 @@ def main() -> int:
     parser.add_argument("zoos", nargs="*", default=["mnist", "fashion-mnist"])
     parser.add_argument("--latents", type=int, nargs="+", default=LATENTS)
     parser.add_argument("--behaviours", type=float, nargs="+", default=BEHAVIOURS)
+    parser.add_argument("--token-dim", type=int, default=TOKEN_DIM)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the backbone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -126,7 +129,7 @@ def main() -> int:
             measured = found.setdefault((zoo.name, behaviour), [])
             for latent_dim in options.latents:
                 settings = BACKBONE | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
-                measured.append(measure(*train(zoo, settings, options.seed, store)))
+                measured.append(measure(*train(zoo, options.token_dim, settings, options.seed, store)))
                 last = measured[-1]
                 print({key: round(value, 4) for key, value in last.items()}, flush=True)
                 what = f"{zoo.name}, {last['latents']:.2f} latents a weight{', behaviour' if behaviour else ''}"

@@ -6,7 +6,7 @@ given, float32 or float64; call it outside of autocast.
 Padding is taken out by selection, not by multiplication: whatever stands there, NaN included, changes neither a value
 nor a gradient.
 
-Suffixes: B windows, W tokens of a window, D token width, L latent width, F projection width, G groups, N tokens.
+Suffixes: B windows, W tokens of a window, D token width, L latent width, F projection width, G groups, N views.
 """
 
 from collections.abc import Callable
@@ -195,7 +195,9 @@ def latent_penalties(latents_BWL: Tensor, real_BW: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def group_errors(output_BWD: Tensor, target_BWD: Tensor, mask_BWD: Tensor, group_BW: Tensor, groups: int) -> Tensor:
+def group_errors(
+    output_BWD: Tensor, target_BWD: Tensor, mask_BWD: Tensor, *groupings: tuple[Tensor, int]
+) -> list[Tensor]:
     """Return R2 for each group of tokens: 1 - squared error / squared deviation from the group's mean.
 
     In float64, so that the mean of equal weights is exactly their value, and groups without variance are found.
@@ -204,28 +206,32 @@ def group_errors(output_BWD: Tensor, target_BWD: Tensor, mask_BWD: Tensor, group
         output_BWD: reconstructed tokens; any number of axes before the last.
         target_BWD: what they should be.
         mask_BWD: True where there is a weight.
-        group_BW: the group that a token is of, 0 to `groups` - 1; -1 if it is left out.
-        groups: number of groups.
+        groupings: ways to group the tokens: the group that a token is of, (B, W), 0 to G - 1, or -1 if it is left out,
+            and the number of groups G.
 
     Returns:
-        (G,), float64; NaN for a group without weights or whose weights do not vary.
+        For each grouping (G,), float64; NaN for a group without weights or whose weights do not vary.
     """
     count_BW, mean_BW, squares_BW = _measure_tokens(target_BWD.double(), mask_BWD)
     error_BW = torch.where(mask_BWD, output_BWD.double() - target_BWD.double(), 0.0).square().sum(dim=-1)
-    # What is left out goes to one more group at the end.
-    group_N = torch.where(group_BW < 0, groups, group_BW).flatten()
-
-    def add_up(values_BW: Tensor) -> Tensor:
-        return values_BW.new_zeros(groups + 1).index_add_(0, group_N, values_BW.flatten())
-
-    mean_G = add_up(count_BW * mean_BW) / add_up(count_BW).clamp(min=1)
-    between_BW = count_BW * (mean_BW - mean_G[group_N].view_as(mean_BW)).square()
-    total_G = add_up(squares_BW + between_BW)
-    r2_G = torch.where(total_G > 0, 1 - add_up(error_BW) / total_G, float("nan"))
-    return r2_G[:groups]
+    found = []
+    for group_BW, groups in groupings:
+        # What is left out goes to one more group at the end.
+        group_BW = torch.where(group_BW < 0, groups, group_BW)
+        sums_4G = count_BW.new_zeros(4, groups + 1)
+        sums_4G.index_add_(
+            1, group_BW.flatten(), torch.stack([count_BW, count_BW * mean_BW, squares_BW, error_BW]).flatten(1)
+        )
+        count_G, total_G, squares_G, error_G = sums_4G
+        mean_G = total_G / count_G.clamp(min=1)
+        between_BW = count_BW * (mean_BW - mean_G[group_BW]).square()
+        squares_G = squares_G.index_add(0, group_BW.flatten(), between_BW.flatten())
+        found.append(torch.where(squares_G > 0, 1 - error_G / squares_G, float("nan"))[:groups])
+    return found
 
 
 def explained_variance(output_BWD: Tensor, target_BWD: Tensor, mask_BWD: Tensor) -> float:
     """Return R2 over all weights: 1 - squared error / squared deviation from their mean; NaN if they do not vary."""
     one_group_BW = torch.zeros(target_BWD.shape[:-1], dtype=torch.int64, device=target_BWD.device)
-    return float(group_errors(output_BWD, target_BWD, mask_BWD, one_group_BW, 1))
+    (r2_1,) = group_errors(output_BWD, target_BWD, mask_BWD, (one_group_BW, 1))
+    return float(r2_1)

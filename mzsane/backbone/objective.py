@@ -120,10 +120,14 @@ class Objective:
             "loss_behaviour": config.behaviour,
         }
         kind_BW = self._kind_SL[feed.source_BW, feed.positions_BW3[..., 1]]
-        compared = (losses.output_BWD, feed.clean_BWD, feed.mask_BWD)
-        whole = group_errors(*compared, torch.zeros_like(feed.source_BW), 1)
-        by_slice = group_errors(*compared, feed.source_BW, len(self._kind_SL) - 1)
-        by_kind = group_errors(*compared, kind_BW, len(self.kinds))
+        whole, by_slice, by_kind = group_errors(
+            losses.output_BWD,
+            feed.clean_BWD,
+            feed.mask_BWD,
+            (torch.zeros_like(feed.source_BW), 1),
+            (feed.source_BW, len(self._kind_SL) - 1),
+            (kind_BW, len(self.kinds)),
+        )
         r2 = {"r2": whole[0]}
         r2 |= {f"r2/{number}": value for number, value in enumerate(by_slice)}
         r2 |= {f"r2_{kind}": value for kind, value in zip(self.kinds, by_kind, strict=True)}

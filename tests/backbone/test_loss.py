@@ -474,7 +474,7 @@ def test_explained_variance_counts_weights_only() -> None:
 def test_group_errors_are_the_explained_variance_of_each_group() -> None:
     example = make_example(shape=(3, 8, 6))
     groups = torch.randint(-1, 3, (3, 8), generator=torch.Generator().manual_seed(0))
-    group_5 = group_errors(example.output, example.target, example.mask, groups, 5)
+    (group_5,) = group_errors(example.output, example.target, example.mask, (groups, 5))
     for number in range(3):
         inside = example.mask & (groups == number)[:, :, None]
         expected = explain_slowly(example.target[inside].tolist(), example.output[inside].tolist())
@@ -482,7 +482,8 @@ def test_group_errors_are_the_explained_variance_of_each_group() -> None:
     assert group_5[3:].isnan().all()
     # Where a group's weights are all the same there is nothing to explain; float32 must not find a variance there.
     constant = torch.full((3, 8, 7), 0.3)
-    of_constant = group_errors(constant + 1, constant, torch.ones(3, 8, 7, dtype=torch.bool), groups, 3)
+    (of_constant,) = group_errors(constant + 1, constant, torch.ones(3, 8, 7, dtype=torch.bool), (groups, 3))
     assert of_constant.isnan().all()
     dirty = torch.where((groups == -1)[:, :, None], float("nan"), example.output)
-    torch.testing.assert_close(group_errors(dirty, example.target, example.mask, groups, 3), group_5[:3])
+    (of_dirty,) = group_errors(dirty, example.target, example.mask, (groups, 3))
+    torch.testing.assert_close(of_dirty, group_5[:3])
