@@ -22,7 +22,7 @@ from mzsane.plan import Arm, ArmPlan, plan_comparison_stage, plan_tokens_stage, 
 from tasks.terminal import TerminalSink
 
 MODES = ("token", "layer", "window", "batch", "none")
-RATES = (0.001, 0.002, 0.004, 0.008)
+RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 TUNING_SEED = 100
 PANELS = {"one": "one zoo", "zoos": "two zoos", "architectures": "two architectures"}
 

@@ -10,11 +10,21 @@ from mzsane.config.base import Config
 class SamplingConfig(Config):
     """How new weights are drawn from a backbone."""
 
-    sampler: Literal["joint"] = Field(
-        "joint", description="joint: kernel density over whole models, one anchor and fresh noise for all tokens"
+    sampler: Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian"] = Field(
+        "joint",
+        description="joint: an anchor for all tokens of a sample, and fresh noise for each latent number; shared: the "
+        "same with one noise vector for all tokens; token: an anchor and noise for each token; individual: for each "
+        "latent number; neighbourhood: an anchor and noise towards its nearest anchors; interpolation: between two "
+        "anchors; gaussian: mean and deviation of each layer, near no anchor",
     )
     anchors: int = Field(10, ge=1, description="zoo models that the sampler starts from, drawn at random")
-    bandwidth: float = Field(0.1, ge=0, le=10, description="kernel width, in deviations of the anchors' latents")
+    bandwidth: float = Field(
+        0.1,
+        ge=0,
+        le=10,
+        description="how far from the anchors: noise in deviations of their latents; for interpolation the share of "
+        "the way; for neighbourhood the step in distances to the nearest anchors",
+    )
     samples: int = Field(100, ge=1, description="models drawn for each target")
     keep: int = Field(10, ge=1, description="samples selected by accuracy on the target's validation images")
 

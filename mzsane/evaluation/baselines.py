@@ -17,13 +17,13 @@ INITIALISATION = "kaiming_uniform"
 def perturb_anchors(
     anchors_AP: Tensor, chosen_S: Tensor, distances_S: Tensor, layout: TokenLayout, generator: torch.Generator
 ) -> Tensor:
-    """Add Gaussian noise to anchors, as far from each anchor as the sample that was drawn from it.
+    """Add Gaussian noise to anchors: for each sample to its nearest anchor, and as far from it as the sample is.
 
     The noise of each tensor is proportional to that tensor's deviation over the anchors, as a sampler's would be.
 
     Args:
         anchors_AP: flat weights of the anchors.
-        chosen_S: for each sample, its anchor.
+        chosen_S: for each sample, the anchor nearest to it.
         distances_S: for each sample, its Euclidean distance to that anchor, in weight units.
         layout: where the tensors are.
         generator: source of the noise.

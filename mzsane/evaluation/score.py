@@ -63,10 +63,10 @@ def score_samples(
     scorer = _Scorer(config, target, layout, seed, execution, sink)
     drawn = populations["samples"]
     best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
-    chosen = records.sort("sample")["anchor"].to_torch()
-    distances = (drawn - populations["anchor_weights"][chosen]).norm(dim=1)
+    records = records.sort("sample")
+    nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
     noisy = perturb_anchors(
-        populations["anchor_weights"], chosen, distances, layout, make_generator(seed, "scores", "noise")
+        populations["anchor_weights"], nearest, distances.float(), layout, make_generator(seed, "scores", "noise")
     )
     if target.tokens is None:
         scorer.add("zoo", populations["originals"])

@@ -25,9 +25,9 @@ METHOD_MEANINGS = {
     "samples": "Generated networks, good and bad: their mean, not their best.",
     "selected": "The best of the generated networks, chosen on labelled validation data.",
     "anchors": "The zoo models that the sampler starts from, encoded and decoded without noise: what copying gives.",
-    "anchor_noise": "Anchors, not decoded, plus random noise on their weights, as far from the anchor as the sample "
-    "drawn from the same anchor: generating without a backbone. Zero-shot where it sees labels: the best of these, "
-    "chosen on validation images, as many as samples are selected.",
+    "anchor_noise": "For each sample its nearest anchor, not decoded, plus random noise on the weights, as far from it "
+    "as the sample is: generating without a backbone. Zero-shot where it sees labels: the best of these, chosen "
+    "on validation images, as many as samples are selected.",
     "average": "The weight-by-weight average of the aligned anchors: generating without a backbone.",
     "random_init": "Newly initialised networks. Fine-tuned as long, they tell whether a generated start helps.",
 }

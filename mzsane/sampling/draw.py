@@ -6,7 +6,8 @@ The SAMPLES artifact holds `populations.safetensors`, flat weights by population
 - `anchors`: the anchors decoded without noise, and `anchor_weights`: the anchors as they are in the zoo, canonical,
 - `originals`: held-out zoo models, and `reconstruction`: the same through the backbone,
 
-and `samples.parquet`, a record a sample: sampler, bandwidth, seed, anchor, accuracy on validation images, rank by that.
+and `samples.parquet`, a record a sample: sampler, bandwidth, seed, the anchors that it was made of, the anchor that its
+weights are nearest to and the distance, accuracy on validation images, rank by that.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,13 @@ from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.kde import sample_joint
+from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,14 @@ def draw_samples(
     names, anchors = _draw_anchors(trained, tables, config.anchors, seed)
     layout = check_same_layout((table.layout for table in tables.values()), "drawing samples from anchors")
     latents = encode_models(model, layout, anchors, backbone_config.window)
-    drawn, chosen = sample_joint(latents, config.bandwidth, config.samples, make_generator(seed, "samples", "kde"))
-    samples = decode_models(model, layout, drawn, backbone_config.window)
+    drawn = SAMPLERS[config.sampler](
+        Anchors(latents, layout.positions_T3[:, 1]),
+        config.bandwidth,
+        config.samples,
+        make_generator(seed, "samples", "kde"),
+    )
+    samples = decode_models(model, layout, drawn.latents_STL, backbone_config.window)
+    distances_S, nearest_S = torch.cdist(samples, anchors).min(dim=1)
     originals = _held_out(target, tables, store)
     populations = {
         "samples": samples,
@@ -113,10 +121,12 @@ def draw_samples(
             "sampler": config.sampler,
             "bandwidth": config.bandwidth,
             "seed": seed,
-            "anchor": chosen.tolist(),
-            "anchor_model": [names[i] for i in chosen.tolist()],
+            "made_of": [[names[i] for i in used_A.nonzero().flatten()] for used_A in drawn.used_SA],
+            "nearest_anchor": nearest_S.tolist(),
+            "nearest_distance": distances_S.tolist(),
             "validation_accuracy": [score.accuracy for score in scores],
-        }
+        },
+        schema_overrides={"made_of": pl.List(pl.String)},
     ).with_columns(pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"))
     best = records.filter(pl.col("rank") <= config.keep)["validation_accuracy"].mean()
     notes = {"layout": layout.model_dump(mode="json")}

@@ -212,8 +212,8 @@ def _describe_samples(samples: Artifact, key: str, facts: dict, means: dict, pro
     populations, _ = load_tensors(samples.path("populations.safetensors").read_bytes())
     records = pl.read_parquet(samples.path("samples.parquet"))
     facts[f"{key} populations"] = _list_shapes(populations)
-    facts[f"{key} anchors"] = records["anchor_model"].to_list()
-    steps = populations["samples"] - populations["anchors"][records["anchor"].to_torch()]
+    facts[f"{key} anchors"] = records["made_of"].to_list()
+    steps = populations["samples"] - populations["anchors"][records["nearest_anchor"].to_torch()]
     means[f"{key} distance from anchors"] = _mean(steps.numpy())
     projections[f"{key} distance from anchors"] = _project(steps.numpy())
     for name, value in populations.items():

@@ -9,6 +9,7 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.samplers import SAMPLERS
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
@@ -32,7 +33,7 @@ def test_anchors_are_training_models_of_the_composition(arm):
     store, slices, backbone, _, samples = arm
     used = set(pl.read_parquet(backbone.path("composition.parquet"))["model"])
     _, records, _ = read_populations(samples)
-    models = {name.split("/")[1] for name in records["anchor_model"]}
+    models = {name.split("/")[1] for name in records["made_of"].explode()}
     assert models <= used
     table = read_tokens(store.open(slices[0].tokens))
     assert used <= set(table.index.filter(pl.col("split") == "train")["model"])
@@ -49,9 +50,29 @@ def test_populations_are_what_they_are_called(arm):
     assert torch.equal(populations["reconstruction"], decode_models(model, table.layout, latents, config.window))
     assert populations["samples"].shape == (12, layout.weights)
     assert len(records) == 12
-    for i, name in enumerate(sorted(set(records["anchor_model"]))):
+    for i, name in enumerate(sorted(set(records["made_of"].explode()))):
         row = table.pick_rows("train", last_epochs=1, models=[name.split("/")[1]])
         assert torch.equal(populations["anchor_weights"][i], table.load(row)[0])
+
+
+def test_the_nearest_anchor_is_told(arm):
+    populations, records, _ = read_populations(arm[-1])
+    for sample, nearest, distance in records.select("sample", "nearest_anchor", "nearest_distance").rows():
+        distances = (populations["samples"][sample] - populations["anchor_weights"]).norm(dim=1)
+        assert distance == pytest.approx(float(distances.min()), rel=1e-4)
+        assert float(distances[nearest]) == pytest.approx(distance, rel=1e-4)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_draws_models(arm, sampler):
+    store, slices, backbone, target, _ = arm
+    config = SAMPLING.model_copy(update={"sampler": sampler, "samples": 3, "keep": 1})
+    populations, records, layout = read_populations(
+        draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    )
+    assert populations["samples"].shape == (3, layout.weights)
+    assert populations["samples"].isfinite().all()
+    assert records["sampler"].to_list() == [sampler] * 3
 
 
 def test_ranks_come_from_validation_images(arm):
