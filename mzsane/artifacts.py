@@ -41,6 +41,12 @@ class ArtifactRef(BaseModel):
     def __str__(self) -> str:
         return f"{self.kind}/{self.fingerprint}"
 
+    @classmethod
+    def parse(cls, text: str) -> "ArtifactRef":
+        """Read what `str` gives, as the inputs of a manifest are written."""
+        kind, _, fingerprint = text.partition("/")
+        return cls(kind=kind, fingerprint=fingerprint)
+
 
 @dataclass(frozen=True)
 class Work:

@@ -42,6 +42,7 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
         description=f"What ablation {name} found",
     )
     _show_image(comparison, "accuracy.png", "accuracy", "Accuracy by arm and target")
+    _show_image(comparison, "novelty.png", "novelty", "Accuracy against novelty by arm and target")
 
 
 def show_card(name: str, zoo: Artifact) -> None:

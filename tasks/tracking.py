@@ -30,7 +30,15 @@ _BATCH = 1000  # MLflow's limit of metrics in one request
 _PARENT_TAG = "mlflow.parentRunId"
 _KEY_TAG = "mzsane.key"
 _ZOOS = "zoos"  # the experiment of zoos that are made by themselves
-_COMPARISON_FILES = ("accuracy.png", "finetuning.png", "curves.png", "provenance.png", "report.html", "comparison.json")
+_COMPARISON_FILES = (
+    "accuracy.png",
+    "novelty.png",
+    "finetuning.png",
+    "curves.png",
+    "provenance.png",
+    "report.html",
+    "comparison.json",
+)
 
 
 class Tracker:

@@ -1,7 +1,8 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
 A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method,
-sees, model, finetune_epochs, accuracy, loss, always on test images. `sees` says what the model was allowed to use of
+sees, model, finetune_epochs, accuracy, loss, always on test images, and novelty, the distance to what the backbone was
+trained on (see `KnownModels`), of models that were not fine-tuned. `sees` says what the model was allowed to use of
 the target: `none`; `images`, without labels, for the running statistics of batch norms; `labels`, of validation images
 for selection or of training images for fine-tuning.
 """
@@ -12,6 +13,7 @@ from torch import Tensor
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
+from mzsane.evaluation.novelty import KnownModels, open_known_models
 from mzsane.evaluation.scoring import ModelSet, Score, finetune_models, score_models
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
@@ -23,7 +25,7 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
-VERSION = 1
+VERSION = 2
 SCORE_SCHEMA = {
     "method": pl.String,
     "sees": pl.String,
@@ -31,6 +33,7 @@ SCORE_SCHEMA = {
     "finetune_epochs": pl.Int64,
     "accuracy": pl.Float64,
     "loss": pl.Float64,
+    "novelty": pl.Float64,
 }
 
 
@@ -59,8 +62,9 @@ def score_samples(
     work = plan_scores(config, sampling, target, samples, seed)
     if found := store.find(work.ref):
         return found
-    populations, records, layout = read_populations(store.open(samples))
-    scorer = _Scorer(config, target, layout, seed, execution, sink)
+    artifact = store.open(samples)
+    populations, records, layout = read_populations(artifact)
+    scorer = _Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store))
     drawn = populations["samples"]
     best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
     records = records.sort("sample")
@@ -131,18 +135,21 @@ class _Scorer:
         seed: int,
         execution: ExecutionConfig | None,
         sink: MetricSink,
+        known: KnownModels | None = None,
     ) -> None:
         self.config, self.target, self.layout, self.seed = config, target, layout, seed
-        self.execution, self.sink = execution, sink
+        self.execution, self.sink, self.known = execution, sink, known
         images = load_images(target.images)
         network = build_network(target.network, images.channels, images.classes, images.size)
         conditioned = layout.running_statistics == "conditioned" and has_statistics(network)
         self.sees = "images" if conditioned else "none"
-        self.rows: list[tuple[str, str, int, int, float, float]] = []
+        self.rows: list[tuple[str, str, int, int, float, float, float | None]] = []
 
     def add(self, method: str, flat_NP: Tensor, sees: str | None = None, finetune: bool = True) -> None:
         """Score all models as they are, and the first ones after fine-tuning, which sees labels."""
-        self._extend(method, sees or self.sees, score_models(self._set(flat_NP), "test", self.execution, self.sink))
+        scores = score_models(self._set(flat_NP), "test", self.execution, self.sink)
+        novelty = None if self.known is None else self.known.measure_novelty(flat_NP).tolist()
+        self._extend(method, sees or self.sees, scores, novelty)
         if finetune and self.config.finetune_epochs[-1] > 0:
             some = self._set(flat_NP[: self.config.finetune_models])
             tuned = finetune_models(some, self.config, self.seed, self.execution, self.sink)
@@ -161,5 +168,7 @@ class _Scorer:
     def _set(self, flat_NP: Tensor) -> ModelSet:
         return ModelSet(self.target.network, self.target.images, self.layout, flat_NP)
 
-    def _extend(self, method: str, sees: str, scores: list[Score]) -> None:
-        self.rows.extend((method, sees, s.model, s.epochs, s.accuracy, s.loss) for s in scores)
+    def _extend(self, method: str, sees: str, scores: list[Score], novelty: list[float] | None = None) -> None:
+        for place, s in enumerate(scores):
+            new = None if novelty is None else novelty[place]
+            self.rows.append((method, sees, s.model, s.epochs, s.accuracy, s.loss, new))

@@ -22,6 +22,7 @@ ROW_SCHEMA = {
     "accuracy_mean": pl.Float64,
     "accuracy_std": pl.Float64,
     "loss_mean": pl.Float64,
+    "novelty_mean": pl.Float64,
 }
 
 
@@ -39,6 +40,7 @@ class Cell:
         accuracy: Mean over seeds, 0 to 1; None when no seed has a finite accuracy.
         spread: Standard deviation, over seeds when there are several, else over the models; None when unknown.
         seeds: Seeds with a finite accuracy.
+        novelty: Mean over seeds of the distance to what was trained on, in spacings of the zoo; None when unknown.
         failed: Measurements left out because their accuracy is not finite.
         best: Whether no other method but the zoo is better for this target and number of epochs.
     """
@@ -52,6 +54,7 @@ class Cell:
     accuracy: float | None
     spread: float | None
     seeds: int
+    novelty: float | None
     failed: int
     best: bool
 
@@ -71,7 +74,7 @@ def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
     if missing:
         raise ConfigError(f"the report's rows lack the columns {missing}; they have {rows.columns}")
     return rows.select(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items()).with_columns(
-        pl.col("accuracy_mean", "accuracy_std", "loss_mean").fill_null(float("nan"))
+        pl.col("accuracy_mean", "accuracy_std", "loss_mean", "novelty_mean").fill_null(float("nan"))
     )
 
 
@@ -111,6 +114,7 @@ def average_seeds(rows: pl.DataFrame) -> list[Cell]:
         seeds=pl.col("seed").filter(finite).n_unique(),
         over_seeds=pl.col("accuracy_mean").filter(finite).std(),
         over_models=pl.col("accuracy_std").filter(finite & pl.col("accuracy_std").is_finite()).mean(),
+        novelty=pl.col("novelty_mean").filter(pl.col("novelty_mean").is_finite()).mean(),
         failed=(~finite).sum(),
     )
     groups = groups.with_columns(

@@ -18,11 +18,12 @@ from mzsane.config import AblationConfig, CompositionConfig
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
+from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def compare(
     looks = assign_looks([composition.name for composition in config.compositions])
     figures = {
         "accuracy.png": to_png(plot_accuracy(rows, looks)),
+        "novelty.png": to_png(plot_novelty(rows, looks)),
         "finetuning.png": to_png(plot_finetuning(rows, looks)),
         "curves.png": to_png(plot_curves(curves, looks)),
         "provenance.png": to_png(plot_provenance(provenance)),
@@ -90,6 +92,7 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
             pl.col("accuracy").mean().alias("accuracy_mean"),
             pl.col("accuracy").std().alias("accuracy_std"),
             pl.col("loss").mean().alias("loss_mean"),
+            pl.col("novelty").mean().alias("novelty_mean"),
         )
         labels = means.with_columns(
             pl.lit(arm.name).alias("arm"),
@@ -129,9 +132,7 @@ def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: Ar
 
     def visit(arm: ArmParts, ref: ArtifactRef, stage: str, name: str) -> None:
         manifest = store.open(ref).manifest
-        reads = [
-            ArtifactRef(kind=text.split("/")[0], fingerprint=text.split("/")[1]) for text in manifest.inputs.values()
-        ]
+        reads = [ArtifactRef.parse(text) for text in manifest.inputs.values()]
         records.append(
             {
                 "arm": arm.name,
@@ -148,8 +149,8 @@ def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: Ar
 
     for arm in arms:
         for number, part in enumerate(arm.composition.slices):
-            tokens = store.open(arm.backbone).manifest.inputs[f"tokens/{number}"].split("/")[1]
-            zoo_names[tokens] = part.zoo
+            tokens = store.open(arm.backbone).manifest.inputs[f"tokens/{number}"]
+            zoo_names[ArtifactRef.parse(tokens).fingerprint] = part.zoo
     for arm in arms:
         visit(arm, arm.backbone, "backbone", arm.name)
         for target in config.targets:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from mzsane.appearance import Look, assign_looks, to_png, to_svg
 from mzsane.report.cells import check_rows, list_names
 from mzsane.report.findings import find_findings
+from mzsane.report.novelty import plot_novelty
 from mzsane.report.page_style import SCRIPT, STYLE
 from mzsane.report.page_tables import render_addresses, render_comparison, render_measurements
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
@@ -41,6 +42,8 @@ OTHER_MEANINGS = {
     "target": "What the networks are scored on: an architecture and an image dataset.",
     "in distribution": "The target's dataset is among those of the composition.",
     "zero-shot": "Scored as generated, without fine-tuning.",
+    "novelty": "Distance of a network to the nearest one that the backbone was trained on, hidden units in the best "
+    "order, over the mean such distance between the training networks themselves. 0 is a copy.",
 }
 
 
@@ -79,6 +82,15 @@ def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str,
                 plot_accuracy(rows, looks),
                 "Zero-shot accuracy. One panel a target, one marker a composition. Generated networks (samples, "
                 "selected) are worth a backbone where they are above the baselines at their right that see as much.",
+            )
+        )
+    if rows["novelty_mean"].is_finite().any():
+        figures.append(
+            render_figure(
+                "novelty",
+                plot_novelty(rows, looks),
+                "Zero-shot accuracy against novelty. Generation is worth something at the upper right: as accurate as "
+                "the zoo, and as far from every training model as these are from each other. Methods at the left copy.",
             )
         )
     if rows["finetune_epochs"].n_unique() > 1:

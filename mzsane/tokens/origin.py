@@ -19,11 +19,10 @@ class Origin:
 
 def find_origin(tokens: Artifact) -> Origin | None:
     """Find what the models of a TOKENS artifact are; None if the zoo is not there or its config does not tell."""
-    kind, _, fingerprint = tokens.manifest.inputs.get("zoo", "").partition("/")
-    if not fingerprint:
+    if "zoo" not in tokens.manifest.inputs:
         return None
     try:
-        zoo = tokens.store.find(ArtifactRef(kind=kind, fingerprint=fingerprint))
+        zoo = tokens.store.find(ArtifactRef.parse(tokens.manifest.inputs["zoo"]))
     except StoreError:
         return None
     if zoo is None:

@@ -6,7 +6,9 @@ import polars as pl
 import pytest
 
 
-def make_row(composition, target, method, accuracy, seed=0, sees="none", epochs=0, inside=True, spread=0.02):
+def make_row(
+    composition, target, method, accuracy, seed=0, sees="none", epochs=0, inside=True, spread=0.02, novelty=None
+):
     """One measurement as a dict."""
     return {
         "arm": f"{composition}-s{seed}",
@@ -21,6 +23,7 @@ def make_row(composition, target, method, accuracy, seed=0, sees="none", epochs=
         "accuracy_mean": accuracy,
         "accuracy_std": spread,
         "loss_mean": 0.5,
+        "novelty_mean": novelty,
     }
 
 

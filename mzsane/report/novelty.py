@@ -1,0 +1,71 @@
+"""Accuracy against novelty: what generation is worth, since a copy is as accurate as its original."""
+
+from collections.abc import Mapping
+
+import polars as pl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mzsane.appearance import MUTED, Look, assign_looks, create_figure, create_message, list_handles, quote, style_axes
+from mzsane.report.cells import average_seeds, list_names
+
+_MARKERS = {
+    "samples": "o",
+    "selected": "*",
+    "anchors": "s",
+    "anchor_noise": "x",
+    "average": "P",
+    "reconstruction": "D",
+}
+
+
+def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+    """Plot zero-shot accuracy over novelty: a panel a target, a colour a composition, a marker a method.
+
+    Args:
+        rows: One measurement a row.
+        looks: The look of each composition; by default by its place in the alphabet.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    cells = [cell for cell in average_seeds(rows) if cell.epochs == 0 and cell.accuracy is not None]
+    shown = [cell for cell in cells if cell.novelty is not None and cell.method in _MARKERS]
+    if not shown:
+        return create_message("No novelty was measured.")
+    targets = list(dict.fromkeys(cell.target for cell in shown))
+    compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in shown)]
+    looks = looks or assign_looks(compositions)
+    methods = [
+        Line2D([], [], linestyle="", marker=marker, color=MUTED, label=method)
+        for method, marker in _MARKERS.items()
+        if any(cell.method == method for cell in shown)
+    ]
+    figure = create_figure(
+        max(7.0, 1.2 + 4.2 * len(targets)),
+        5.0,
+        "Accuracy against novelty: are generated networks more than copies?",
+        "Novelty: distance to the nearest training model over the mean distance of training models to the nearest "
+        "other one; 0 is a copy, 1 as new as they are to each other. Hollow: sees labels. Dashed: the zoo.",
+        [*list_handles({name: looks[name] for name in compositions}, markers=False), *methods],
+    )
+    panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, target in zip(panels, targets, strict=True):
+        style_axes(axes, f"target: {quote(target, 24)}")
+        for cell in cells:
+            if cell.target == target and cell.method == "zoo":
+                axes.axhline(cell.accuracy, color=MUTED, linestyle="--", linewidth=1.0, zorder=1)
+        axes.axvline(1.0, color=MUTED, linestyle=":", linewidth=1.0, zorder=1)
+        for cell in shown:
+            if cell.target == target and cell.novelty is not None and cell.accuracy is not None:
+                color = looks[cell.composition].color
+                face = "white" if cell.sees == "labels" else color
+                marker = _MARKERS[cell.method]
+                axes.plot(
+                    cell.novelty, cell.accuracy, marker, markersize=7, color=color, markerfacecolor=face, alpha=0.9
+                )
+        axes.set_xlabel("novelty (zoo spacings)", fontsize=10)
+    panels[0].set_ylabel("accuracy (0 to 1)", fontsize=10)
+    panels[0].set_ylim(0, 1.04)
+    panels[0].set_xlim(left=-0.03)
+    return figure

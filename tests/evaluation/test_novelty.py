@@ -1,0 +1,109 @@
+"""Distance to training models: a copy is a copy however its units are ordered."""
+
+import polars as pl
+import pytest
+import torch
+
+from mzsane.backbone.pretrain import pretrain
+from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.evaluation import novelty
+from mzsane.evaluation.novelty import KnownModels, open_known_models
+from mzsane.evaluation.score import score_samples
+from mzsane.randomness import make_generator
+from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.tokens.build import plan_tokens
+from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.symmetry.groups import draw_permutations
+from mzsane.tokens.symmetry.permute import permute_weights
+
+SERIAL = ExecutionConfig(processes=1)
+
+
+@pytest.fixture(scope="module")
+def known(tiny_table):
+    """Three models of two checkpoints each; of one model a fourth."""
+    generator = make_generator(0)
+    flat = torch.randn(7, tiny_table.layout.weights, generator=generator)
+    flat[1::2] = flat[:6:2] + 0.1 * torch.randn(3, flat.shape[1], generator=generator)
+    names = ["a", "a", "b", "b", "c", "c", "d"]
+    return KnownModels(tiny_table.layout, tiny_table.groups, names, lambda rows: flat[rows]), flat
+
+
+def shuffle(known, flat_SP, seed=1):
+    permutations = draw_permutations(known.groups, len(flat_SP), make_generator(seed))
+    return permute_weights(known.layout, known.groups, permutations, flat_SP)
+
+
+def test_a_copy_is_not_new_in_whatever_order_its_units_are(known):
+    known, flat = known
+    distances, nearest = known.find_nearest(flat)
+    torch.testing.assert_close(distances, torch.zeros(7), atol=1e-3, rtol=0)
+    assert [known.names[i] for i in nearest] == ["a", "a", "b", "b", "c", "c", "d"]
+    shuffled = shuffle(known, flat[:1])
+    assert torch.cdist(shuffled, flat).min() > 1
+    (distance,), _ = KnownModels(known.layout, known.groups, ["a"], lambda rows: flat[:1][rows]).find_nearest(shuffled)
+    assert float(distance) < 1e-3
+
+
+def test_a_known_displacement_is_measured(known):
+    known, flat = known
+    moved = flat[[2]] + 0.5 * torch.nn.functional.normalize(torch.randn(1, flat.shape[1], generator=make_generator(3)))
+    (distance,), (nearest,) = known.find_nearest(moved)
+    assert float(distance) == pytest.approx(0.5, rel=1e-3)
+    assert known.names[nearest] == "b"
+    torch.testing.assert_close(known.measure_novelty(moved), torch.tensor([0.5 / known.spacing]), rtol=1e-3, atol=0)
+
+
+def test_spacing_leaves_out_the_model_itself_with_all_its_checkpoints(known):
+    known, flat = known
+    last = flat[[1, 3, 5, 6]]
+    others = [[2, 3, 4, 5, 6], [0, 1, 4, 5, 6], [0, 1, 2, 3, 6], [0, 1, 2, 3, 4, 5]]
+    plain = [float(torch.cdist(model[None], flat[rest]).min()) for model, rest in zip(last, others, strict=True)]
+    assert 1 < known.spacing <= sum(plain) / 4  # aligning can only bring them nearer
+    without_groups = KnownModels(known.layout, (), [known.names[i] for i in known.model_K], known.load)
+    assert without_groups.spacing == pytest.approx(sum(plain) / 4, rel=1e-4)
+
+
+def test_chunks_change_nothing(known, monkeypatch):
+    known, flat = known
+    expected, spacing = known.find_nearest(flat + 0.1), known.spacing
+    monkeypatch.setattr(novelty, "_CHUNK", 2 * known.layout.weights)
+    again = KnownModels(known.layout, known.groups, [known.names[i] for i in known.model_K], known.load)
+    for found, value in zip(again.find_nearest(flat + 0.1), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    assert again.spacing == pytest.approx(spacing, rel=1e-5)
+
+
+def test_what_cannot_be_compared_is_not_a_number(known):
+    known, flat = known
+    broken = flat[:2].clone()
+    broken[0, 0] = float("nan")
+    distances, _ = known.find_nearest(broken)
+    assert distances.isnan().tolist() == [True, False]
+    alone = KnownModels(known.layout, known.groups, ["a"], lambda rows: flat[rows])
+    assert alone.spacing != alone.spacing
+
+
+def test_scores_tell_how_new_each_model_is(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config):
+    store = make_store()
+    slices = [TokenSlice(plan_tokens(tiny_tokens_config, tiny_zoo_config).ref, SliceConfig(zoo="tiny", models=3))]
+    backbone = pretrain(tiny_backbone_config, slices, 0, store)
+    target = Target(tiny_zoo_config.network, tiny_zoo_config.images, slices[0].tokens)
+    sampling = SamplingConfig(anchors=2, samples=6, keep=3, bandwidth=0.2)
+    samples = draw_samples(sampling, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    known = open_known_models(samples, store)
+    used = pl.read_parquet(backbone.path("composition.parquet"))
+    assert sorted(known.names) == sorted({f"0/{model}" for model in used["model"]})
+    assert len(known.model_K) == len(used)
+    populations, records, _ = read_populations(samples)
+    torch.testing.assert_close(known.measure_novelty(populations["anchor_weights"]), torch.zeros(2), atol=1e-3, rtol=0)
+
+    evaluation = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=1)
+    scores = score_samples(evaluation, sampling, target, samples.ref, 0, store, SERIAL)
+    rows = pl.read_parquet(scores.path("scores.parquet"))
+    assert rows.filter(finetune_epochs=1)["novelty"].is_null().all()
+    found = rows.filter(method="samples", finetune_epochs=0).sort("model")["novelty"]
+    assert found.to_list() == pytest.approx(known.measure_novelty(populations["samples"]).tolist())
+    selected = records.filter(pl.col("rank") <= 3).sort("rank")["sample"].to_list()
+    of_selected = rows.filter(method="selected", finetune_epochs=0).sort("model")["novelty"].to_list()
+    assert of_selected == pytest.approx([found[i] for i in selected])
