@@ -43,6 +43,24 @@ def average_anchors(anchors_AP: Tensor) -> Tensor:
     return anchors_AP.mean(dim=0, keepdim=True)
 
 
+def interpolate_anchors(anchors_AP: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw places on the lines between pairs of aligned anchors, uniformly: (count, P). Needs two anchors."""
+    first_S = torch.randint(len(anchors_AP), (count,), generator=generator)
+    second_S = (first_S + torch.randint(1, len(anchors_AP), (count,), generator=generator)) % len(anchors_AP)
+    share_S1 = torch.rand(count, 1, generator=generator)
+    return torch.lerp(anchors_AP[first_S], anchors_AP[second_S], share_S1)
+
+
+def draw_from_statistics(anchors_AP: Tensor, layout: TokenLayout, count: int, generator: torch.Generator) -> Tensor:
+    """Draw each weight by itself, from a Gaussian with its tensor's mean and deviation over the anchors: (count, P)."""
+    drawn_SP = torch.randn(count, anchors_AP.shape[1], generator=generator)
+    parts = [
+        part * known.std(correction=0) + known.mean()
+        for part, known in zip(_tensors(drawn_SP, layout), _tensors(anchors_AP, layout), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
 def draw_random_models(
     network: NetworkConfig, images: ImagesConfig, layout: TokenLayout, count: int, generator: torch.Generator
 ) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
-from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
+from mzsane.evaluation.baselines import (
+    average_anchors,
+    draw_from_statistics,
+    draw_random_models,
+    interpolate_anchors,
+    perturb_anchors,
+)
 from mzsane.evaluation.novelty import KnownModels, open_known_models
 from mzsane.evaluation.scoring import ModelSet, Score, finetune_models, score_models
 from mzsane.files import to_parquet
@@ -55,9 +61,9 @@ def score_samples(
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
 ) -> Artifact:
-    """Score samples, the selected ones, reconstructions, anchors, perturbed anchors and their average on test images.
+    """Score samples, the selected ones, reconstructions, and what anchors give without a backbone, on test images.
 
-    Selection, of samples and of perturbed anchors alike, is by accuracy on validation images.
+    Selection, of samples, of perturbed anchors and of the best anchor, is by accuracy on validation images.
     """
     work = plan_scores(config, sampling, target, samples, seed)
     if found := store.find(work.ref):
@@ -68,10 +74,9 @@ def score_samples(
     drawn = populations["samples"]
     best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
     records = records.sort("sample")
+    anchors_AP = populations["anchor_weights"]
     nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
-    noisy = perturb_anchors(
-        populations["anchor_weights"], nearest, distances.float(), layout, make_generator(seed, "scores", "noise")
-    )
+    noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
     if target.tokens is None:
         scorer.add("zoo", populations["originals"])
     scorer.add("reconstruction", populations["reconstruction"])
@@ -80,7 +85,13 @@ def score_samples(
     scorer.add("anchors", populations["anchors"])
     scorer.add("anchor_noise", noisy)
     scorer.add("anchor_noise", scorer.select(noisy, sampling.keep), sees="labels", finetune=False)
-    scorer.add("average", average_anchors(populations["anchor_weights"]))
+    scorer.add("best_anchor", scorer.select(anchors_AP, 1), sees="labels", finetune=False)
+    if len(anchors_AP) > 1:
+        between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
+        scorer.add("interpolation", between, finetune=False)
+    scorer.add("average", average_anchors(anchors_AP))
+    statistics = draw_from_statistics(anchors_AP, layout, len(drawn), make_generator(seed, "scores", "statistics"))
+    scorer.add("statistics", statistics, finetune=False)
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
 
 

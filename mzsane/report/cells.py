@@ -7,7 +7,19 @@ import polars as pl
 
 from mzsane.errors import ConfigError
 
-METHODS = ("zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init")
+METHODS = (
+    "zoo",
+    "reconstruction",
+    "samples",
+    "selected",
+    "anchors",
+    "best_anchor",
+    "anchor_noise",
+    "interpolation",
+    "average",
+    "statistics",
+    "random_init",
+)
 SEES = ("none", "images", "labels")
 ROW_SCHEMA = {
     "arm": pl.String,

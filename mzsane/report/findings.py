@@ -8,7 +8,7 @@ import polars as pl
 
 from mzsane.report.cells import Cell, average_seeds, check_rows, format_accuracy, join_names, list_names, rank_method
 
-TRIVIAL = ("anchors", "anchor_noise", "average")
+TRIVIAL = ("anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
 GENERATED = ("samples", "selected")
 
 

@@ -14,7 +14,10 @@ _MARKERS = {
     "selected": "*",
     "anchors": "s",
     "anchor_noise": "x",
+    "best_anchor": "^",
+    "interpolation": "v",
     "average": "P",
+    "statistics": "+",
     "reconstruction": "D",
 }
 

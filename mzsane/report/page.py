@@ -29,7 +29,10 @@ METHOD_MEANINGS = {
     "anchor_noise": "For each sample its nearest anchor, not decoded, plus random noise on the weights, as far from it "
     "as the sample is: generating without a backbone. Zero-shot where it sees labels: the best of these, chosen "
     "on validation images, as many as samples are selected.",
+    "best_anchor": "The anchor that is best on validation images, as it is in the zoo.",
+    "interpolation": "Places between two aligned anchors, in their weights: generating without a backbone.",
     "average": "The weight-by-weight average of the aligned anchors: generating without a backbone.",
+    "statistics": "Each weight drawn by itself, with the mean and deviation of its layer in the anchors.",
     "random_init": "Newly initialised networks. Fine-tuned as long, they tell whether a generated start helps.",
 }
 SEES_MEANINGS = {

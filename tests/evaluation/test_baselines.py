@@ -1,6 +1,12 @@
 import torch
 
-from mzsane.evaluation.baselines import average_anchors, draw_random_models, perturb_anchors
+from mzsane.evaluation.baselines import (
+    average_anchors,
+    draw_from_statistics,
+    draw_random_models,
+    interpolate_anchors,
+    perturb_anchors,
+)
 from mzsane.randomness import make_generator
 
 
@@ -40,3 +46,26 @@ def test_random_models_differ_and_start_like_a_zoo(tiny_zoo_config, tiny_table):
     assert not torch.equal(models[0], models[1])
     biases = layout.unflatten(models)["module_list.0.bias"]
     assert torch.equal(biases, torch.full_like(biases, 0.01))
+
+
+def test_interpolations_lie_between_two_different_anchors():
+    anchors = torch.eye(3)
+    drawn = interpolate_anchors(anchors, 200, make_generator(0))
+    torch.testing.assert_close(drawn.sum(dim=1), torch.ones(200))
+    assert ((drawn > 0).sum(dim=1) == 2).all()
+    assert len({tuple(row) for row in (drawn > 0).tolist()}) == 3
+    assert drawn.max() > 0.95
+    assert 0.45 < float(drawn[drawn > 0].mean()) < 0.55
+
+
+def test_statistics_are_those_of_each_tensor_and_nothing_else(tiny_table):
+    layout = tiny_table.layout
+    anchors = tiny_table.load()[:4]
+    drawn = draw_from_statistics(anchors, layout, 500, make_generator(0))
+    for entry, known, found in zip(
+        layout.tensors, layout.unflatten(anchors).values(), layout.unflatten(drawn).values(), strict=True
+    ):
+        if entry.size > 20:
+            torch.testing.assert_close(found.std(), known.std(correction=0), rtol=0.05, atol=0)
+            assert (found.mean() - known.mean()).abs() < 0.05 * known.std()
+            assert found.mean(dim=0).std() < 0.2 * known.std()

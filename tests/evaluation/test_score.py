@@ -66,10 +66,21 @@ def test_selected_are_the_best_on_validation_and_scored_on_test(scored):
     assert on_test != on_validation  # else this test could not tell one from the other
 
 
+def test_the_best_anchor_is_best_on_validation(scored):
+    target, samples, scores, _ = scored[2]["own"]
+    populations, _, layout = read_populations(samples)
+    models = ModelSet(target.network, target.images, layout, populations["anchor_weights"])
+    on_validation = [score.accuracy for score in score_models(models, "val", SERIAL)]
+    best = on_validation.index(max(on_validation))
+    on_test = score_models(models, "test", SERIAL)[best].accuracy
+    assert pick(scores, "best_anchor", "labels")["accuracy"].to_list() == [on_test]
+
+
 def test_every_method_scores_the_right_number_of_models(scored):
     _, _, scores, baselines = scored[2]["own"]
-    counts = {method: len(pick(scores, method)) for method in ("samples", "anchors", "anchor_noise", "average")}
-    assert counts == {"samples": 12, "anchors": 2, "anchor_noise": 12, "average": 1}
+    expected = {"samples": 12, "anchors": 2, "anchor_noise": 12, "interpolation": 12, "average": 1, "statistics": 12}
+    assert {method: len(pick(scores, method)) for method in expected} == expected
+    assert len(pick(scores, "best_anchor", "labels")) == 1
     assert len(pick(scores, "samples", "labels", 1)) == 2
     assert len(pick(baselines, "random_init")) == 2
 
