@@ -31,7 +31,7 @@ from tasks.terminal import TerminalSink
 
 BEHAVIOURS = (0.0, 0.3)
 COMMON: dict[str, Any] = {"preset": "tiny", "d_model": 128, "layers": 3, "learning_rate": 2e-3}
-# Chosen on validation models. Where a latent is nearly as large as a token, exactness counts, and narrow tokens are best.
+# Chosen on validation models. Where a latent is nearly as large as a token, exactness counts, and narrow tokens win.
 # Where it is not, tokens of 67 (three to a row of the second convolution) are reconstructed best, and without decay the
 # backbone learns the few models by heart.
 WIDE = {"token_dim": 51, "steps": 1000, "batch_size": 32}

@@ -1,0 +1,181 @@
+"""Accuracy against novelty: every sampler and trivial baseline on one zoo, over bandwidths.
+
+`MZSANE_ROOT=... python benchmarks/generation.py [ZOO] [--json FILE] [--plot FILE]`
+
+Samples start from all training models of the zoo at their last epoch; the backbone is the widest of
+`benchmarks/reconstruction.py`. Nothing is selected: accuracy is the mean over the samples, on test images. Novelty is
+the distance to the nearest training checkpoint in spacings of the zoo (`mzsane.evaluation.novelty`).
+"""
+
+import argparse
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import make_row, report_rows
+from reconstruction import COMMON, RECIPES, train
+from torch import Tensor
+
+from flows.presets import load_zoo_preset
+from mzsane.appearance import COLORS, INK, MUTED, create_figure, style_axes, to_png
+from mzsane.artifacts import ArtifactStore
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.judge import Judge, read_activations
+from mzsane.evaluation.baselines import (
+    average_anchors,
+    draw_from_statistics,
+    interpolate_anchors,
+    perturb_anchors,
+)
+from mzsane.evaluation.novelty import KnownModels
+from mzsane.randomness import make_generator
+from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.samplers.protocol import Anchors
+from mzsane.tokens.store import read_tokens
+
+LATENTS = 48
+BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+ACCURACY_BAR, AT_NOVELTY = 86.7, 0.5
+Point = tuple[float, float, float]  # novelty, accuracy (%), deviation of the accuracy over the models
+
+
+class Bench:
+    """A zoo, its training models and a way to measure others.
+
+    Args:
+        zoo: a preset of `flows/presets/zoos`, or a path.
+        samples: models drawn for each point.
+        images: test images.
+        seed: of the backbone and of all draws.
+        store: where artifacts are.
+    """
+
+    def __init__(self, zoo: str, samples: int, images: int, seed: int, store: ArtifactStore) -> None:
+        self.samples, self.seed = samples, seed
+        settings = COMMON | RECIPES[LATENTS] | {"latent_dim": LATENTS, "behaviour": 0.0}
+        tokens, backbone = train(load_zoo_preset(zoo, []), settings, seed, store)
+        self.table = read_tokens(tokens)
+        self.model, self.config = load_backbone(backbone)
+        rows = self.table.pick_rows("train")
+        names = self.table.index["model"][rows.tolist()].to_list()
+        self.known = KnownModels(
+            self.table.layout, self.table.groups, names, lambda numbers: self.table.load(rows[numbers])
+        )
+        self.anchors_AP = self.table.load(self.table.pick_rows("train", last_epochs=1))
+        self.judge = Judge(self.table, "test", images)
+
+    def draw(self, sampler: str, bandwidth: float) -> Tensor:
+        """Draw models."""
+        layout, window = self.table.layout, self.config.window
+        anchors = Anchors(encode_models(self.model, layout, self.anchors_AP, window), layout.positions_T3[:, 1])
+        drawn = SAMPLERS[sampler](anchors, bandwidth, self.samples, make_generator(self.seed, "generation", sampler))
+        return decode_models(self.model, layout, drawn.latents_STL, window)
+
+    def perturb(self, bandwidth: float) -> Tensor:
+        """Add noise to anchors, as far as the joint sampler goes with this bandwidth."""
+        distances_S, _ = self.known.find_nearest(self.draw("joint", bandwidth))
+        generator = make_generator(self.seed, "generation", "noise")
+        chosen_S = torch.randint(len(self.anchors_AP), (self.samples,), generator=generator)
+        return perturb_anchors(self.anchors_AP, chosen_S, distances_S, self.table.layout, generator)
+
+    def measure(self, flat_SP: Tensor) -> Point:
+        """Return novelty and accuracy of models."""
+        classes_SN = self.judge.classify(flat_SP, [None] * len(flat_SP))
+        accuracy_S = 100 * (classes_SN == self.judge.labels_N).double().mean(dim=1)
+        return float(self.known.measure_novelty(flat_SP).mean()), float(accuracy_S.mean()), float(accuracy_S.std())
+
+    def measure_zoo(self) -> Point:
+        """Return those of held-out models of the zoo."""
+        rows = self.table.pick_rows("test", last_epochs=1)
+        flat_BP = self.table.load(rows)
+        accuracy = 100 * self.judge.score(self.judge.classify(flat_BP, read_activations(self.table, rows)))
+        return float(self.known.measure_novelty(flat_BP).mean()), accuracy, 0.0
+
+
+def list_curves(bench: Bench) -> dict[str, list[Callable[[], Tensor]]]:
+    """Return how the points of each curve are drawn: samplers, then baselines."""
+    curves: dict[str, list[Callable[[], Tensor]]] = {
+        name: [lambda name=name, width=width: bench.draw(name, width) for width in BANDWIDTHS] for name in SAMPLERS
+    }
+    generator = make_generator(bench.seed, "generation", "baselines")
+    curves["anchor noise"] = [lambda width=width: bench.perturb(width) for width in BANDWIDTHS]
+    curves["weights interpolated"] = [lambda: interpolate_anchors(bench.anchors_AP, bench.samples, generator)]
+    curves["average"] = [lambda: average_anchors(bench.anchors_AP)]
+    curves["statistics"] = [
+        lambda: draw_from_statistics(bench.anchors_AP, bench.table.layout, bench.samples, generator)
+    ]
+    return curves
+
+
+def interpolate_accuracy(points: list[Point], novelty: float) -> float | None:
+    """Return the accuracy of a curve at a novelty, between its points; None where it does not reach."""
+    for (x0, y0, _), (x1, y1, _) in pairwise(points):
+        if min(x0, x1) <= novelty <= max(x0, x1) and x0 != x1:
+            return y0 + (y1 - y0) * (novelty - x0) / (x1 - x0)
+    return None
+
+
+def draw_figure(found: dict[str, list[Point]], zoo: Point, name: str) -> bytes:
+    """Draw accuracy over novelty; baselines are dashed."""
+    figure = create_figure(
+        9.5,
+        6.0,
+        f"Accuracy against novelty on {name}",
+        f"Mean of the samples on test images, nothing selected; bandwidths {', '.join(map(str, BANDWIDTHS))}. Star: "
+        "held-out models of the zoo. Cross: the bar.",
+    )
+    axes = figure.subplots()
+    style_axes(axes)
+    for place, (curve, points) in enumerate(found.items()):
+        axes.plot(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            color=COLORS[place % len(COLORS)],
+            marker="o" if curve in SAMPLERS else "s",
+            linestyle="-" if curve in SAMPLERS else "--",
+            label=curve,
+        )
+    axes.plot(zoo[0], zoo[1], "*", color=INK, markersize=14)
+    axes.plot(AT_NOVELTY, ACCURACY_BAR, "x", color=INK, markersize=10)
+    axes.axvline(1.0, color=MUTED, linestyle=":", linewidth=1)
+    axes.set_xlabel("novelty (zoo spacings)", color=INK)
+    axes.set_ylabel("accuracy (%)", color=INK)
+    axes.legend(frameon=False, fontsize=8.5)
+    return to_png(figure)
+
+
+def main() -> int:
+    """Measure, print, and write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", nargs="?", default="mnist")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    bench = Bench(options.zoo, options.samples, options.images, options.seed, ArtifactStore.from_environment())
+    zoo = bench.measure_zoo()
+    rows: list[dict[str, Any]] = [
+        make_row("zoo, held-out models: accuracy", zoo[1], "%"),
+        make_row("zoo, held-out models: novelty", zoo[0], "spacings"),
+    ]
+    found: dict[str, list[Point]] = {}
+    for curve, draws in list_curves(bench).items():
+        found[curve] = [bench.measure(draw()) for draw in draws]
+        print(curve, *(f"{x:.2f}: {y:.1f} ± {s:.1f} %" for x, y, s in found[curve]), sep="  ", flush=True)
+        for x, y, _ in found[curve]:
+            rows.append(make_row(f"{curve}: accuracy at novelty {x:.2f}", y, "%"))
+        at_bar = interpolate_accuracy(found[curve], AT_NOVELTY)
+        if at_bar is not None:
+            bar = ACCURACY_BAR if curve in SAMPLERS else None
+            rows.append(make_row(f"{curve}: accuracy at novelty {AT_NOVELTY}", at_bar, "%", None, bar))
+    if options.plot:
+        options.plot.write_bytes(draw_figure(found, zoo, options.zoo))
+    return report_rows(rows, options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
