@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ImagesConfig, NetworkConfig
+from mzsane.sampling.samplers.interpolation import sample_interpolation
+from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
@@ -45,10 +47,8 @@ def average_anchors(anchors_AP: Tensor) -> Tensor:
 
 def interpolate_anchors(anchors_AP: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw places on the lines between pairs of aligned anchors, uniformly: (count, P). Needs two anchors."""
-    first_S = torch.randint(len(anchors_AP), (count,), generator=generator)
-    second_S = (first_S + torch.randint(1, len(anchors_AP), (count,), generator=generator)) % len(anchors_AP)
-    share_S1 = torch.rand(count, 1, generator=generator)
-    return torch.lerp(anchors_AP[first_S], anchors_AP[second_S], share_S1)
+    as_latents = Anchors(anchors_AP[:, None], torch.zeros(1, dtype=torch.int64))
+    return sample_interpolation(as_latents, 1.0, count, generator).latents_STL[:, 0]
 
 
 def draw_from_statistics(anchors_AP: Tensor, layout: TokenLayout, count: int, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,8 @@ A copy of a training model scores 0, and so does a copy with its hidden units in
 training models as these are from one another scores 1. Accuracy alone says nothing about generation: published samplers
 were found to copy (arXiv 2506.07998).
 
-Suffixes: S models that are judged, K known checkpoints, P weights of a model, C candidates, X models that share one.
+Suffixes: S models that are judged, K known checkpoints, P weights of a model, X models with one
+nearest checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,6 @@ from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.symmetry.canonical import apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup
 
-_CANDIDATES = 3  # nearest checkpoints as they lie, to which a model is then aligned
 _CHUNK = 2**26  # weights of the known checkpoints, and of the judged models, that are in memory together
 
 
@@ -32,6 +32,7 @@ class KnownModels:
         groups: the architecture's permutation groups; without them models are compared as they lie.
         names_K: the model that each is a checkpoint of, those of a model in the order of its epochs.
         load: returns the weights, (N, P), of some checkpoints by number.
+        reference_P: the model that they were brought to canonical form with; the first of them if None.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class KnownModels:
         groups: Sequence[PermutationGroup],
         names_K: Sequence[str],
         load: Callable[[Tensor], Tensor],
+        reference_P: Tensor | None = None,
     ) -> None:
+        self.reference_P = load(torch.tensor([0]))[0] if reference_P is None else reference_P
         self.layout, self.groups, self.load = layout, groups, load
         self.names = sorted(set(names_K))
         self.model_K = torch.tensor([self.names.index(name) for name in names_K])
@@ -48,29 +51,35 @@ class KnownModels:
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
 
-        Each model is aligned to the checkpoints that are nearest to it as it lies; the least distance counts, aligned
-        or not. NaN for a model whose weights are not finite, or if there is nothing to compare it with.
+        Each model is taken as it lies or aligned to the reference, whichever is nearer to a checkpoint, then aligned
+        to that and compared with all checkpoints of its model; the least distance counts. Weight matching is a
+        heuristic: of copies with shuffled units it found 91 % in a zoo of CNN-s on MNIST. NaN for a model whose weights
+        are not finite, or if there is nothing to compare it with.
 
         Args:
             flat_SP: models.
             not_S: for each the number of a model that does not count: itself.
         """
-        distances_SK = torch.cat([torch.cdist(flat_SP, self.load(rows)) for rows in self._split()], dim=1)
-        distances_SK = distances_SK.nan_to_num(nan=float("inf"))
+        finite_S = flat_SP.isfinite().all(dim=1)
+        flat_SP = flat_SP.where(finite_S[:, None], 0.0)
+        distances_SK = self._measure(flat_SP)
+        if self.groups:
+            aligned_SP = self._align(flat_SP, self.reference_P)
+            aligned_SK = self._measure(aligned_SP)
+            nearer_S = aligned_SK.min(dim=1).values < distances_SK.min(dim=1).values
+            flat_SP = aligned_SP.where(nearer_S[:, None], flat_SP)
+            distances_SK = aligned_SK.where(nearer_S[:, None], distances_SK)
         if not_S is not None:
             distances_SK[not_S[:, None] == self.model_K[None]] = float("inf")
-        near_SC, candidates_SC = distances_SK.topk(min(_CANDIDATES, len(self.model_K)), largest=False)
-        comparable_SC = near_SC.isfinite()
-        for known in candidates_SC[comparable_SC].unique().tolist() if self.groups else ():
-            models_X, ranks_X = ((candidates_SC == known) & comparable_SC).nonzero(as_tuple=True)
-            reference_P, flat_XP = self.load(torch.tensor([known]))[0], flat_SP[models_X]
-            matching = match_population(self.layout, self.groups, flat_XP, reference_P)
-            aligned_XP = apply_matching(self.layout, self.groups, flat_XP, matching)
-            distances_X = (aligned_XP - reference_P).norm(dim=1)
-            near_SC[models_X, ranks_X] = torch.minimum(near_SC[models_X, ranks_X], distances_X)
-        distances_S, ranks_S = near_SC.min(dim=1)
-        nearest_S = candidates_SC.gather(1, ranks_S[:, None]).squeeze(1)
-        return distances_S.masked_fill(distances_S.isinf(), float("nan")), self.model_K[nearest_S]
+        distances_S, nearest_S = distances_SK.min(dim=1)
+        comparable_S = finite_S & distances_S.isfinite()
+        for known in nearest_S.unique().tolist() if self.groups else ():
+            own_S = nearest_S == known
+            of_model_K = (self.model_K == self.model_K[known]).nonzero().squeeze(1)
+            aligned_XP = self._align(flat_SP[own_S], self.load(torch.tensor([known]))[0])
+            distances_X = torch.cdist(aligned_XP, self.load(of_model_K)).min(dim=1).values
+            distances_S[own_S] = torch.minimum(distances_S[own_S], distances_X)
+        return distances_S.masked_fill(~comparable_S, float("nan")), self.model_K[nearest_S]
 
     @cached_property
     def spacing(self) -> float:
@@ -85,6 +94,13 @@ class KnownModels:
     def measure_novelty(self, flat_SP: Tensor) -> Tensor:
         """Return the distance to the nearest known checkpoint over the spacing, (S,)."""
         return self.find_nearest(flat_SP)[0] / self.spacing
+
+    def _measure(self, flat_SP: Tensor) -> Tensor:
+        return torch.cat([torch.cdist(flat_SP, self.load(rows)) for rows in self._split()], dim=1)
+
+    def _align(self, flat_SP: Tensor, reference_P: Tensor) -> Tensor:
+        matching = match_population(self.layout, self.groups, flat_SP, reference_P)
+        return apply_matching(self.layout, self.groups, flat_SP, matching)
 
     def _split(self, rows_N: Tensor | None = None) -> list[Tensor]:
         rows_N = torch.arange(len(self.model_K)) if rows_N is None else rows_N
@@ -108,7 +124,7 @@ def open_known_models(samples: Artifact, store: ArtifactStore) -> KnownModels:
         tables.append(table)
     layout = check_same_layout((table.layout for table in tables), "measuring novelty")
 
-    def load(numbers_N: Tensor) -> Tensor:
+    def read(numbers_N: Tensor) -> Tensor:
         flat_NP = torch.empty(len(numbers_N), layout.weights)
         for at, table in enumerate(tables):
             own_M = torch.tensor([places[number][1] == at for number in numbers_N.tolist()])
@@ -116,4 +132,11 @@ def open_known_models(samples: Artifact, store: ArtifactStore) -> KnownModels:
             flat_NP[own_M] = table.load(rows_M)
         return flat_NP
 
-    return KnownModels(layout, tables[0].groups, [name for name, _, _ in places], load)
+    held_KP = read(torch.arange(len(places))) if len(places) * layout.weights <= _CHUNK else None
+
+    def load(numbers_N: Tensor) -> Tensor:
+        return read(numbers_N) if held_KP is None else held_KP[numbers_N]
+
+    # The first training model of a zoo is what its others were aligned to.
+    (reference_P,) = tables[0].load(tables[0].pick_rows("train", last_epochs=1)[:1])
+    return KnownModels(layout, tables[0].groups, [name for name, _, _ in places], load, reference_P)
