@@ -185,6 +185,8 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
         key = f"{row['target']}/{row['method']}/{seen}"
         points.append((f"{key}/accuracy", row["accuracy_mean"], row["finetune_epochs"]))
         points.append((f"{key}/loss", row["loss_mean"], row["finetune_epochs"]))
+        if row["novelty_mean"] is not None:
+            points.append((f"{key}/novelty", row["novelty_mean"], row["finetune_epochs"]))
     _log_points(client, run, points)
     _log_file(client, run, "curves.png", to_png(plot_curves(curves)))
     client.set_terminated(run, "FINISHED")

@@ -162,6 +162,7 @@ def test_mlflow_has_parameters_and_scores(mlflow_runs, tiny, reference_run):
             if row["finetune_epochs"] == 0:  # one point; fine-tuned there is one for each number of epochs
                 assert metrics[f"{key}/accuracy"] == row["accuracy_mean"]
                 assert metrics[f"{key}/loss"] == row["loss_mean"]
+                assert metrics.get(f"{key}/novelty") == row["novelty_mean"]
 
 
 def test_mlflow_has_the_curves_once(running_stack, mlflow_runs, tiny):

@@ -25,9 +25,11 @@ from tests.pipeline.harness import (
 )
 
 COLUMNS = (
-    "arm composition seed target in_distribution method sees finetune_epochs n accuracy_mean accuracy_std loss_mean"
+    "arm composition seed target in_distribution method sees finetune_epochs n accuracy_mean accuracy_std loss_mean "
+    "novelty_mean"
 )
-METHODS = {"zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"}
+TUNED = {"zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"}
+METHODS = TUNED | {"best_anchor", "interpolation", "statistics"}
 
 ALONE = """
 import sys
@@ -80,7 +82,10 @@ def test_comparison_counts_the_models_it_averages(rows, tiny):
         ("anchors", "none"): tiny.sampling.anchors,
         ("anchor_noise", "none"): drawn,
         ("anchor_noise", "labels"): kept,
+        ("best_anchor", "labels"): 1,
+        ("interpolation", "none"): drawn,
         ("average", "none"): 1,
+        ("statistics", "none"): drawn,
         ("random_init", "none"): tuned,
     }
     # Without a zoo of its own, a target borrows the held-out models of its anchors' zoos.
@@ -90,7 +95,7 @@ def test_comparison_counts_the_models_it_averages(rows, tiny):
         assert {(row["method"], row["sees"]): row["n"] for row in at_once.iter_rows(named=True)} == zero_shot
         later = part.filter(pl.col("finetune_epochs") == 1)
         assert {row["method"]: row["n"] for row in later.iter_rows(named=True)} == {
-            method: min(tuned, zero_shot.get((method, "none"), kept)) for method in METHODS
+            method: min(tuned, zero_shot.get((method, "none"), kept)) for method in TUNED
         }
 
 
@@ -99,7 +104,7 @@ def test_comparison_admits_every_look_at_labels(rows):
     assert set(trained["sees"]) == {"labels"}
     assert set(rows.filter(pl.col("method") == "selected")["sees"]) == {"labels"}
     blind = rows.filter(pl.col("sees") == "none")
-    assert set(blind["method"]) == METHODS - {"selected"}
+    assert set(blind["method"]) == METHODS - {"selected", "best_anchor"}
 
 
 def test_comparison_is_plausible(rows):
@@ -108,6 +113,10 @@ def test_comparison_is_plausible(rows):
     assert rows["accuracy_mean"].is_between(0, 1).all()
     assert rows["loss_mean"].min() > 0
     assert (rows["accuracy_std"].is_null() == (rows["n"] == 1)).all()
+    known = rows.filter(finetune_epochs=0).filter(~pl.col("method").is_in(["zoo", "random_init"]))
+    assert known.filter(target="digits")["novelty_mean"].is_finite().all()
+    assert known.filter(method="best_anchor")["novelty_mean"].max() < 1e-3  # it is a training model
+    assert rows.filter(pl.col("finetune_epochs") > 0)["novelty_mean"].is_null().all()
     inside = dict(rows.select("target", "in_distribution").unique().iter_rows())
     assert inside == {"digits": True, "font-digits": False}
     # Trained models know their images, untrained ones do not; training helps both.
