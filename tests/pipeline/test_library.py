@@ -182,6 +182,7 @@ def test_other_seed_gives_other_numbers(reference_run, tiny, rows, tmp_path):
     key = ["composition", "target", "method", "sees", "finetune_epochs"]
     both = found.join(rows, on=key, suffix="_before")
     assert len(both) == len(found)
+    both = both.filter(pl.col("method") != "best_anchor")  # which may be the same model
     moved = both.filter(pl.col("loss_mean") != pl.col("loss_mean_before"))
     # The held-out models of the zoo are the same; what chance has a part in is not.
     still = both.filter(pl.col("method") == "zoo", pl.col("finetune_epochs") == 0)
