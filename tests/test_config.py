@@ -324,7 +324,12 @@ class TestLoadConfig:
             "models: Input should be a valid integer, unable to parse string",
         ),
         (EvaluationConfig, {"finetune_epochs": [3]}, "finetune_epochs must start at 0 and rise, not [3]"),
-        (SamplingConfig, {"sampler": "magic"}, "sampler: Input should be 'joint', not 'magic'"),
+        (
+            SamplingConfig,
+            {"sampler": "magic"},
+            "sampler: Input should be 'joint', 'shared', 'token', 'individual', 'neighbourhood', 'interpolation' or "
+            "'gaussian', not 'magic'",
+        ),
         (BackboneConfig, {"max_positions": [1, 2]}, "max_positions.2: Field required"),
         (
             TargetConfig,
