@@ -36,7 +36,7 @@ from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.store import read_tokens
 
 LATENTS = 48
-BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 ACCURACY_BAR, AT_NOVELTY = 86.7, 0.5
 Point = tuple[float, float, float]  # novelty, accuracy (%), deviation of the accuracy over the models
 
