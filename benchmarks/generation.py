@@ -64,14 +64,16 @@ class Bench:
             self.table.layout, self.table.groups, names, lambda numbers: self.table.load(rows[numbers])
         )
         self.anchors_AP = self.table.load(self.table.pick_rows("train", last_epochs=1))
+        layout = self.table.layout
+        latents_ATL = encode_models(self.model, layout, self.anchors_AP, self.config.window)
+        self.anchors = Anchors(latents_ATL, layout.positions_T3[:, 1])
         self.judge = Judge(self.table, "test", images)
 
     def draw(self, sampler: str, bandwidth: float) -> Tensor:
         """Draw models."""
-        layout, window = self.table.layout, self.config.window
-        anchors = Anchors(encode_models(self.model, layout, self.anchors_AP, window), layout.positions_T3[:, 1])
-        drawn = SAMPLERS[sampler](anchors, bandwidth, self.samples, make_generator(self.seed, "generation", sampler))
-        return decode_models(self.model, layout, drawn.latents_STL, window)
+        generator = make_generator(self.seed, "generation", sampler)
+        drawn = SAMPLERS[sampler](self.anchors, bandwidth, self.samples, generator)
+        return decode_models(self.model, self.table.layout, drawn.latents_STL, self.config.window)
 
     def perturb(self, bandwidth: float) -> Tensor:
         """Add noise to anchors, as far as the joint sampler goes with this bandwidth."""
