@@ -1,8 +1,8 @@
 """Which normalisation of the reconstruction error? Tunes the rates of the preset `normalisation`, draws its result.
 
-`MZSANE_ROOT=... python benchmarks/normalisation.py --tune` trains each mode with each rate on two zoos, with a seed
-that the preset does not have, and prints how well validation models are reconstructed; the best rates stand in the
-preset.
+`MZSANE_ROOT=... python benchmarks/normalisation.py --tune zoos` trains each mode with each rate on two zoos, with a seed
+that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does so on
+two architectures. The best rates stand in the preset.
 After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result.
 """
 
@@ -27,15 +27,15 @@ TUNING_SEED = 100
 PANELS = {"one": "one zoo", "zoos": "two zoos", "architectures": "two architectures"}
 
 
-def tune(config: AblationConfig, store: ArtifactStore) -> list[dict[str, Any]]:
-    """Train each mode with each rate on the composition of two zoos."""
+def tune(config: AblationConfig, panel: str, store: ArtifactStore) -> list[dict[str, Any]]:
+    """Train each mode with each rate on one composition."""
     sink, rows = TerminalSink(), []
     for zoo in config.all_zoos:
         for stage in (plan_zoo_stage(zoo), plan_tokens_stage(config.tokens, zoo)):
             stage.run(store, ExecutionConfig(), sink)
     compositions = {composition.name: composition for composition in config.compositions}
     for mode in MODES:
-        composition = compositions[f"zoos-{mode}"]
+        composition = compositions[f"{panel}-{mode}"]
         arm = ArmPlan(config, Arm(composition, TUNING_SEED))
         for rate in RATES:
             settings = config.find_backbone(composition).model_copy(update={"learning_rate": rate})
@@ -44,6 +44,7 @@ def tune(config: AblationConfig, store: ArtifactStore) -> list[dict[str, Any]]:
             for what in ("val_r2", "val_accuracy"):
                 value = sum(last[f"{what}/{number}"] for number in range(len(arm.slices))) / len(arm.slices)
                 rows.append(make_row(f"{mode}, rate {rate}: {what}, mean of the zoos", value, "0 to 1"))
+                print(f"{rows[-1]['name']}: {value:.4f}", flush=True)
     return rows
 
 
@@ -112,13 +113,13 @@ def draw(found: pl.DataFrame) -> bytes:
 def main() -> int:
     """Tune or draw, and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", choices=PANELS, metavar="PANEL", help=", ".join(PANELS))
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config, store = load_preset("normalisation"), ArtifactStore.from_environment()
     if options.tune:
-        return report_rows(tune(config, store), options.json)
+        return report_rows(tune(config, options.tune, store), options.json)
     found = collect(config, store)
     if options.plot:
         options.plot.write_bytes(draw(found))
