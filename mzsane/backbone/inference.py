@@ -15,12 +15,12 @@ from mzsane.tokens.windows import map_windows
 
 
 def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
-    """Open a BACKBONE artifact as a model in evaluation mode, with its config."""
+    """Open a BACKBONE artifact as a model in evaluation mode, its weights fixed, with its config."""
     config = BackboneConfig.model_validate(backbone.manifest.config["backbone"])
     weights, notes = load_tensors(backbone.path("weights.safetensors").read_bytes())
     model = build_autoencoder(config, notes["token_dim"], torch.Generator())
     model.load_state_dict(weights)
-    return model.eval(), config
+    return model.eval().requires_grad_(False), config
 
 
 @torch.no_grad()
@@ -30,8 +30,8 @@ def encode_models(model: Autoencoder, layout: TokenLayout, flat_BP: Tensor, wind
     return map_windows(model.encode, tokens_BTD, layout.positions_T3.to(flat_BP.device), window, window // 4)
 
 
-@torch.no_grad()
 def decode_models(model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, window: int) -> Tensor:
-    """Return the flat weights that latents stand for, (B, P)."""
-    tokens_BTD = map_windows(model.decode, latents_BTL, layout.positions_T3.to(latents_BTL.device), window, window // 4)
-    return layout.detokenize(tokens_BTD)
+    """Return the flat weights that latents stand for, (B, P); with a gradient only for latents that ask for one."""
+    with torch.set_grad_enabled(latents_BTL.requires_grad):
+        positions_T3 = layout.positions_T3.to(latents_BTL.device)
+        return layout.detokenize(map_windows(model.decode, latents_BTL, positions_T3, window, window // 4))

@@ -10,12 +10,15 @@ from mzsane.config.base import Config
 class SamplingConfig(Config):
     """How new weights are drawn from a backbone."""
 
-    sampler: Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian"] = Field(
+    sampler: Literal[
+        "joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian", "flow"
+    ] = Field(
         "joint",
         description="joint: an anchor for all tokens of a sample, and fresh noise for each latent number; shared: the "
         "same with one noise vector for all tokens; token: an anchor and noise for each token; individual: for each "
         "latent number; neighbourhood: an anchor and noise towards its nearest anchors; interpolation: between two "
-        "anchors; gaussian: mean and deviation of each layer, near no anchor",
+        "anchors; gaussian: mean and deviation of each layer, near no anchor; "
+        "flow: anchors mixed with noise, and brought back by flow matching trained on them",
     )
     anchors: int = Field(10, ge=1, description="zoo models that the sampler starts from, drawn at random")
     bandwidth: float = Field(
@@ -23,8 +26,18 @@ class SamplingConfig(Config):
         ge=0,
         le=10,
         description="how far from the anchors: noise in deviations of their latents; for interpolation the share of "
-        "the way; for neighbourhood the step in distances to the nearest anchors",
+        "the way; for neighbourhood the step in distances to the nearest anchors; for flow the share of noise",
     )
+    guidance_steps: int = Field(
+        0,
+        ge=0,
+        description="steps in which samples are moved until they do on unlabelled training images of the target what "
+        "their anchors do; with any, samples have seen images, and so have the baselines that are guided alike",
+    )
+    guidance_rate: float = Field(
+        0.03, gt=0, le=10, description="learning rate of these steps, in deviations of the latents over the anchors"
+    )
+    guidance_images: int = Field(64, ge=1, description="images in each of these steps")
     samples: int = Field(100, ge=1, description="models drawn for each target")
     keep: int = Field(10, ge=1, description="samples selected by accuracy on the target's validation images")
 
