@@ -142,7 +142,9 @@ def test_what_needs_two_anchors_says_so(anchors, sampler):
 def test_flow_from_noise_has_no_anchor_and_finds_the_latents(monkeypatch):
     """Latents of two kinds, far apart: what a Gaussian of their mean and deviation would miss."""
     monkeypatch.setattr(flow, "_TRAINING_STEPS", 200)
-    kinds = torch.tensor([-1.0, 1.0]).repeat(8)[:, None, None] + 0.1 * torch.randn(16, 2, 3, generator=make_generator(1))
+    kinds = torch.tensor([-1.0, 1.0]).repeat(8)[:, None, None] + 0.1 * torch.randn(
+        16, 2, 3, generator=make_generator(1)
+    )
     drawn = draw("flow", Anchors(kinds, torch.tensor([0, 1])), 1.0, 100, 1)
     assert not drawn.used_SA.any()
     assert draw("flow", Anchors(kinds, torch.tensor([0, 1])), 0.5, 4, 1).used_SA.sum(dim=1).tolist() == [1] * 4

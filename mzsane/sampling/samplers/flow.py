@@ -48,6 +48,8 @@ def sample_flow(anchors: Anchors, bandwidth: float, count: int, generator: torch
 class _VelocityField(nn.Module):
     """Predicts the velocity of standardised latents at a time from 0 (latents) to 1 (noise)."""
 
+    frequency_F: Tensor
+
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self.inward, self.outward = nn.Linear(width, _WIDTH), nn.Linear(_WIDTH, width)
