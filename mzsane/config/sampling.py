@@ -7,18 +7,19 @@ from pydantic import Field, model_validator
 from mzsane.config.base import Config
 
 
+SamplerName = Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian", "flow"]
+
+
 class SamplingConfig(Config):
     """How new weights are drawn from a backbone."""
 
-    sampler: Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian", "flow"] = (
-        Field(
-            "joint",
-            description="joint: an anchor for all tokens of a sample, and fresh noise for each latent number; shared: the "
-            "same with one noise vector for all tokens; token: an anchor and noise for each token; individual: for each "
-            "latent number; neighbourhood: an anchor and noise towards its nearest anchors; interpolation: between two "
-            "anchors; gaussian: mean and deviation of each layer, near no anchor; "
-            "flow: anchors mixed with noise, and brought back by flow matching trained on them",
-        )
+    sampler: SamplerName = Field(
+        "joint",
+        description="joint: an anchor for all tokens of a sample, and fresh noise for each latent number; shared: the "
+        "same with one noise vector for all tokens; token: an anchor and noise for each token; individual: for each "
+        "latent number; neighbourhood: an anchor and noise towards its nearest anchors; interpolation: between two "
+        "anchors; gaussian: mean and deviation of each layer, near no anchor; flow: anchors mixed with noise and "
+        "brought back by flow matching that was trained on them",
     )
     anchors: int = Field(10, ge=1, description="zoo models that the sampler starts from, drawn at random")
     bandwidth: float = Field(

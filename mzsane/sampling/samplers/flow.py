@@ -7,6 +7,7 @@ Suffixes: A anchors, S samples, B models of a step, T tokens, L latent width, M 
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def sample_flow(anchors: Anchors, bandwidth: float, count: int, generator: torch
         field = _train_field(standard_ATL, generator)
         times = torch.linspace(start, 0, _SAMPLING_STEPS + 1)
         with torch.no_grad():
-            for time, following in zip(times[:-1], times[1:], strict=True):
+            for time, following in pairwise(times):
                 sample_STL = sample_STL + (following - time) * field(sample_STL, time.expand(count))
     used_SA = mark_used(chosen_S[:, None], len(latents_ATL)) & (start < 1)
     return Drawn(sample_STL * deviation_TL + mean_TL, used_SA)
