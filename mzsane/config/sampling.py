@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from mzsane.config.base import Config
 
-
 SamplerName = Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian", "flow"]
 
 
