@@ -176,7 +176,7 @@ class AblationConfig(Config):
         return [part for part in fitting if zoos[part.zoo].images == images] or fitting
 
     def transfer_zoos(self, target: TargetConfig) -> list[str]:
-        """Return the zoos whose models a target can start from: of its network and number of classes, on other images."""
+        """Return the zoos whose models a target can start from: its network and classes, on other images."""
         network, images = self.resolve_target(target)
         return [
             zoo.name

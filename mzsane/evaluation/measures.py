@@ -33,7 +33,7 @@ def measure_predictions(log_probabilities_BNK: Tensor, labels_N: Tensor) -> list
 
 
 def join_predictions(log_probabilities_BNK: Tensor, size: int) -> Tensor:
-    """Return what ensembles of `size` models in a row predict: the mean of their probabilities, as logarithms, (E, N, K).
+    """Return the log of the mean probabilities of each `size` models in a row, (E, N, K).
 
     What is left over at the end is in no ensemble.
     """
