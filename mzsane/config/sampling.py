@@ -52,15 +52,37 @@ class EvaluationConfig(Config):
     """How models are scored and fine-tuned. Always selected on validation images and reported on test images."""
 
     finetune_epochs: tuple[int, ...] = Field(
-        (0, 1, 3), min_length=1, description="epochs after which models are scored"
+        (0, 1, 2, 5, 10, 25), min_length=1, description="epochs after which models are scored"
     )
     finetune_models: int = Field(5, ge=1, description="models of each method that are fine-tuned")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate in fine-tuning")
+    learning_rates: tuple[float, ...] = Field(
+        (3e-4, 1e-3, 3e-3),
+        min_length=1,
+        description="Adam's learning rates in fine-tuning; for each method and number of epochs the one with the best "
+        "mean accuracy on validation images counts",
+    )
+    images_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="only so many labelled training images of each class in fine-tuning, drawn by the seed, the same "
+        "for all methods; all if unset. Validation images are not thinned",
+    )
     batch_size: int = Field(16, ge=1, description="images in a fine-tuning step")
+    ensembles: tuple[int, ...] = Field(
+        (5, 10),
+        description="sizes of ensembles that are scored without fine-tuning: of so many models of a method their "
+        "probabilities are averaged; sizes beyond a method's number of models are left out",
+    )
 
     @model_validator(mode="after")
-    def _check_epochs(self) -> "EvaluationConfig":
+    def _check_lists(self) -> "EvaluationConfig":
         epochs = self.finetune_epochs
         if list(epochs) != sorted(set(epochs)) or epochs[0] != 0:
             raise ValueError(f"finetune_epochs must start at 0 and rise, not {list(epochs)}")
+        rates = self.learning_rates
+        if len(set(rates)) != len(rates) or not all(0 < rate <= 10 for rate in rates):
+            raise ValueError(f"learning_rates must be different, above 0 and at most 10, not {list(rates)}")
+        sizes = self.ensembles
+        if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 2):
+            raise ValueError(f"ensembles must rise from at least 2 models, not {list(sizes)}")
         return self
