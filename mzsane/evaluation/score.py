@@ -4,7 +4,7 @@ A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and 
 sees, model, finetune_epochs, accuracy, loss, always on test images, and novelty, the distance to what the backbone was
 trained on (see `KnownModels`), of models that were not fine-tuned. `sees` says what the model was allowed to use of
 the target: `none`; `images`, without labels, for the running statistics of batch norms; `labels`, of validation images
-for selection or of training images for fine-tuning.
+to choose anchors, a bandwidth or samples, or of training images for fine-tuning.
 """
 
 import polars as pl
@@ -31,7 +31,7 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
-VERSION = 2
+VERSION = 3
 SCORE_SCHEMA = {
     "method": pl.String,
     "sees": pl.String,
@@ -70,28 +70,33 @@ def score_samples(
         return found
     artifact = store.open(samples)
     populations, records, layout = read_populations(artifact)
-    scorer = _Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store))
+    scorer = _Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store, layout))
     drawn = populations["samples"]
     best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
     records = records.sort("sample")
     anchors_AP = populations["anchor_weights"]
-    nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
-    noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
+    sees, anchors_see = records["sees"][0], records["anchors_see"][0]
+    novelty = records["novelty"].to_list()
     if target.tokens is None:
         scorer.add("zoo", populations["originals"])
     scorer.add("reconstruction", populations["reconstruction"])
-    scorer.add("samples", drawn)
-    scorer.add("selected", drawn[best], sees="labels")
-    scorer.add("anchors", populations["anchors"])
-    scorer.add("anchor_noise", noisy)
-    scorer.add("anchor_noise", scorer.select(noisy, sampling.keep), sees="labels", finetune=False)
-    scorer.add("best_anchor", scorer.select(anchors_AP, 1), sees="labels", finetune=False)
-    if len(anchors_AP) > 1:
-        between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
-        scorer.add("interpolation", between, finetune=False)
-    scorer.add("average", average_anchors(anchors_AP))
-    statistics = draw_from_statistics(anchors_AP, layout, len(drawn), make_generator(seed, "scores", "statistics"))
-    scorer.add("statistics", statistics, finetune=False)
+    scorer.add("samples", drawn, sees=sees, novelty=novelty)
+    scorer.add("selected", drawn[best], sees="labels", novelty=[novelty[sample] for sample in best])
+    if len(anchors_AP):
+        nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
+        noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
+        scorer.add("anchors", populations["anchors"], sees=anchors_see)
+        # Noise goes as far as the samples do, so that it knows what their distance was chosen by.
+        scorer.add("anchor_noise", noisy, sees=sees)
+        if sees != "labels":  # else one row would be of all and of the selected
+            scorer.add("anchor_noise", scorer.select(noisy, sampling.keep), sees="labels", finetune=False)
+        scorer.add("best_anchor", scorer.select(anchors_AP, 1), sees="labels", finetune=False)
+        if len(anchors_AP) > 1:
+            between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
+            scorer.add("interpolation", between, sees=anchors_see, finetune=False)
+        scorer.add("average", average_anchors(anchors_AP), sees=anchors_see)
+        statistics = draw_from_statistics(anchors_AP, layout, len(drawn), make_generator(seed, "scores", "statistics"))
+        scorer.add("statistics", statistics, sees=anchors_see, finetune=False)
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
 
 
@@ -156,10 +161,21 @@ class _Scorer:
         self.sees = "images" if conditioned else "none"
         self.rows: list[tuple[str, str, int, int, float, float, float | None]] = []
 
-    def add(self, method: str, flat_NP: Tensor, sees: str | None = None, finetune: bool = True) -> None:
-        """Score all models as they are, and the first ones after fine-tuning, which sees labels."""
+    def add(
+        self,
+        method: str,
+        flat_NP: Tensor,
+        sees: str | None = None,
+        finetune: bool = True,
+        novelty: list[float | None] | None = None,
+    ) -> None:
+        """Score all models as they are, and the first ones after fine-tuning, which sees labels.
+
+        Novelty is measured where it is not given.
+        """
         scores = score_models(self._set(flat_NP), "test", self.execution, self.sink)
-        novelty = None if self.known is None else self.known.measure_novelty(flat_NP).tolist()
+        if novelty is None and self.known is not None:
+            novelty = self.known.measure_novelty(flat_NP).tolist()
         self._extend(method, sees or self.sees, scores, novelty)
         if finetune and self.config.finetune_epochs[-1] > 0:
             some = self._set(flat_NP[: self.config.finetune_models])
@@ -179,7 +195,7 @@ class _Scorer:
     def _set(self, flat_NP: Tensor) -> ModelSet:
         return ModelSet(self.target.network, self.target.images, self.layout, flat_NP)
 
-    def _extend(self, method: str, sees: str, scores: list[Score], novelty: list[float] | None = None) -> None:
+    def _extend(self, method: str, sees: str, scores: list[Score], novelty: list[float | None] | None = None) -> None:
         for place, s in enumerate(scores):
             new = None if novelty is None else novelty[place]
             self.rows.append((method, sees, s.model, s.epochs, s.accuracy, s.loss, new))

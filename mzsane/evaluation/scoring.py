@@ -13,12 +13,11 @@ from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import condition_statistics
+from mzsane.zoo.conditioning import CONDITIONING_IMAGES, condition_statistics
 from mzsane.zoo.fit import fit_epochs, measure
 from mzsane.zoo.images import load_images
 
 _CHUNK = 25  # models scored together without fine-tuning
-_CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _score_job(job: _Job) -> list[Score]:
     for number, flat_P in enumerate(models.flat_NP, start=job.first):
         network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
         if conditioned:
-            condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
+            condition_statistics(network, images.splits["train"].images_NCHW[:CONDITIONING_IMAGES])
         scores.append(Score(number, 0, *measure(network, split)))
         if job.config is None:
             continue
