@@ -4,7 +4,8 @@ A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model, or 
 fine-tuning epochs: accuracy, loss and calibration error, always on test images, and
 
 - `sees`, what the model was allowed to use of the target: `none`; `images`, without labels, for the running statistics
-  of batch norms; `labels`, of validation images for selection or of training images for fine-tuning,
+  of batch norms or for guidance; `labels`, of validation images to choose anchors, a bandwidth or samples, or of
+  training images for fine-tuning,
 - `ensemble`, models whose probabilities are averaged, 1 for a single model,
 - `chosen_of`, of how many models this one was selected on validation images; null if it was not,
 - `learning_rate` and `images_per_class` of fine-tuning; null where there was none, or all images were used,
@@ -55,6 +56,7 @@ SCORE_SCHEMA = {
     "calibration": pl.Float64,
     "novelty": pl.Float64,
 }
+Novelty = list[float | None] | None  # of each model, or not known of any
 
 
 def plan_scores(
@@ -84,28 +86,33 @@ def score_samples(
         return found
     artifact = store.open(samples)
     populations, records, layout = read_populations(artifact)
-    scorer = _Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store))
+    scorer = _Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store, layout))
     drawn = populations["samples"]
     best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
     records = records.sort("sample")
     anchors_AP = populations["anchor_weights"]
-    nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
-    noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
+    sees, anchors_see = records["sees"][0], records["anchors_see"][0]
+    novelty: Novelty = records["novelty"].to_list()
     if target.tokens is None:
         scorer.add("zoo", populations["originals"])
     scorer.add("reconstruction", populations["reconstruction"])
-    novelty = scorer.add("samples", drawn)
+    scorer.add("samples", drawn, sees=sees, novelty=novelty)
     scorer.add_chosen("selected", drawn, best, novelty)
-    scorer.add("anchors", populations["anchors"])
-    novelty = scorer.add("anchor_noise", noisy)
-    scorer.add_chosen("anchor_noise", noisy, scorer.select(noisy, sampling.keep), novelty, finetune=False)
-    scorer.add_chosen("best_anchor", anchors_AP, scorer.select(anchors_AP, 1), finetune=False)
-    if len(anchors_AP) > 1:
-        between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
-        scorer.add("interpolation", between, finetune=False)
-    scorer.add("average", average_anchors(anchors_AP))
-    statistics = draw_from_statistics(anchors_AP, layout, len(drawn), make_generator(seed, "scores", "statistics"))
-    scorer.add("statistics", statistics, finetune=False)
+    if len(anchors_AP):
+        nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
+        noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
+        scorer.add("anchors", populations["anchors"], sees=anchors_see)
+        # Noise goes as far as the samples do, so that it knows what their distance was chosen by.
+        novelty = scorer.add("anchor_noise", noisy, sees=sees)
+        if sees != "labels":  # else one row would be of all and of the selected
+            scorer.add_chosen("anchor_noise", noisy, scorer.select(noisy, sampling.keep), novelty, finetune=False)
+        scorer.add_chosen("best_anchor", anchors_AP, scorer.select(anchors_AP, 1), finetune=False)
+        if len(anchors_AP) > 1:
+            between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
+            scorer.add("interpolation", between, sees=anchors_see, finetune=False)
+        scorer.add("average", average_anchors(anchors_AP), sees=anchors_see)
+        statistics = draw_from_statistics(anchors_AP, layout, len(drawn), make_generator(seed, "scores", "statistics"))
+        scorer.add("statistics", statistics, sees=anchors_see, finetune=False)
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
 
 
@@ -187,10 +194,22 @@ class _Scorer:
         self.sees = "images" if conditioned else "none"
         self.rows: list[dict[str, object]] = []
 
-    def add(self, method: str, flat_NP: Tensor, finetune: bool = True) -> list[float] | None:
-        """Score models as they are, their ensembles, and the first ones after fine-tuning; return their novelty."""
-        novelty = None if self.known is None else self.known.measure_novelty(flat_NP).tolist()
-        self._score(method, self.sees, None, flat_NP, novelty, finetune)
+    def add(
+        self,
+        method: str,
+        flat_NP: Tensor,
+        sees: str | None = None,
+        finetune: bool = True,
+        novelty: Novelty = None,
+    ) -> Novelty:
+        """Score models as they are, their ensembles, and the first ones after fine-tuning, which sees labels.
+
+        Returns:
+            Their novelty, measured where it is not given.
+        """
+        if novelty is None and self.known is not None:
+            novelty = self.known.measure_novelty(flat_NP).tolist()
+        self._score(method, sees or self.sees, None, flat_NP, novelty, finetune)
         return novelty
 
     def add_chosen(
@@ -198,7 +217,7 @@ class _Scorer:
         method: str,
         flat_NP: Tensor,
         chosen: list[int],
-        novelty: list[float] | None = None,
+        novelty: Novelty = None,
         finetune: bool = True,
     ) -> None:
         """Do the same for some of the models, which were selected on labelled validation images."""
@@ -223,7 +242,7 @@ class _Scorer:
         sees: str,
         chosen_of: int | None,
         flat_NP: Tensor,
-        novelty: list[float] | None,
+        novelty: Novelty,
         finetune: bool,
     ) -> None:
         models, config = self._set(flat_NP), self.config
