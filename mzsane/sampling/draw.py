@@ -10,9 +10,10 @@ The SAMPLES artifact holds `populations.safetensors`, flat weights by population
 of, the anchors that it was `made_of`, the anchor that its weights are nearest to and the distance), accuracy on
 validation images and rank by that, and its memorisation card (`make_card`). `sees` says what drawing it looked at of
 the target, `anchors_see` what choosing its anchors did: `none`; `images`, without labels, where running statistics are
-computed on them (`conditioned`); `labels`, where anchors or bandwidth were chosen by them, and in every round after
-the first. `positions` are `mapped` when anchors of another architecture lent their latents, and the `head` is `new`
-when they have other classes. `bandwidths.parquet` has the bandwidths that were tried, none when one was given.
+computed on them (`conditioned`) or samples were `guided` by them (`mzsane.sampling.guidance`); `labels`, where anchors
+or bandwidth were chosen by them, and in every round after the first. `positions` are `mapped` when anchors of another
+architecture lent their latents, and the `head` is `new` when they have other classes. `bandwidths.parquet` has the
+bandwidths that were tried, none when one was given.
 
 Suffixes: A anchors, S samples, P weights of a model, T tokens, L latent width.
 """
@@ -37,6 +38,7 @@ from mzsane.sampling.anchors import choose_anchors, load_anchors, resolve_given
 from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.sampling.card import make_card
 from mzsane.sampling.decoding import Decoder
+from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.tokens.composition import TokenSlice
@@ -113,7 +115,11 @@ def draw_samples(
     known = find_known_models(trained, tables, decoder.layout)
     chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
     flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
-    desk = _Desk(config, target, decoder, known, seed, execution, sink)
+    guidance = None
+    # What has another architecture or other classes cannot teach the target's.
+    if config.guidance_steps and not decoder.mapped and not decoder.new_head:
+        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
+    desk = _Desk(config, target, decoder, guidance, known, seed, execution, sink)
     bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(latents_ATL, width))
     drawn, samples, accuracies = desk.draw_rounds(latents_ATL, bandwidth)
     if not config.anchors:  # their latents stood for all, and no sample is made of one
@@ -132,17 +138,19 @@ def draw_samples(
     }
     base = "images" if decoder.conditioned else "none"
     looked = chosen.labelled or config.rounds > 1 or any(trial.accuracy is not None for trial in trials)
+    guided = "images" if guidance else base
     how = {
         "sampler": config.sampler,
         "bandwidth": bandwidth,
         "seed": seed,
-        "sees": "labels" if looked else base,
+        "sees": "labels" if looked else guided,
         "anchors_see": "labels" if chosen.labelled else base,
         "anchor_choice": config.anchor_choice if names else "none",
         "round": config.rounds,
         "positions": "mapped" if decoder.mapped else "own",
         "head": "new" if decoder.new_head else "decoded",
         "conditioned": decoder.conditioned,
+        "guided": guidance is not None,
     }
     records = pl.DataFrame(
         {
@@ -190,18 +198,21 @@ class _Desk:
         config: SamplingConfig,
         target: Target,
         decoder: Decoder,
+        guidance: Guidance | None,
         known: KnownModels | None,
         seed: int,
         execution: ExecutionConfig | None,
         sink: MetricSink,
     ) -> None:
         self.config, self.target, self.decoder, self.known, self.seed = config, target, decoder, known, seed
+        self.guidance = guidance
         self.execution, self.sink = execution, sink
         self.layers_T = decoder.layout.positions_T3[:, 1]
 
     def attempt(self, latents_ATL: Tensor, bandwidth: float) -> Trial:
         """Draw a few models with a bandwidth, the same random numbers for all bandwidths, and measure them."""
-        _, flat_SP = self._draw(latents_ATL, bandwidth, self.config.bandwidth_samples, "trial")
+        origin_AA = torch.eye(len(latents_ATL), dtype=torch.bool)
+        _, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
         accuracy = None if self.decoder.new_head else fmean(self._score(flat_SP))
         novelty = float("nan") if self.known is None else float(self.known.measure_novelty(flat_SP).nanmean())
         return Trial(bandwidth, accuracy, None if math.isnan(novelty) else novelty)
@@ -217,9 +228,8 @@ class _Desk:
         accuracies: list[list[float]] = []
         for number in range(self.config.rounds):
             names = ("kde", number) if number else ("kde",)
-            drawn, flat_SP = self._draw(latents_ATL, bandwidth, self.config.samples, *names)
+            drawn, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.samples, *names)
             accuracies.append(self._score(flat_SP))
-            drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
             best = sorted(range(len(flat_SP)), key=lambda i: -accuracies[-1][i])[: self.config.keep]
             latents_ATL, origin_AA = drawn.latents_STL[best], drawn.used_SA[best]
         return drawn, flat_SP, accuracies
@@ -228,9 +238,19 @@ class _Desk:
         """Return models with the target's images."""
         return ModelSet(self.target.network, self.target.images, self.decoder.layout, flat_SP)
 
-    def _draw(self, latents_ATL: Tensor, bandwidth: float, count: int, *names: int | str) -> tuple[Drawn, Tensor]:
+    def _draw(
+        self, latents_ATL: Tensor, origin_AA: Tensor, bandwidth: float, count: int, *names: int | str
+    ) -> tuple[Drawn, Tensor]:
+        """Draw, guide and decode; the origin says which anchors each of the latents goes back to."""
         generator = make_generator(self.seed, "samples", *names)
         drawn = SAMPLERS[self.config.sampler](Anchors(latents_ATL, self.layers_T), bandwidth, count, generator)
+        drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
+        if self.guidance:
+            deviation_TL = latents_ATL.std(dim=0, correction=0)
+            moved_STL = self.guidance.move(
+                drawn.latents_STL, deviation_TL, drawn.used_SA, self.decoder.decode, self.sink
+            )
+            drawn = replace(drawn, latents_STL=moved_STL)
         return drawn, self.decoder.renew_heads(self.decoder.decode(drawn.latents_STL), *names)
 
     def _score(self, flat_SP: Tensor) -> list[float]:

@@ -17,10 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.config import ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.tokens.layout import TokenLayout
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.images import load_images
 
 _CHUNK = 20  # samples that are moved together
+_IMAGES = 2000  # unlabelled training images that steps draw from
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,27 @@ def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: T
     """Return the probabilities that each teacher gives the classes of each image, (A, N, K)."""
     lessons: Tensor = network.run_models(teachers_AP, images_NCHW).softmax(dim=-1)
     return lessons
+
+
+def open_guidance(
+    config: SamplingConfig,
+    network: NetworkConfig,
+    images: ImagesConfig,
+    layout: TokenLayout,
+    teachers_AP: Tensor,
+    seed: int,
+) -> Guidance:
+    """Prepare guidance by models of the target's architecture on its unlabelled training images."""
+    dataset = load_images(images)
+    built = build_network(network, dataset.channels, dataset.classes, dataset.size)
+    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES]
+    behaviour = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
+    return Guidance(
+        network=behaviour,
+        images_NCHW=unlabelled_NCHW,
+        lessons_ANK=write_lessons(behaviour, teachers_AP, unlabelled_NCHW),
+        steps=config.guidance_steps,
+        batch_size=config.guidance_images,
+        learning_rate=config.guidance_rate,
+        seed=seed,
+    )

@@ -131,3 +131,24 @@ def test_a_held_out_model_is_in_no_training_split(scored):
     splits = index.group_by("model").agg(pl.col("split").n_unique())["split"]
     assert splits.max() == 1
     assert torch.tensor([len(index.filter(pl.col("split") == s)) for s in ("train", "val", "test")]).min() > 0
+
+
+def test_baselines_are_guided_as_samples_are(scored):
+    store, tokens, frames = scored
+    target, samples, free, _ = frames["own"]
+    backbone = ArtifactRef.parse(samples.manifest.inputs["backbone"])
+    slices = [TokenSlice(tokens, SliceConfig(zoo="tiny", models=3))]
+    sampling = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": 20, "guidance_rate": 0.1})
+    config = EVALUATION.model_copy(update={"finetune_epochs": (0,)})
+    drawn = draw_samples(sampling, target, backbone, slices, [0], 0, store, SERIAL)
+    scores = pl.read_parquet(
+        score_samples(config, sampling, target, drawn.ref, 0, store, SERIAL).path("scores.parquet")
+    )
+    for method in ("samples", "anchor_noise", "interpolation", "random_init"):
+        assert len(pick(scores, method, "images")) == SAMPLING.samples
+        assert not len(pick(scores, method))
+    for method in ("anchors", "average", "statistics", "reconstruction"):
+        assert len(pick(scores, method))
+    assert "random_init" not in set(free["method"])
+    chance = 1 / target.images.classes
+    assert pick(scores, "random_init", "images")["accuracy"].mean() > chance

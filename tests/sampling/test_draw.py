@@ -10,7 +10,7 @@ from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.novelty import open_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
-from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
@@ -65,7 +65,8 @@ def test_the_nearest_anchor_is_told(arm):
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_draws_models(arm, sampler):
+def test_every_sampler_draws_models(arm, sampler, monkeypatch):
+    monkeypatch.setattr(flow, "_TRAINING_STEPS", 5)
     store, slices, backbone, target, _ = arm
     config = SAMPLING.model_copy(update={"sampler": sampler, "samples": 3, "keep": 1})
     populations, records, layout = read_populations(
@@ -180,3 +181,24 @@ def test_anchors_chosen_by_labels_are_said_to_be(arm):
     config = SAMPLING.model_copy(update={"anchor_choice": "best"})
     _, records, _ = read_populations(draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL))
     assert records.select("sees", "anchors_see", "anchor_choice").unique().rows() == [("labels", "labels", "best")]
+
+
+def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_images(arm):
+    store, slices, backbone, target, _ = arm
+
+    def draw(steps):
+        config = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": steps, "guidance_rate": 0.1})
+        artifact = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+        populations, records, _ = read_populations(artifact)
+        return populations, records.sort("sample")
+
+    (free, free_records), (guided, guided_records) = draw(0), draw(20)
+    assert not free_records["guided"].any()
+    assert set(free_records["sees"]) == {"none"}
+    assert guided_records["guided"].all()
+    assert set(guided_records["sees"]) == {"images"}
+    assert free_records["made_of"].to_list() == guided_records["made_of"].to_list()
+    assert not torch.equal(free["samples"], guided["samples"])
+    for name in ("anchors", "anchor_weights", "reconstruction"):  # what is no sample is not guided
+        assert torch.equal(free[name], guided[name])
+    assert guided_records["validation_accuracy"].mean() > free_records["validation_accuracy"].mean()
