@@ -16,7 +16,7 @@ from mzsane.tokens.windows import map_windows
 
 
 def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
-    """Open a BACKBONE artifact as a model in evaluation mode, with its config.
+    """Open a BACKBONE artifact as a model in evaluation mode, its weights fixed, with its config.
 
     Its products are in the number format that this machine would train it in.
     """
@@ -25,7 +25,7 @@ def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
     model = build_autoencoder(config, notes["token_dim"], torch.Generator())
     model.load_state_dict(weights)
     model.inference_precision = choose_precision(config, torch.device("cpu"))
-    return model.eval(), config
+    return model.eval().requires_grad_(False), config
 
 
 @torch.no_grad()
@@ -38,11 +38,11 @@ def encode_models(
     return map_windows(model.encode, tokens_BTD, positions_T3, window, window // 4 if halo is None else halo)
 
 
-@torch.no_grad()
 def decode_models(
     model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, window: int, halo: int | None = None
 ) -> Tensor:
-    """Return the flat weights that latents stand for, (B, P)."""
-    positions_T3 = layout.positions_T3.to(latents_BTL.device)
-    halo = window // 4 if halo is None else halo
-    return layout.detokenize(map_windows(model.decode, latents_BTL, positions_T3, window, halo))
+    """Return the flat weights that latents stand for, (B, P); with a gradient only for latents that ask for one."""
+    with torch.set_grad_enabled(latents_BTL.requires_grad):
+        positions_T3 = layout.positions_T3.to(latents_BTL.device)
+        halo = window // 4 if halo is None else halo
+        return layout.detokenize(map_windows(model.decode, latents_BTL, positions_T3, window, halo))

@@ -85,7 +85,7 @@ CONFIG = {
             "network": {"architecture": "cnn-s", "activation": "tanh"},
         },
     ],
-    "sampling": {"anchors": 2, "samples": 4, "keep": 2},
+    "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 4, "keep": 2},
     # One rate: which of several is best can depend on the rounding of a CPU.
     "evaluation": {
         "finetune_epochs": [0, 1],
