@@ -190,6 +190,15 @@ class AblationConfig(Config):
         best = max(map(compare, composition.slices))
         return [part for part in composition.slices if compare(part) == best]
 
+    def transfer_zoos(self, target: TargetConfig) -> list[str]:
+        """Return the zoos whose models a target can start from: its network and classes, on other images."""
+        network, images = self.resolve_target(target)
+        return [
+            zoo.name
+            for zoo in self.all_zoos
+            if zoo.network == network and zoo.images != images and _count_classes(zoo) == images.classes
+        ]
+
     def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""
         return next(zoo for zoo in self.all_zoos if zoo.name == name)

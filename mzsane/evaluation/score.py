@@ -1,13 +1,22 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
-A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model and number of fine-tuning epochs: method,
-sees, model, finetune_epochs, accuracy, loss, always on test images, and novelty, the distance to what the backbone was
-trained on (see `KnownModels`), of models that were not fine-tuned. `sees` says what the model was allowed to use of
-the target: `none`; `images`, without labels, for the running statistics of batch norms; `labels`, of validation images
-to choose anchors, a bandwidth or samples, or of training images for fine-tuning.
+A SCORES and a BASELINES artifact each hold `scores.parquet`, a row a model, or an ensemble of models, and number of
+fine-tuning epochs: accuracy, loss and calibration error, always on test images, and
+
+- `sees`, what the model was allowed to use of the target: `none`; `images`, without labels, for the running statistics
+  of batch norms; `labels`, of validation images to choose anchors, a bandwidth or samples, or of training images for
+  fine-tuning,
+- `ensemble`, models whose probabilities are averaged, 1 for a single model,
+- `chosen_of`, of how many models this one was selected on validation images; null if it was not,
+- `learning_rate` and `images_per_class` of fine-tuning; null where there was none, or all images were used,
+- `novelty`, the distance to what the backbone was trained on (see `KnownModels`), of single models that were not
+  fine-tuned.
 """
 
+from collections.abc import Sequence
+
 import polars as pl
+import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
@@ -19,26 +28,32 @@ from mzsane.evaluation.baselines import (
     interpolate_anchors,
     perturb_anchors,
 )
+from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.novelty import KnownModels, open_known_models
-from mzsane.evaluation.scoring import ModelSet, Score, finetune_models, score_models
+from mzsane.evaluation.scoring import ModelSet, Score, score_models
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, read_populations
-from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
-VERSION = 3
+VERSION = 4
 SCORE_SCHEMA = {
     "method": pl.String,
     "sees": pl.String,
     "model": pl.Int64,
+    "ensemble": pl.Int64,
+    "chosen_of": pl.Int64,
     "finetune_epochs": pl.Int64,
+    "learning_rate": pl.Float64,
+    "images_per_class": pl.Int64,
     "accuracy": pl.Float64,
     "loss": pl.Float64,
+    "calibration": pl.Float64,
     "novelty": pl.Float64,
 }
 
@@ -81,16 +96,16 @@ def score_samples(
         scorer.add("zoo", populations["originals"])
     scorer.add("reconstruction", populations["reconstruction"])
     scorer.add("samples", drawn, sees=sees, novelty=novelty)
-    scorer.add("selected", drawn[best], sees="labels", novelty=[novelty[sample] for sample in best])
+    scorer.add_chosen("selected", drawn, best, novelty)
     if len(anchors_AP):
         nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
         noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
         scorer.add("anchors", populations["anchors"], sees=anchors_see)
         # Noise goes as far as the samples do, so that it knows what their distance was chosen by.
-        scorer.add("anchor_noise", noisy, sees=sees)
-        if sees != "labels":  # else one row would be of all and of the selected
-            scorer.add("anchor_noise", scorer.select(noisy, sampling.keep), sees="labels", finetune=False)
-        scorer.add("best_anchor", scorer.select(anchors_AP, 1), sees="labels", finetune=False)
+        of_noisy = scorer.add("anchor_noise", noisy, sees=sees)
+        if sees != "labels":  # else tables, which tell rows apart by what they saw, would average all and the selected
+            scorer.add_chosen("anchor_noise", noisy, scorer.select(noisy, sampling.keep), of_noisy, finetune=False)
+        scorer.add_chosen("best_anchor", anchors_AP, scorer.select(anchors_AP, 1), finetune=False)
         if len(anchors_AP) > 1:
             between = interpolate_anchors(anchors_AP, len(drawn), make_generator(seed, "scores", "interpolation"))
             scorer.add("interpolation", between, sees=anchors_see, finetune=False)
@@ -100,9 +115,16 @@ def score_samples(
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
 
 
-def plan_baselines(config: EvaluationConfig, target: Target, tokens: TokensConfig, seed: int) -> Work:
-    """Name the work of scoring what a target has without any backbone."""
-    inputs = {"target": target.tokens} if target.tokens is not None else {}
+def plan_baselines(
+    config: EvaluationConfig, target: Target, tokens: TokensConfig, seed: int, transfer: Sequence[ArtifactRef] = ()
+) -> Work:
+    """Name the work of scoring what a target has without any backbone; `transfer` are tokens of zoos of other images.
+
+    These zoos have the target's architecture and number of classes.
+    """
+    inputs = {f"transfer/{number}": ref for number, ref in enumerate(transfer)}
+    if target.tokens is not None:
+        inputs["target"] = target.tokens
     layout = {"token_dim": tokens.token_dim, "running_statistics": tokens.running_statistics}
     settings = {"evaluation": config.recipe(), **layout, **_describe(target), "seed": seed}
     return Work("baselines", VERSION, settings, inputs, seed=seed)
@@ -116,9 +138,13 @@ def score_baselines(
     store: ArtifactStore,
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
+    transfer: Sequence[ArtifactRef] = (),
 ) -> Artifact:
-    """Score random initialisations, and the held-out models of the target's own zoo when it has one, on test images."""
-    work = plan_baselines(config, target, tokens, seed)
+    """Score random initialisations, and held-out models of the target's own zoo and of zoos of other images.
+
+    Of several other zoos models are taken at random.
+    """
+    work = plan_baselines(config, target, tokens, seed, transfer)
     if found := store.find(work.ref):
         return found
     images = load_images(target.images)
@@ -129,6 +155,12 @@ def score_baselines(
     if target.tokens is not None:
         table = read_tokens(store.open(target.tokens))
         scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)))
+    if transfer:
+        tables = [read_tokens(store.open(ref)) for ref in transfer]
+        check_same_layout([layout, *(table.layout for table in tables)], "scoring models of other zoos")
+        others_NP = torch.cat([table.load(table.pick_rows("test", last_epochs=1)) for table in tables])
+        order_N = torch.randperm(len(others_NP), generator=make_generator(seed, "baselines", "transfer"))
+        scorer.add("transfer", others_NP[order_N])
     generator = make_generator(seed, "baselines", "random_init")
     scorer.add(
         "random_init", draw_random_models(target.network, target.images, layout, config.finetune_models, generator)
@@ -159,43 +191,86 @@ class _Scorer:
         network = build_network(target.network, images.channels, images.classes, images.size)
         conditioned = layout.running_statistics == "conditioned" and has_statistics(network)
         self.sees = "images" if conditioned else "none"
-        self.rows: list[tuple[str, str, int, int, float, float, float | None]] = []
+        self.rows: list[dict[str, object]] = []
 
     def add(
         self,
         method: str,
         flat_NP: Tensor,
-        sees: str | None = None,
         finetune: bool = True,
+        sees: str | None = None,
         novelty: list[float | None] | None = None,
-    ) -> None:
-        """Score all models as they are, and the first ones after fine-tuning, which sees labels.
+    ) -> list[float | None] | None:
+        """Score models as they are, their ensembles, and the first ones after fine-tuning; return their novelty.
 
-        Novelty is measured where it is not given.
+        It is measured where it is not given.
         """
-        scores = score_models(self._set(flat_NP), "test", self.execution, self.sink)
         if novelty is None and self.known is not None:
             novelty = self.known.measure_novelty(flat_NP).tolist()
-        self._extend(method, sees or self.sees, scores, novelty)
-        if finetune and self.config.finetune_epochs[-1] > 0:
-            some = self._set(flat_NP[: self.config.finetune_models])
-            tuned = finetune_models(some, self.config, self.seed, self.execution, self.sink)
-            self._extend(method, "labels", [score for score in tuned if score.epochs > 0])
+        self._score(method, sees or self.sees, None, flat_NP, novelty, finetune)
+        return novelty
 
-    def select(self, flat_NP: Tensor, keep: int) -> Tensor:
-        """Return the `keep` models that are best on the validation images."""
+    def add_chosen(
+        self,
+        method: str,
+        flat_NP: Tensor,
+        chosen: list[int],
+        novelty: list[float | None] | None = None,
+        finetune: bool = True,
+    ) -> None:
+        """Do the same for some of the models, which were selected on labelled validation images."""
+        if novelty is not None:
+            novelty = [novelty[number] for number in chosen]
+        elif self.known is not None:
+            novelty = self.known.measure_novelty(flat_NP[chosen]).tolist()
+        self._score(method, "labels", len(flat_NP), flat_NP[chosen], novelty, finetune)
+
+    def select(self, flat_NP: Tensor, keep: int) -> list[int]:
+        """Return the numbers of the `keep` models that are best on the validation images, the best first."""
         scores = score_models(self._set(flat_NP), "val", self.execution, self.sink)
-        order = sorted(range(len(scores)), key=lambda i: -scores[i].accuracy)
-        return flat_NP[order[:keep]]
+        return sorted(range(len(scores)), key=lambda i: -scores[i].accuracy)[:keep]
 
     def table(self) -> pl.DataFrame:
         """Return all rows as a frame."""
-        return pl.DataFrame(self.rows, schema=SCORE_SCHEMA, orient="row")
+        return pl.DataFrame(self.rows, schema=SCORE_SCHEMA)
+
+    def _score(
+        self,
+        method: str,
+        sees: str,
+        chosen_of: int | None,
+        flat_NP: Tensor,
+        novelty: list[float | None] | None,
+        finetune: bool,
+    ) -> None:
+        models, config = self._set(flat_NP), self.config
+        for score in score_models(models, "test", self.execution, self.sink, config.ensembles):
+            known = novelty[score.model] if novelty is not None and score.ensemble == 1 else None
+            self._extend(method, sees, chosen_of, score, known)
+        if finetune and config.finetune_epochs[-1] > 0:
+            some = models.cut(0, config.finetune_models)
+            for score in finetune_models(some, config, self.seed, self.execution, self.sink):
+                self._extend(method, "labels", chosen_of, score)
 
     def _set(self, flat_NP: Tensor) -> ModelSet:
         return ModelSet(self.target.network, self.target.images, self.layout, flat_NP)
 
-    def _extend(self, method: str, sees: str, scores: list[Score], novelty: list[float | None] | None = None) -> None:
-        for place, s in enumerate(scores):
-            new = None if novelty is None else novelty[place]
-            self.rows.append((method, sees, s.model, s.epochs, s.accuracy, s.loss, new))
+    def _extend(
+        self, method: str, sees: str, chosen_of: int | None, score: Score, novelty: float | None = None
+    ) -> None:
+        self.rows.append(
+            {
+                "method": method,
+                "sees": sees,
+                "model": score.model,
+                "ensemble": score.ensemble,
+                "chosen_of": chosen_of,
+                "finetune_epochs": score.epochs,
+                "learning_rate": score.learning_rate,
+                "images_per_class": self.config.images_per_class if score.epochs else None,
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+                "calibration": score.calibration,
+                "novelty": novelty,
+            }
+        )

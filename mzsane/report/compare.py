@@ -18,12 +18,13 @@ from mzsane.config import AblationConfig, CompositionConfig
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
+from mzsane.report.intervals import t_factors
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,18 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
     for target in config.targets:
         parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
         scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
-        means = scores.group_by("method", "sees", "finetune_epochs", maintain_order=True).agg(
+        keys = ("method", "sees", "ensemble", "chosen_of", "finetune_epochs")
+        means = scores.group_by(keys, maintain_order=True).agg(
+            pl.col("learning_rate", "images_per_class").first(),
             pl.len().cast(pl.Int64).alias("n"),
             pl.col("accuracy").mean().alias("accuracy_mean"),
             pl.col("accuracy").std().alias("accuracy_std"),
             pl.col("loss").mean().alias("loss_mean"),
+            pl.col("calibration").mean().alias("calibration_mean"),
             pl.col("novelty").mean().alias("novelty_mean"),
         )
         labels = means.with_columns(
+            (pl.col("accuracy_std") * t_factors(means["n"])).alias("accuracy_interval"),
             pl.lit(arm.name).alias("arm"),
             pl.lit(arm.composition.name).alias("composition"),
             pl.lit(arm.seed).cast(pl.Int64).alias("seed"),

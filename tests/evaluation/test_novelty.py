@@ -153,7 +153,7 @@ def test_scores_tell_how_new_each_model_is(make_store, tiny_zoo_config, tiny_tok
     populations, records, _ = read_populations(samples)
     torch.testing.assert_close(known.measure_novelty(populations["anchor_weights"]), torch.zeros(2), atol=1e-3, rtol=0)
 
-    evaluation = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=1)
+    evaluation = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=1, ensembles=())
     scores = score_samples(evaluation, sampling, target, samples.ref, 0, store, SERIAL)
     rows = pl.read_parquet(scores.path("scores.parquet"))
     assert rows.filter(finetune_epochs=1)["novelty"].is_null().all()

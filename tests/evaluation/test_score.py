@@ -16,7 +16,9 @@ from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
-EVALUATION = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=2, batch_size=32)
+EVALUATION = EvaluationConfig(
+    finetune_epochs=(0, 1), finetune_models=2, learning_rates=(0.001, 0.01), batch_size=32, ensembles=(2, 3)
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def scored(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config
 
 
 def pick(frame, method, sees="none", epochs=0):
-    return frame.filter((pl.col("method") == method) & (pl.col("sees") == sees) & (pl.col("finetune_epochs") == epochs))
+    return frame.filter(method=method, sees=sees, finetune_epochs=epochs, ensemble=1)
 
 
 def test_everything_that_used_labels_says_so(scored):

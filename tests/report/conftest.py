@@ -7,7 +7,18 @@ import pytest
 
 
 def make_row(
-    composition, target, method, accuracy, seed=0, sees="none", epochs=0, inside=True, spread=0.02, novelty=None
+    composition,
+    target,
+    method,
+    accuracy,
+    seed=0,
+    sees="none",
+    epochs=0,
+    inside=True,
+    spread=0.02,
+    novelty=None,
+    ensemble=1,
+    chosen_of=None,
 ):
     """One measurement as a dict."""
     return {
@@ -18,11 +29,17 @@ def make_row(
         "in_distribution": inside,
         "method": method,
         "sees": sees,
+        "ensemble": ensemble,
         "finetune_epochs": epochs,
+        "learning_rate": 0.001 if epochs else None,
+        "images_per_class": None,
         "n": 10,
+        "chosen_of": chosen_of,
         "accuracy_mean": accuracy,
         "accuracy_std": spread,
+        "accuracy_interval": spread,
         "loss_mean": 0.5,
+        "calibration_mean": 0.1,
         "novelty_mean": novelty,
     }
 
