@@ -7,7 +7,19 @@ import pytest
 
 
 def make_row(
-    composition, target, method, accuracy, seed=0, sees="none", epochs=0, inside=True, spread=0.02, novelty=None
+    composition,
+    target,
+    method,
+    accuracy,
+    seed=0,
+    sees="none",
+    epochs=0,
+    inside=True,
+    spread=0.02,
+    novelty=None,
+    models=40,
+    datasets=1,
+    architectures=1,
 ):
     """One measurement as a dict."""
     return {
@@ -16,6 +28,9 @@ def make_row(
         "seed": seed,
         "target": target,
         "in_distribution": inside,
+        "models": models,
+        "datasets": datasets,
+        "architectures": architectures,
         "method": method,
         "sees": sees,
         "finetune_epochs": epochs,
