@@ -34,6 +34,8 @@ def plot_effects(rows: pl.DataFrame) -> Figure:
     stages = list(dict.fromkeys(effect.epochs for effect in effects))
     note = "Change of the samples' mean accuracy in percentage points, at equal values of the other factors. Bar: 95 % "
     note += "interval; where it crosses 0, the effect may be chance."
+    if any(effect.over == "" and effect.estimate is not None for effect in effects):
+        note += " Without a bar: too few compositions and seeds for an interval."
     if any(effect.over == "seeds" for effect in effects):
         note += " Dotted bar: over seeds alone, so for these compositions only."
     figure = create_figure(

@@ -59,7 +59,7 @@ class Effect:
     def verdict(self) -> str:
         """What the interval says of the effect."""
         if self.low is None or self.high is None:
-            return "without an interval: too few compositions and seeds"
+            return "no interval"
         return "it helps" if self.low > 0 else "it harms" if self.high < 0 else "no effect can be told from chance"
 
 
@@ -159,6 +159,8 @@ def describe_effects(rows: pl.DataFrame) -> str:
         sentences.append("An interval is 95 %, over compositions: one that includes 0 tells no effect from chance.")
     if "seeds" in over:
         sentences.append("Where it is over seeds, it says nothing of other compositions of the same size and number.")
+    if any(effect.verdict == "no interval" for effect in effects if not effect.reason):
+        sentences.append("No interval: there are too few compositions and seeds to tell an effect from chance.")
     return f"Size and diversity of the composition: {' '.join(sentences)}"
 
 
@@ -176,9 +178,10 @@ def _describe_factor(effects: Sequence[Effect], factor: str) -> str:
         when = "zero-shot" if epochs == 0 else f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning"
         stages.append(f"{when} {join_names([_describe_estimate(e) for e in found if e.epochs == epochs])}")
     sentences = [f"{text} {'; '.join(stages)}."] if stages else []
-    missing = {(effect.in_distribution, effect.reason) for effect in of_factor if effect.estimate is None}
-    for inside, reason in sorted(missing, reverse=True):
-        sentences.append(f"What {CHANGES[factor]} does {_name_place(inside)} cannot be estimated: {reason}.")
+    for reason in dict.fromkeys(effect.reason for effect in of_factor if effect.reason):
+        places = {effect.in_distribution for effect in of_factor if effect.reason == reason}
+        where = f" {_name_place(places.pop())}" if len(places) == 1 else ""
+        sentences.append(f"What {CHANGES[factor]} does{where} cannot be estimated: {reason}.")
     return " ".join(sentences)
 
 
