@@ -47,6 +47,7 @@ SEES_MEANINGS = {
 OTHER_MEANINGS = {
     "composition": "What the backbone was trained on: the list of zoo slices.",
     "target": "What the networks are scored on: an architecture and an image dataset.",
+    "size and diversity": "Of a composition: its number of models, and its numbers of datasets and of architectures.",
     "in distribution": "The target's dataset is among those of the composition.",
     "zero-shot": "Scored as generated, without fine-tuning.",
     "novelty": "Distance of a network to the nearest one that the backbone was trained on, hidden units in the best "
