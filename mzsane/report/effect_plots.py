@@ -96,7 +96,7 @@ def plot_heatmap(rows: pl.DataFrame) -> Figure:
     compositions = [name for name in list_names(rows, "composition") if any(name == key[0] for key in places)]
     targets = [name for name in list_names(rows, "target") if any(name == key[1] for key in places)]
     figure = create_figure(
-        max(7.0, 2.6 + 1.35 * len(targets)),
+        max(9.0, 2.6 + 1.35 * len(targets)),
         2.0 + 0.3 * len(compositions),
         "Zero-shot accuracy of samples by composition and target",
         f"Mean over the samples of all seeds (sees {sees}). Framed and bold: in distribution. {MISSING}: not measured.",
