@@ -5,6 +5,7 @@ import os
 import re
 
 import polars as pl
+from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from mzsane.artifacts import Artifact
@@ -16,6 +17,16 @@ _TABLE_COLUMNS = (
     *("arm", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_interval", "n"),
     *("ensemble", "chosen_of", "in_distribution", "loss_mean", "composition", "seed"),
 )
+
+_FIGURES = {
+    "effects": "Effects of size and diversity on the accuracy of samples",
+    "heatmap": "Accuracy of samples by composition and target",
+    "accuracy": "Accuracy by arm and target",
+    "novelty": "Accuracy against novelty by arm and target",
+    "shares": "Share of models that are novel and as accurate as the zoo",
+    "finetuning": "Accuracy while fine-tuning",
+    "latents": "Latents of held-out models by zoo and by accuracy",
+}
 
 
 def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -> None:
@@ -32,7 +43,10 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
         key="comparison",
         description=f"Every measurement of ablation {name}; {comparison.address}",
     )
-    findings = "\n".join(f"- {sentence}" for sentence in find_findings(rows).overall)
+    sentences = find_findings(rows).overall
+    for sentence in sentences:
+        get_run_logger().info(sentence)
+    findings = "\n".join(f"- {sentence}" for sentence in sentences)
     places = [f"Artifact: `{comparison.address}`"]
     if tracking_run is not None:
         places.append(f"MLflow: {os.environ['MLFLOW_TRACKING_URI']}, run `{tracking_run}`")
@@ -41,8 +55,8 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
         key="findings",
         description=f"What ablation {name} found",
     )
-    _show_image(comparison, "accuracy.png", "accuracy", "Accuracy by arm and target")
-    _show_image(comparison, "novelty.png", "novelty", "Accuracy against novelty by arm and target")
+    for figure, description in _FIGURES.items():
+        _show_image(comparison, f"{figure}.png", figure, description)
 
 
 def show_card(name: str, zoo: Artifact) -> None:

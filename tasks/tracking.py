@@ -31,9 +31,13 @@ _PARENT_TAG = "mlflow.parentRunId"
 _KEY_TAG = "mzsane.key"
 _ZOOS = "zoos"  # the experiment of zoos that are made by themselves
 _COMPARISON_FILES = (
+    "effects.png",
+    "heatmap.png",
     "accuracy.png",
     "novelty.png",
+    "shares.png",
     "finetuning.png",
+    "latents.png",
     "curves.png",
     "provenance.png",
     "report.html",
@@ -223,8 +227,7 @@ def _flatten_parameters(config: AblationConfig, arm: Arm) -> dict[str, str]:
         "composition": arm.composition.name,
         "seed": arm.seed,
         "zoos": ", ".join(part.zoo for part in arm.composition.slices),
-        "datasets": len({config.find_zoo(part.zoo).images for part in arm.composition.slices}),
-        "models": sum(part.models for part in arm.composition.slices),
+        **config.count_parts(arm.composition),
     }
     sections = {
         "tokens": config.tokens,

@@ -1,5 +1,7 @@
 """What is planned before any work is done."""
 
+from itertools import combinations, product
+
 import pytest
 
 from flows.presets import list_presets, load_preset
@@ -71,3 +73,28 @@ def test_anchors_come_from_the_targets_dataset_when_the_composition_has_it():
 def test_an_arm_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(ConfigError, match="'nonsense' and seed 0; the ablation has digits-s0, both-s0"):
         find_arm(load_preset("tiny"), "nonsense", 0)
+
+
+def test_mnist_family_varies_size_and_diversity_apart():
+    """Every choice of datasets at every size, in shares that are equal but for what does not divide."""
+    config = load_preset("mnist-family")
+    chosen = {}
+    for composition in config.compositions:
+        counts = config.count_parts(composition)
+        shares = [part.models for part in composition.slices]
+        assert max(shares) - min(shares) <= 1
+        assert counts["datasets"] == len(shares)
+        assert composition.mixture == "equal"
+        assert composition.name.endswith(f"-{counts['models']}")
+        chosen.setdefault(counts["models"], []).append(frozenset(part.zoo for part in composition.slices))
+    everything = {frozenset(some) for n in (1, 2, 3) for some in combinations(("mnist", "fashion", "usps"), n)}
+    assert {size: set(choices) for size, choices in chosen.items()} == dict.fromkeys((25, 50, 100), everything)
+    held_out = next(target for target in config.targets if target.zoo is None)
+    assert not any(config.in_distribution(composition, held_out) for composition in config.compositions)
+
+
+def test_a_resized_dataset_is_the_same_one():
+    config = load_preset("architectures")
+    counts = [config.count_parts(composition) for composition in config.compositions]
+    assert {count["datasets"] for count in counts} == {1}
+    assert {(count["models"], count["architectures"]) for count in counts} == set(product((24, 48, 96), (1, 2, 3)))

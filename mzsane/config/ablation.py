@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
-from mzsane.config.images import AnyImagesConfig, ImagesConfig
+from mzsane.config.images import AnyImagesConfig, FilesConfig, ImagesConfig, TorchvisionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
@@ -167,7 +167,16 @@ class AblationConfig(Config):
     def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
         """Tell whether the target's dataset is among the datasets of the composition."""
         _, images = self.resolve_target(target)
-        return any(self.find_zoo(part.zoo).images == images for part in composition.slices)
+        return any(_drop_size(self.find_zoo(part.zoo).images) == _drop_size(images) for part in composition.slices)
+
+    def count_parts(self, composition: CompositionConfig) -> dict[str, int]:
+        """Return a composition's size and diversity: its numbers of models, datasets and architectures."""
+        zoos = [self.find_zoo(part.zoo) for part in composition.slices]
+        return {
+            "models": sum(part.models for part in composition.slices),
+            "datasets": len({_drop_size(zoo.images) or zoo.name for zoo in zoos}),
+            "architectures": len({zoo.network or zoo.name for zoo in zoos}),
+        }
 
     def anchor_slices(self, composition: CompositionConfig, target: TargetConfig) -> list[SliceConfig]:
         """Return the slices whose models are anchors for a target: those that are most like it.
@@ -202,6 +211,11 @@ class AblationConfig(Config):
     def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""
         return next(zoo for zoo in self.all_zoos if zoo.name == name)
+
+
+def _drop_size(images: AnyImagesConfig | None) -> AnyImagesConfig | None:
+    """Return what tells datasets apart: one that is resized for another architecture stays the same dataset."""
+    return images.model_copy(update={"size": None}) if isinstance(images, TorchvisionConfig | FilesConfig) else images
 
 
 def _count_classes(zoo: AnyZooConfig) -> int | None:

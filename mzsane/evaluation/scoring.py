@@ -24,12 +24,13 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import CONDITIONING_IMAGES, condition_statistics, has_statistics
+from mzsane.zoo.conditioning import condition_statistics, has_statistics
 from mzsane.zoo.fit_batched import BatchedModels
 from mzsane.zoo.images import ImageDataset, load_images
 
 _CHUNK_MODELS = {"cpu": 10, "cuda": 256}
 _BATCH = 512  # images
+_CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -137,7 +138,7 @@ def load_model(models: ModelSet, flat_P: Tensor, network: nn.Module, images: Ima
     """Give a network a model's weights, and running statistics of its target's images where the layout says so."""
     network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
     if models.layout.running_statistics == "conditioned":
-        condition_statistics(network, images.splits["train"].images_NCHW[:CONDITIONING_IMAGES])
+        condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
 
 
 def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -> BatchedModels:
@@ -151,7 +152,7 @@ def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -
         for name, value in network.named_buffers()
     }
     if models.layout.running_statistics == "conditioned" and has_statistics(network):
-        unlabelled_NCHW = images.splits["train"].images_NCHW[:CONDITIONING_IMAGES].to(device)
+        unlabelled_NCHW = images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES].to(device)
         for place, flat_P in enumerate(flat_BP):
             network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
             condition_statistics(network, unlabelled_NCHW)

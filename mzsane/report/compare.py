@@ -1,7 +1,8 @@
 """Compare the arms of an ablation: the last stage, from scores to a table, figures and a page.
 
 The COMPARISON artifact holds `comparison.parquet` and `comparison.json` (a row a measurement, see `cells.ROW_SCHEMA`),
-`curves.parquet` (training curves of all arms), `report.html`, and the page's figures as PNG.
+`curves.parquet` (training curves of all arms), `shares.parquet` (of models that are novel and as accurate as the zoo),
+`latents.parquet` (a map of held-out checkpoints), `report.html`, and the page's figures as PNG.
 """
 
 import json
@@ -18,13 +19,16 @@ from mzsane.config import AblationConfig, CompositionConfig
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
+from mzsane.report.effect_plots import plot_effects, plot_heatmap
 from mzsane.report.intervals import t_factors
+from mzsane.report.latents import LATENT_SCHEMA, map_latents, plot_latents
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
+from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,30 @@ def compare(
         return found
     rows = pl.concat([arm_rows(config, arm, store) for arm in arms])
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
+    shares = pl.concat([arm_shares(config, arm, store) for arm in arms])
+    latents = pl.concat([arm_latents(config, arm, store) for arm in choose_mapped(config, arms)])
     provenance = trace_provenance(config, arms, store)
     sink.progress(1, 3, "parts: measurements gathered")
     looks = assign_looks([composition.name for composition in config.compositions])
     figures = {
+        "effects.png": to_png(plot_effects(rows)),
+        "heatmap.png": to_png(plot_heatmap(rows)),
         "accuracy.png": to_png(plot_accuracy(rows, looks)),
         "novelty.png": to_png(plot_novelty(rows, looks)),
+        "shares.png": to_png(plot_shares(shares)),
         "finetuning.png": to_png(plot_finetuning(rows, looks)),
+        "latents.png": to_png(plot_latents(latents)),
         "curves.png": to_png(plot_curves(curves, looks)),
         "provenance.png": to_png(plot_provenance(provenance)),
     }
     sink.progress(2, 3, "parts: figures drawn")
-    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"))
+    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), shares, latents)
     files = {
         "comparison.parquet": to_parquet(rows),
         "comparison.json": json.dumps(_to_json_rows(rows), indent=1).encode(),
         "curves.parquet": to_parquet(curves),
+        "shares.parquet": to_parquet(shares),
+        "latents.parquet": to_parquet(latents),
         "report.html": page.encode(),
         **figures,
     }
@@ -105,6 +117,7 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
             pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
             pl.lit(target.name).alias("target"),
             pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+            *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in config.count_parts(arm.composition).items()),
         )
         frames.append(labels.select(list(ROW_SCHEMA)))
     return pl.concat(frames)
@@ -128,6 +141,48 @@ def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
         pl.col("metric").replace(names),
         "value",
     )
+
+
+def arm_shares(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return the shares of an arm's models that are novel and as accurate as the zoo, on targets that have a zoo."""
+    frames = [pl.DataFrame(schema=SHARE_SCHEMA)]
+    for target in config.targets:
+        if target.zoo is None:
+            continue
+        refs = (arm.scores[target.name], arm.baselines[target.name])
+        scores, baselines = (pl.read_parquet(store.open(ref).path("scores.parquet")) for ref in refs)
+        shares = measure_shares(scores, baselines).with_columns(
+            pl.lit(arm.name).alias("arm"),
+            pl.lit(arm.composition.name).alias("composition"),
+            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+            pl.lit(target.name).alias("target"),
+            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+        )
+        frames.append(shares.select(list(SHARE_SCHEMA)))
+    return pl.concat(frames)
+
+
+def choose_mapped(config: AblationConfig, arms: Sequence[ArmParts]) -> list[ArmParts]:
+    """Return the arms whose latents are mapped: of each diversity the first of the largest, with the first seed."""
+    chosen: dict[tuple[int, int], ArmParts] = {}
+    counts = {arm.name: config.count_parts(arm.composition) for arm in arms}
+    for arm in sorted(arms, key=lambda arm: -counts[arm.name]["models"]):
+        chosen.setdefault((counts[arm.name]["datasets"], counts[arm.name]["architectures"]), arm)
+    return [chosen[key] for key in sorted(chosen)]
+
+
+def arm_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return the map of an arm's latents: held-out checkpoints of its composition's zoos and of the targets' zoos."""
+    inputs = store.open(arm.backbone).manifest.inputs
+    zoos = {part.zoo: ArtifactRef.parse(inputs[f"tokens/{i}"]) for i, part in enumerate(arm.composition.slices)}
+    trained_on = set(zoos)
+    for target in config.targets:
+        if target.zoo is not None:
+            samples = store.open(arm.samples[target.name]).manifest.inputs
+            zoos.setdefault(target.zoo, ArtifactRef.parse(samples["target"]))
+    latents = map_latents(store.open(arm.backbone), zoos, trained_on, arm.seed, store)
+    labels = (pl.lit(arm.name).alias("arm"), pl.lit(arm.composition.name).alias("composition"))
+    return latents.with_columns(labels).select(list(LATENT_SCHEMA))
 
 
 def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from itertools import groupby
 import polars as pl
 
 from mzsane.report.cells import Cell, average_seeds, check_rows, format_accuracy, join_names, list_names, rank_method
+from mzsane.report.effects import describe_effects
 
 TRIVIAL = ("transfer", "anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
 GENERATED = ("samples", "selected")
@@ -205,7 +206,7 @@ def find_findings(rows: pl.DataFrame) -> Findings:
     cells = [ScoredCell(**vars(cell)) for cell in average_seeds(rows) if cell.accuracy is not None]
     if not cells:
         return Findings(["There is no finite accuracy to compare."], {})
-    overall = describe_all(cells)
+    overall = [describe_effects(rows), *describe_all(cells)]
     if any(cell.seeds > 1 for cell in cells):
         overall.append("Level means: the difference is within the spread over seeds.")
     if all(cell.seeds == 1 for cell in cells):

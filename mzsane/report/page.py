@@ -12,12 +12,16 @@ from matplotlib.figure import Figure
 
 from mzsane.appearance import Look, assign_looks, to_png, to_svg
 from mzsane.report.cells import check_rows, list_names
+from mzsane.report.effect_plots import plot_effects, plot_heatmap
+from mzsane.report.effects import estimate_effects
 from mzsane.report.findings import find_findings
+from mzsane.report.latents import plot_latents
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.page_style import SCRIPT, STYLE
 from mzsane.report.page_tables import render_addresses, render_comparison, render_measurements
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
+from mzsane.report.shares import plot_shares
 
 METHOD_MEANINGS = {
     "zoo": "Held-out models, trained the ordinary way, of the target's own zoo; for a target without one, of the "
@@ -45,6 +49,7 @@ SEES_MEANINGS = {
 OTHER_MEANINGS = {
     "composition": "What the backbone was trained on: the list of zoo slices.",
     "target": "What the networks are scored on: an architecture and an image dataset.",
+    "size and diversity": "Of a composition: its number of models, and its numbers of datasets and of architectures.",
     "in distribution": "The target's dataset is among those of the composition.",
     "zero-shot": "Scored as generated, without fine-tuning.",
     "3 epochs": "Fine-tuned so long with each of several learning rates; the one with the best mean accuracy of the "
@@ -83,9 +88,29 @@ def render_figure(name: str, figure: Figure, caption: str) -> str:
     return f'<figure><div class="picture">{picture}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str, Look]) -> str:
+def render_figures(
+    rows: pl.DataFrame, curves: pl.DataFrame, shares: pl.DataFrame, latents: pl.DataFrame, looks: Mapping[str, Look]
+) -> str:
     """Render the figures for which there are data."""
     figures = []
+    if estimate_effects(rows):
+        figures.append(
+            render_figure(
+                "effects",
+                plot_effects(rows),
+                "Effects of size and diversity on the mean accuracy of samples, in percentage points, with 95 % "
+                "intervals. A bar that crosses 0 tells no effect from chance.",
+            )
+        )
+    if ((rows["method"] == "samples") & (rows["finetune_epochs"] == 0)).any():
+        figures.append(
+            render_figure(
+                "heatmap",
+                plot_heatmap(rows),
+                "Zero-shot accuracy of samples, a line a composition and a column a target. Framed and bold numbers "
+                "are in distribution; the others say how far a composition reaches.",
+            )
+        )
     if 0 in rows["finetune_epochs"]:
         figures.append(
             render_figure(
@@ -104,6 +129,15 @@ def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str,
                 "the zoo, and as far from every training model as these are from each other. Methods at the left copy.",
             )
         )
+    if not shares.is_empty():
+        figures.append(
+            render_figure(
+                "shares",
+                plot_shares(shares),
+                "Share of models that are novel and as accurate as the zoo, over what counts as novel. A backbone "
+                "generates where the line of samples is above those of all baselines away from the left edge.",
+            )
+        )
     if rows["finetune_epochs"].n_unique() > 1:
         figures.append(
             render_figure(
@@ -111,6 +145,15 @@ def render_figures(rows: pl.DataFrame, curves: pl.DataFrame, looks: Mapping[str,
                 plot_finetuning(rows, looks),
                 "Accuracy over epochs of fine-tuning on the target. Dashed: networks trained from scratch as long. "
                 "A generated start helps where its line stays above the dashed one.",
+            )
+        )
+    if not latents.is_empty():
+        figures.append(
+            render_figure(
+                "latents",
+                plot_latents(latents),
+                "Latents of checkpoints that the backbones were not trained on, in two dimensions: by zoo at the left, "
+                "by accuracy at the right. One backbone for each diversity, of the largest composition.",
             )
         )
     if not curves.is_empty():
@@ -163,6 +206,8 @@ def render_report(
     curves: pl.DataFrame,
     provenance: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
+    shares: pl.DataFrame = pl.DataFrame(),
+    latents: pl.DataFrame = pl.DataFrame(),
 ) -> str:
     """Render an ablation as one HTML page, which loads nothing and can be read without scripts.
 
@@ -172,6 +217,8 @@ def render_report(
         curves: Training curves in long form: arm, composition, seed, step, metric, value. May be empty.
         provenance: Where everything came from: arm, stage, name, fingerprint, address, reads. May be empty.
         config: The ablation's whole config, JSON-like.
+        shares: Shares of novel and accurate models, with the columns of `shares.SHARE_SCHEMA`. May be empty.
+        latents: Maps of latents, with the columns of `latents.LATENT_SCHEMA`. May be empty.
 
     Returns:
         The page.
@@ -195,7 +242,7 @@ def render_report(
     ]
     sections = {
         "What the measurements say": render_summary(rows),
-        "Figures": render_figures(rows, curves, looks),
+        "Figures": render_figures(rows, curves, shares, latents, looks),
         "How to read this": f'<p>Compare only what sees the same.</p><div class="columns">{"".join(meanings)}</div>',
         "Comparison": "<p>Nothing was measured.</p>" if rows.is_empty() else render_comparison(rows, looks),
         "Every measurement": "<p>Nothing was measured.</p>" if rows.is_empty() else render_measurements(rows),

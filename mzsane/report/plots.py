@@ -28,6 +28,7 @@ from mzsane.report.provenance import plot_provenance
 
 __all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance", "to_png", "to_svg"]
 
+_EVEN_EPOCHS = 5  # more epochs of fine-tuning than this are drawn on a logarithmic scale
 _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
 
 
@@ -169,7 +170,10 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
         row[0].set_ylabel("accuracy (0 to 1)", fontsize=10)
     for axes in panels[-1]:
         axes.set_xlabel("fine-tuning (epochs)", fontsize=10)
-        axes.set_xticks(epochs)
+        if epochs[-1] > _EVEN_EPOCHS:
+            axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+        axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 

@@ -48,9 +48,12 @@ def arrange_lines(rows: pl.DataFrame) -> list[Line]:
 
 def name_block(line: Line) -> str:
     """Return the heading of a line's block: `zero-shot`, `1 epoch`, `3 epochs`, `ensemble of 5`."""
-    if line.ensemble > 1:
-        return f"ensemble of {line.ensemble}"
-    return "zero-shot" if line.epochs == 0 else f"{line.epochs} epoch{'s' * (line.epochs > 1)}"
+    return f"ensemble of {line.ensemble}" if line.ensemble > 1 else name_epochs(line.epochs)
+
+
+def name_epochs(epochs: int) -> str:
+    """Return `zero-shot`, `1 epoch`, `3 epochs`."""
+    return "zero-shot" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)}"
 
 
 def name_method(line: Line) -> str:

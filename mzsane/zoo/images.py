@@ -102,7 +102,7 @@ def _read_parts(config: ImagesConfig) -> dict[str, tuple[Tensor, Tensor]]:
     if train is None or test is None:
         only = train or test
         assert only is not None
-        parts = _cut(*only, SPLITS, generator)
+        parts = _limit(_cut(*only, SPLITS, generator), config.train_images)
     else:
         share = config.validation_fraction
         parts = _cut(*train, {"train": 1 - share, "val": share}, generator, config.train_images)
@@ -129,6 +129,15 @@ def _cut(
         parts[name] = (images_NCHW[chosen], labels_N[chosen])
         first = last
     return parts
+
+
+def _limit(parts: dict[str, tuple[Tensor, Tensor]], limit: int | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Keep only so many training and validation images together, in the shares of the splits."""
+    if limit is None:
+        return parts
+    train = round(limit * SPLITS["train"] / (SPLITS["train"] + SPLITS["val"]))
+    counts = {"train": train, "val": limit - train, "test": None}
+    return {name: (images[: counts[name]], labels[: counts[name]]) for name, (images, labels) in parts.items()}
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:

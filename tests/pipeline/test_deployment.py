@@ -16,6 +16,7 @@ from mzsane.zoo.shards import read_index
 from tests.pipeline.harness import REPOSITORY, SERIAL, read_comparison, start_deployed, wait_until
 from tests.zoo.http_server import serve
 
+FIGURES = ("effects", "heatmap", "accuracy", "novelty", "shares", "finetuning", "latents")
 DEPLOYMENTS = {
     "ablation/zoo-composition",
     "arm/run",
@@ -120,10 +121,11 @@ def test_watched_run_gives_the_numbers_of_the_library(running_stack, watched, ti
 
 def test_prefect_pages_show_the_comparison(running_stack, watched, tiny):
     by_key = {artifact.key: artifact for artifact in find_artifacts(running_stack, watched.id) if artifact.key}
-    types = {"comparison": "table", "findings": "markdown", "accuracy": "image"}
+    types = {"comparison": "table", "findings": "markdown"} | dict.fromkeys(FIGURES, "image")
     assert {key: artifact.type for key, artifact in by_key.items() if key in types} == types
     assert '"font-digits"' in by_key["comparison"].data
     assert "# tiny" in by_key["findings"].data
+    assert "Size and diversity of the composition: Each added dataset" in by_key["findings"].data
     assert "s3://mzsane/store/comparison/" in by_key["findings"].data
     assert running_stack.settings.mlflow_url in by_key["findings"].data
 
@@ -194,7 +196,7 @@ def test_mlflow_leads_to_the_artifacts(running_stack, mlflow_runs, tiny, tmp_pat
 def test_mlflow_has_the_figures(running_stack, mlflow_runs):
     client = running_stack.open_mlflow()
     files = {name: {file.path for file in client.list_artifacts(run.info.run_id)} for name, run in mlflow_runs.items()}
-    assert files["tiny"] >= {"accuracy.png", "finetuning.png", "curves.png", "report.html"}
+    assert files["tiny"] >= {f"{name}.png" for name in (*FIGURES, "curves")} | {"report.html"}
     assert files["digits-s0"] >= {"curves.png"}
     assert files["both-s0"] >= {"curves.png"}
 

@@ -13,7 +13,8 @@ import pytest
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig, SliceConfig
 from mzsane.metrics import NO_SINK
-from mzsane.plan import Stage, plan_ablation, plan_comparison_stage
+from mzsane.plan import ArmPlan, Stage, find_arm, plan_ablation, plan_comparison_stage
+from mzsane.report.findings import find_findings
 from tests.pipeline.harness import (
     MINI,
     REPOSITORY,
@@ -25,8 +26,9 @@ from tests.pipeline.harness import (
 )
 
 COLUMNS = (
-    "arm composition seed target in_distribution method sees ensemble finetune_epochs learning_rate images_per_class n "
-    "chosen_of accuracy_mean accuracy_std accuracy_interval loss_mean calibration_mean novelty_mean"
+    "arm composition seed target in_distribution models datasets architectures method sees ensemble finetune_epochs "
+    "learning_rate images_per_class n chosen_of accuracy_mean accuracy_std accuracy_interval loss_mean "
+    "calibration_mean novelty_mean"
 )
 TUNED = {"zoo", "transfer", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average"} | {
     "random_init"
@@ -133,6 +135,35 @@ def test_comparison_is_plausible(rows):
     accuracy = {(row["method"], row["finetune_epochs"]): row["accuracy_mean"] for row in digits.iter_rows(named=True)}
     assert accuracy["zoo", 0] > 0.5 > 0.25 > accuracy["random_init", 0]
     assert accuracy["random_init", 1] > accuracy["random_init", 0]
+
+
+def test_comparison_has_size_and_diversity_of_each_arm(rows):
+    counts = rows.select("arm", "models", "datasets", "architectures").unique().sort("arm")
+    assert counts.rows() == [("both-s0", 4, 2, 1), ("digits-s0", 4, 1, 1)]
+    assert "All compositions have 4 models and 1 architecture." in find_findings(rows).overall[0]
+
+
+def test_comparison_has_the_shares_of_novel_and_accurate_models(reference_run, tiny):
+    comparison = reference_run.open(plan_comparison_stage(tiny).work.ref)
+    shares = pl.read_parquet(comparison.path("shares.parquet"))
+    assert set(shares["target"]) == {"digits"}  # font-digits has no zoo of its own
+    plan = ArmPlan(tiny, find_arm(tiny, "both", 0))
+    stages = (plan.baselines(tiny.targets[0]), plan.scores(tiny.targets[0]))
+    baselines, scores = (pl.read_parquet(reference_run.open(stage.work.ref).path("scores.parquet")) for stage in stages)
+    least = baselines.filter(method="zoo", finetune_epochs=0)["accuracy"].quantile(0.25, "linear")
+    between = scores.filter(method="interpolation")
+    worth = [a >= least and n >= 0.1 for a, n in between.select("accuracy", "novelty").iter_rows()]
+    found = shares.filter(arm="both-s0", method="interpolation", threshold=0.1)["share"].item()
+    assert found == sum(worth) / len(worth)
+
+
+def test_comparison_maps_held_out_checkpoints_of_one_arm_a_diversity(reference_run, tiny):
+    comparison = reference_run.open(plan_comparison_stage(tiny).work.ref)
+    latents = pl.read_parquet(comparison.path("latents.parquet"))
+    held_out = tiny.tokens.count_split(8)["test"] * 2  # epochs
+    counts = latents.group_by("arm", "zoo", maintain_order=True).len().rows()
+    places = (("digits-s0", "digits"), ("both-s0", "digits"), ("both-s0", "letters"))
+    assert counts == [(*place, held_out) for place in places]
 
 
 def test_baselines_are_the_same_for_all_arms(rows):

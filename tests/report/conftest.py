@@ -19,6 +19,9 @@ def make_row(
     novelty=None,
     ensemble=1,
     chosen_of=None,
+    models=40,
+    datasets=1,
+    architectures=1,
 ):
     """One measurement as a dict."""
     return {
@@ -27,6 +30,9 @@ def make_row(
         "seed": seed,
         "target": target,
         "in_distribution": inside,
+        "models": models,
+        "datasets": datasets,
+        "architectures": architectures,
         "method": method,
         "sees": sees,
         "ensemble": ensemble,

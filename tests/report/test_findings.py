@@ -18,6 +18,10 @@ def test_best_composition_of_each_target_and_what_it_sees(rows):
     assert fonts.endswith("0.050 ahead of digits.")
 
 
+def test_size_and_diversity_come_first(rows):
+    assert find_findings(rows).overall[0].startswith("Size and diversity of the composition: all compositions have 40")
+
+
 def test_overall_names_the_winner_of_each_target(rows):
     assert "Best composition by selected (sees labels): both on digits and fonts." in find_findings(rows).overall
 
@@ -65,7 +69,7 @@ def test_a_lead_within_the_spread_over_seeds_is_no_lead(row):
     ]
     findings = find_findings(pl.DataFrame(rows))
     assert "0.010 ahead of b, which is within the spread over seeds" in findings.by_target["t"][0]
-    assert findings.overall[0].endswith("a on t (level with b).")
+    assert findings.overall[1].endswith("a on t (level with b).")
 
 
 def test_one_seed_is_warned_about(row, rows):

@@ -38,3 +38,15 @@ def test_without_novelty_there_is_no_figure(row):
     assert "Zero-shot accuracy against novelty" not in page
     shown = render_report("a", rows.with_columns(novelty_mean=pl.lit(0.5)), pl.DataFrame(), [], {})
     assert "Zero-shot accuracy against novelty" in shown
+
+
+def test_with_more_compositions_than_colours_the_colour_is_the_distribution(row):
+    few, many = (
+        pl.DataFrame([row(f"c{i}", "t", "samples", 0.5, novelty=0.4, inside=i % 2 == 0) for i in range(count)])
+        for count in (7, 8)
+    )
+    colors = [
+        {line.get_color() for line in plot_novelty(rows).axes[0].lines if line.get_marker() == "o"}
+        for rows in (few, many)
+    ]
+    assert [len(found) for found in colors] == [7, 2]

@@ -65,6 +65,14 @@ class TestTorchvision:
         dataset = load_images(TorchvisionConfig(source="kmnist"))
         assert [len(dataset.splits[name].labels_N) for name in ("train", "val", "test")] == [30, 10, 10]
 
+    def test_one_part_alone_is_limited_too(self, folders):
+        write_idx(folders / "KMNIST" / "raw", "t10k", draw(50, (28, 28)), np.arange(50) % 10)
+        whole = load_images(TorchvisionConfig(source="kmnist", mean=(0,), deviation=(1,)))
+        some = load_images(TorchvisionConfig(source="kmnist", mean=(0,), deviation=(1,), train_images=20))
+        assert [len(some.splits[name].labels_N) for name in ("train", "val", "test")] == [15, 5, 10]
+        for name, split in some.splits.items():
+            assert torch.equal(split.images_NCHW, whole.splits[name].images_NCHW[: len(split.labels_N)])
+
     @pytest.mark.parametrize("source", TorchvisionConfig.model_fields["source"].annotation.__args__)
     def test_missing_dataset_says_what_to_do(self, monkeypatch, source):
         def fail(*_, **__):
