@@ -398,8 +398,8 @@ class TestLoadConfig:
         (
             SamplingConfig,
             {"sampler": "magic"},
-            "sampler: Input should be 'joint', 'shared', 'token', 'individual', 'neighbourhood', 'interpolation' or "
-            "'gaussian', not 'magic'",
+            "sampler: Input should be 'joint', 'shared', 'token', 'individual', 'neighbourhood', 'interpolation', "
+            "'gaussian' or 'flow', not 'magic'",
         ),
         (BackboneConfig, {"max_positions": [1, 2]}, "max_positions.2: Field required"),
         (
