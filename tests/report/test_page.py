@@ -124,5 +124,8 @@ def test_numbers_that_are_not_finite_are_shown_as_such(row):
     )
     page = render_report("nan", rows.with_columns(loss_mean=None), pl.DataFrame(), [], {})
     body = page.split('<table id="measurements">')[1].split("</table>")[0]
-    assert body.count(">n/a</td>") == 7  # of one accuracy and spread, of the other spread; of both loss and novelty
+    # Of one accuracy, spread and interval, of the other spread and interval; of both loss and novelty.
+    assert body.count(">n/a</td>") == 9
+    assert body.count(">–</td>") == 6  # learning rate, images of a class and number chosen from do not apply
+    assert "None" not in body
     assert "Left out: 1 measurement without a finite accuracy." in page
