@@ -45,8 +45,8 @@ class SamplingConfig(Config):
         (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
         description="how far from the anchors: noise in deviations of their latents; for interpolation the share of "
         "the way; for neighbourhood the step in distances to the nearest anchors; for flow the share of noise. Of a "
-        "list the one whose samples have "
-        "the best mean accuracy on validation images is taken, of those that reach least_novelty",
+        "list the one whose samples have the best mean accuracy on validation images is taken, of those that reach "
+        "least_novelty",
     )
     bandwidth_samples: int = Field(10, ge=1, description="models drawn at each bandwidth of a list to choose one")
     least_novelty: float = Field(

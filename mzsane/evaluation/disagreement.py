@@ -4,17 +4,16 @@ Suffixes: N models, I images, P weights of a model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig
-from mzsane.evaluation.scoring import ModelSet
+from mzsane.evaluation.scoring import ModelSet, load_model
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import CONDITIONING_IMAGES, condition_statistics
 from mzsane.zoo.images import load_images
 
 _CHUNK = 25  # models that one process classifies with
@@ -42,11 +41,7 @@ def classify_models(
         sink: told of progress.
     """
     known = tuple(activations) or (None,) * len(models.flat_NP)
-    jobs = [
-        # Cloned, because a slice would carry the whole set's storage to each worker.
-        _Job(replace(models, flat_NP=models.flat_NP[at : at + _CHUNK].clone()), known[at : at + _CHUNK])
-        for at in range(0, len(models.flat_NP), _CHUNK)
-    ]
+    jobs = [_Job(models.cut(at, at + _CHUNK), known[at : at + _CHUNK]) for at in range(0, len(models.flat_NP), _CHUNK)]
     results: list[Tensor] = [torch.empty(0)] * len(jobs)
     processes = (execution or ExecutionConfig()).processes
     for done, (place, classes_NI) in enumerate(map_processes(_classify, jobs, processes), start=1):
@@ -71,8 +66,6 @@ def _classify(job: _Job) -> Tensor:
     for flat_P, activation in zip(models.flat_NP, job.activations, strict=True):
         config = models.network if activation is None else models.network.model_copy(update={"activation": activation})
         network = build_network(config, images.channels, images.classes, images.size).eval()
-        network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
-        if models.layout.running_statistics == "conditioned":
-            condition_statistics(network, images.splits["train"].images_NCHW[:CONDITIONING_IMAGES])
+        load_model(models, flat_P, network, images)
         predicted.append(network(shown_NCHW).argmax(dim=1))
     return torch.stack(predicted)

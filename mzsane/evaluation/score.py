@@ -31,7 +31,7 @@ from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
-VERSION = 3
+VERSION = 4
 
 
 def plan_scores(

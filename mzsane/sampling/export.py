@@ -14,11 +14,11 @@ from torch import nn
 from mzsane.artifacts import Artifact
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.errors import ConfigError, StoreError
+from mzsane.evaluation.scoring import ModelSet, load_model
 from mzsane.files import save_tensors
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.sampling.draw import read_populations
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import CONDITIONING_IMAGES, condition_statistics
 from mzsane.zoo.images import load_images
 
 _INDEX = "index.json"
@@ -50,19 +50,18 @@ def export_samples(samples: Artifact, folder: str, everything: bool = False, sin
     settings = samples.manifest.config
     populations, records, layout = read_populations(samples)
     chosen = records.sort("rank").filter(everything | (pl.col("rank") <= settings["sampling"]["keep"]))
-    dataset = load_images(TypeAdapter[Any](ImagesConfig).validate_python(settings["images"]))
+    images = TypeAdapter[Any](ImagesConfig).validate_python(settings["images"])
+    dataset = load_images(images)
     config = NetworkConfig.model_validate(settings["network"])
     network = build_network(config, dataset.channels, dataset.classes, dataset.size)
-    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:CONDITIONING_IMAGES]
+    models = ModelSet(config, images, layout, populations["samples"])
     facts = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             for row in chosen.iter_rows(named=True):
-                network.load_state_dict(layout.unflatten(populations["samples"][row["sample"]]), strict=False)
-                if layout.running_statistics == "conditioned":
-                    condition_statistics(network, unlabelled_NCHW)
+                load_model(models, models.flat_NP[row["sample"]], network, dataset)
                 name = f"sample-{row['sample']:06d}.safetensors"
                 (hidden / name).write_bytes(_save(network))
                 facts.append({"file": name, **{fact: row[fact] for fact in _FACTS}})

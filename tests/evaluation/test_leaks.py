@@ -142,7 +142,7 @@ def test_no_model_that_was_trained_on_is_scored_as_held_out(store, slices, backb
     own = Target(tiny_zoo_config.network, tiny_zoo_config.images, slices[0].tokens)
     samples = draw_samples(SAMPLING, own, backbone.ref, slices, [0], 0, store, SERIAL)
     populations, _, _ = read_populations(samples)
-    known = open_known_models(samples, store)
+    known = open_known_models(samples, store, read_populations(samples)[2])
     known_KP = known.load(torch.arange(len(known.model_K)))
     assert torch.cdist(populations["anchor_weights"], known_KP).min() < 1e-3  # what was trained on is found
     assert torch.cdist(populations["originals"], known_KP).min() > 0.1

@@ -10,6 +10,7 @@ from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.novelty import open_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.guidance import open_guidance, write_lessons
 from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
@@ -187,12 +188,12 @@ def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_imag
     store, slices, backbone, target, _ = arm
 
     def draw(steps):
-        config = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": steps, "guidance_rate": 0.1})
+        config = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": steps, "guidance_rate": 0.5})
         artifact = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
-        populations, records, _ = read_populations(artifact)
-        return populations, records.sort("sample")
+        populations, records, layout = read_populations(artifact)
+        return populations, records.sort("sample"), layout
 
-    (free, free_records), (guided, guided_records) = draw(0), draw(20)
+    (free, free_records, _), (guided, guided_records, layout) = draw(0), draw(20)
     assert not free_records["guided"].any()
     assert set(free_records["sees"]) == {"none"}
     assert guided_records["guided"].all()
@@ -201,4 +202,11 @@ def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_imag
     assert not torch.equal(free["samples"], guided["samples"])
     for name in ("anchors", "anchor_weights", "reconstruction"):  # what is no sample is not guided
         assert torch.equal(free[name], guided[name])
-    assert guided_records["validation_accuracy"].mean() > free_records["validation_accuracy"].mean()
+    judge = open_guidance(SAMPLING, target.network, target.images, layout, guided["anchor_weights"], 0)
+    names = sorted(set(guided_records["made_of"].explode()))
+    taught_ANK = judge.lessons_ANK[[names.index(name) for (name,) in guided_records["made_of"].to_list()]]
+
+    def differ(flat_SP):
+        return float((write_lessons(judge.network, flat_SP, judge.images_NCHW) - taught_ANK).abs().mean())
+
+    assert differ(guided["samples"]) < differ(free["samples"])
