@@ -88,11 +88,18 @@ def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a measurement's value as text: three decimals, `n/a` where there is none, `yes` or `no`."""
+    """Return a measurement's value as text: three decimals or two digits, `n/a` where it is not finite, `yes` or `no`.
+
+    A dash stands for what does not apply, such as the learning rate of a network that was not fine-tuned.
+    """
+    if value is None:
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}" if math.isfinite(value) else "n/a"
+        if not math.isfinite(value):
+            return "n/a"
+        return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2g}"
     return str(value)
 
 

@@ -6,6 +6,7 @@ Suffixes: N images, C channels, H height, W width.
 import torch
 from torch import Tensor, nn
 
+CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 _BATCH = 500  # images
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -47,7 +47,7 @@ def page(rows, curves, provenance):
 
 def test_page_loads_nothing(page):
     reader = Reader(page)
-    assert reader.tags.count("svg") + reader.tags.count("img") == 5
+    assert reader.tags.count("svg") + reader.tags.count("img") == 4
     assert all(load.startswith(("#", "data:image/png;base64,")) for load in reader.loads)
     assert "link" not in reader.tags
     assert "@import" not in page
@@ -114,7 +114,7 @@ def test_page_without_anything_says_so():
 def test_page_without_fine_tuning_or_curves_leaves_their_figures_out(rows):
     page = render_report("small", rows.filter(pl.col("finetune_epochs") == 0), pl.DataFrame(), [], {})
     reader = Reader(page)
-    assert reader.tags.count("figure") == 2
+    assert reader.tags.count("figure") == 1
     assert "Fine-tuned" not in "".join(reader.texts["b"])
 
 
@@ -124,5 +124,8 @@ def test_numbers_that_are_not_finite_are_shown_as_such(row):
     )
     page = render_report("nan", rows.with_columns(loss_mean=None), pl.DataFrame(), [], {})
     body = page.split('<table id="measurements">')[1].split("</table>")[0]
-    assert body.count(">n/a</td>") == 9  # accuracy of one; spread, interval, loss and novelty of both
+    # Of one accuracy, spread and interval, of the other spread and interval; of both loss and novelty.
+    assert body.count(">n/a</td>") == 9
+    assert body.count(">–</td>") == 6  # learning rate, images of a class and number chosen from do not apply
+    assert "None" not in body
     assert "Left out: 1 measurement without a finite accuracy." in page
