@@ -1,8 +1,8 @@
 """Which normalisation of the reconstruction error? Tunes the rates of the preset `normalisation`, draws its result.
 
-`MZSANE_ROOT=... python benchmarks/normalisation.py --tune zoos` trains each mode with each rate on two zoos, with a seed
-that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does so on
-two architectures. The best rates stand in the preset.
+`MZSANE_ROOT=... python benchmarks/normalisation.py --tune zoos` trains each mode with each rate on two zoos, with a
+seed that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does
+so on two architectures. The best rates stand in the preset.
 After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result.
 """
 

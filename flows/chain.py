@@ -38,6 +38,7 @@ def make_scores(
 ) -> ArtifactRef:
     """Make an arm's samples for one target, their scores, and the baselines beside them; its backbone must be there."""
     make_samples(config, composition, seed, target, execution)
+    make_tokens(config, config.transfer_zoos(target), execution, None)
     stages.score_baselines(config, composition, seed, target, execution)
     return stages.score_samples(config, composition, seed, target, execution)
 

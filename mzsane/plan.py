@@ -158,11 +158,13 @@ class ArmPlan:
 
     def baselines(self, target: TargetConfig) -> Stage:
         """Return the stage that scores a target's baselines, which all arms of a seed share."""
-        common = (self.config.evaluation, _resolve(self.config, target), self.config.tokens, self.arm.seed)
+        config = self.config
+        common = (config.evaluation, _resolve(config, target), config.tokens, self.arm.seed)
+        others = [plan_tokens(config.tokens, config.find_zoo(name)).ref for name in config.transfer_zoos(target)]
         return Stage(
             f"{target.name}-s{self.arm.seed}",
-            plan_baselines(*common),
-            lambda store, execution, sink: score_baselines(*common, store, execution, sink),
+            plan_baselines(*common, others),
+            lambda store, execution, sink: score_baselines(*common, store, execution, sink, others),
         )
 
     def samples(self, target: TargetConfig) -> Stage:

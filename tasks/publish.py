@@ -14,8 +14,8 @@ from mzsane.report.table import comparison_markdown
 
 # What people look for first: the page cuts off what does not fit.
 _TABLE_COLUMNS = (
-    *("arm", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_std", "n"),
-    *("in_distribution", "loss_mean", "composition", "seed"),
+    *("arm", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_interval", "n"),
+    *("ensemble", "chosen_of", "in_distribution", "loss_mean", "composition", "seed"),
 )
 
 _FIGURES = {

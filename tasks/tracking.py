@@ -186,9 +186,11 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     ]
     for row in arm_rows(config, parts, store).iter_rows(named=True):
         seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
-        key = f"{row['target']}/{row['method']}/{seen}"
+        method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
+        key = f"{row['target']}/{method}/{seen}"
         points.append((f"{key}/accuracy", row["accuracy_mean"], row["finetune_epochs"]))
         points.append((f"{key}/loss", row["loss_mean"], row["finetune_epochs"]))
+        points.append((f"{key}/calibration", row["calibration_mean"], row["finetune_epochs"]))
         if row["novelty_mean"] is not None:
             points.append((f"{key}/novelty", row["novelty_mean"], row["finetune_epochs"]))
     _log_points(client, run, points)

@@ -78,8 +78,34 @@ def test_valid_ablation_is_accepted_and_frozen():
         ({"seeds": [0, 0]}, "seeds must be distinct and not negative, not [0, 0]"),
         ({"seeds": [-1]}, "seeds must be distinct and not negative, not [-1]"),
         ({"sampling": {"samples": 5, "keep": 6}}, "sampling: keep (6) cannot be more than samples (5)"),
+        ({"sampling": {"rounds": 2, "keep": 1}}, "rounds (2) need at least 2 samples to go on from, but keep is 1"),
+        (
+            {"sampling": {"bandwidth": -1}},
+            "sampling.bandwidth.number: Input should be greater than or equal to 0, not -1",
+        ),
+        (
+            {"sampling": {"bandwidth": [0.1, 99]}},
+            "sampling.bandwidth.1: Input should be less than or equal to 10, not 99",
+        ),
+        ({"sampling": {"bandwidth": [0.1, 0.1]}}, "bandwidth must be one number or a list of different ones"),
+        ({"sampling": {"bandwidth": [0.1]}}, "bandwidth must be one number or a list of different ones, not [0.1]"),
+        ({"sampling": {"bandwidth": 1, "least_novelty": 0.2}}, "least_novelty has no meaning for one bandwidth"),
+        ({"sampling": {"anchors": 0}}, "anchors 0 needs sampler gaussian and anchor_choice random"),
+        ({"sampling": {"anchor_models": ["digits/1"]}}, "anchor_models are not used: set anchor_choice to given"),
+        (
+            {"sampling": {"anchors": 2, "anchor_choice": "given", "anchor_models": ["digits/1"]}},
+            "as many different anchor_models as anchors (2), not ['digits/1']",
+        ),
+        (
+            {"sampling": {"anchors": 1, "anchor_choice": "given", "anchor_models": ["other/1"]}},
+            "sampling.anchor_models has 'other/1', but composition 'both' has the zoos digits, letters",
+        ),
         ({"evaluation": {"finetune_epochs": [1, 3]}}, "finetune_epochs must start at 0 and rise, not [1, 3]"),
         ({"evaluation": {"finetune_epochs": [0, 3, 1]}}, "finetune_epochs must start at 0 and rise, not [0, 3, 1]"),
+        ({"evaluation": {"learning_rates": [0.1, 0.1]}}, "learning_rates must be different, above 0 and at most 10"),
+        ({"evaluation": {"learning_rates": [0.1, 0]}}, "learning_rates must be different, above 0 and at most 10"),
+        ({"evaluation": {"ensembles": [1, 5]}}, "ensembles must rise from at least 2 models, not [1, 5]"),
+        ({"evaluation": {"ensembles": [5, 2]}}, "ensembles must rise from at least 2 models, not [5, 2]"),
         ({"tokens": {"train_fraction": 0.9, "validation_fraction": 0.2}}, "must leave a share of at least 0 for test"),
         ({"name": "Has Space"}, "not 'Has Space'"),
     ],
@@ -144,7 +170,7 @@ def test_two_slices_of_one_zoo_are_refused():
 def test_more_anchors_than_fitting_models_are_refused():
     data = make_ablation(sampling={"anchors": 8})
     text = refuse(data)
-    assert "asks for 8 anchors, but composition 'both' has 7 models" in text
+    assert "asks for 8 anchors, but composition 'both' has 7 models that are most like it, of digits" in text
 
 
 def test_anchors_come_from_the_targets_dataset_or_else_from_the_same_shape():
@@ -160,6 +186,51 @@ def test_anchors_come_from_the_targets_dataset_or_else_from_the_same_shape():
     assert [part.zoo for part in config.anchor_slices(letters, target)] == ["letters"]
     assert config.in_distribution(both, target)
     assert not config.in_distribution(letters, target)
+
+
+def test_anchors_for_what_no_slice_fits_come_from_what_is_most_like_it():
+    data = make_ablation()
+    tanh, relu = ({"architecture": "cnn-s", "activation": name} for name in ("tanh", "relu"))
+    data["zoos"] += [
+        {"name": "few", "images": {"source": "glyphs", "characters": "AB"}, "models": 20},
+        {"name": "flat", "images": {"source": "digits"}, "models": 20, "network": {"architecture": "mlp", "width": 8}},
+    ]
+    slices = {name: {"zoo": name, "models": 5} for name in ("letters", "few", "flat", "digits")}
+    targets = {
+        "eight": {"images": {"source": "glyphs", "characters": "01234567"}, "network": tanh},
+        "two": {"images": {"source": "glyphs", "characters": "01"}, "network": tanh},
+        "relu": {"images": {"source": "digits"}, "network": relu},
+        "wide": {"images": {"source": "digits"}, "network": {"architecture": "mlp", "width": 16}},
+        "resnet": {"images": dict(GLYPHS), "network": {"architecture": "resnet18"}},
+        "vit": {"images": {"source": "glyphs", "characters": "XY"}, "network": {"architecture": "vit"}},
+    }
+    data["targets"] = [{"name": name, **target} for name, target in targets.items()]
+    data["compositions"] = [
+        {"name": "all", "slices": list(slices.values())},
+        {"name": "no-digits", "slices": [slices["letters"], slices["few"]]},
+    ]
+    config = validate_config(AblationConfig, data, where="the form")
+    found = [
+        {target.name: [part.zoo for part in config.anchor_slices(composition, target)] for target in config.targets}
+        for composition in config.compositions
+    ]
+    everything = ["letters", "few", "flat", "digits"]
+    assert found[0] == {
+        "eight": ["letters", "few", "digits"],  # the network, with other classes
+        "two": ["few"],  # the network and its classes
+        "relu": ["digits"],  # the architecture, and the dataset
+        "wide": ["flat"],  # the architecture in another width
+        "resnet": ["letters"],  # the dataset alone
+        "vit": everything,
+    }
+    assert found[1]["wide"] == ["letters", "few"]
+
+
+def test_given_anchors_come_from_where_they_are():
+    sampling = {"anchors": 1, "anchor_choice": "given", "anchor_models": ["letters/000003"]}
+    config = validate_config(AblationConfig, make_ablation(sampling=sampling), where="the form")
+    (both,), (target,) = config.compositions, config.targets
+    assert [part.zoo for part in config.anchor_slices(both, target)] == ["letters"]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ class Autoencoder(nn.Module):
 
     Attributes:
         precision: number format of the products within the blocks in training; all else is float32.
+        inference_precision: the same in evaluation mode.
     """
 
     def __init__(self, config: BackboneConfig, token_dim: int) -> None:
@@ -111,7 +112,7 @@ class Autoencoder(nn.Module):
             nn.ReLU(),
         )
         self.recompute = config.recompute
-        self.precision = torch.float32
+        self.precision = self.inference_precision = torch.float32
 
     def forward(
         self, tokens_BWD: Tensor, positions_BW3: Tensor, real_BW: Tensor, plan: AttentionPlan | None
@@ -149,8 +150,8 @@ class Autoencoder(nn.Module):
 
     def _transform(self, blocks: nn.ModuleList, x_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
         # The parts outside are small, and what they give is the loss's and the samplers' data.
-        low = self.training and self.precision != torch.float32
-        with torch.autocast(x_BWM.device.type, self.precision, enabled=low):
+        precision = self.precision if self.training else self.inference_precision
+        with torch.autocast(x_BWM.device.type, precision, enabled=precision != torch.float32):
             for block in blocks:
                 if self.recompute and torch.is_grad_enabled():
                     x_BWM = checkpoint(block, x_BWM, plan, use_reentrant=False)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
+from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig
 from mzsane.files import load_tensors
 from mzsane.tokens.layout import TokenLayout
@@ -15,23 +16,33 @@ from mzsane.tokens.windows import map_windows
 
 
 def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
-    """Open a BACKBONE artifact as a model in evaluation mode, with its config."""
+    """Open a BACKBONE artifact as a model in evaluation mode, its weights fixed, with its config.
+
+    Its products are in the number format that this machine would train it in.
+    """
     config = BackboneConfig.model_validate(backbone.manifest.config["backbone"])
     weights, notes = load_tensors(backbone.path("weights.safetensors").read_bytes())
     model = build_autoencoder(config, notes["token_dim"], torch.Generator())
     model.load_state_dict(weights)
-    return model.eval(), config
+    model.inference_precision = choose_precision(config, torch.device("cpu"))
+    return model.eval().requires_grad_(False), config
 
 
 @torch.no_grad()
-def encode_models(model: Autoencoder, layout: TokenLayout, flat_BP: Tensor, window: int) -> Tensor:
-    """Return the latents of whole models, (B, T, L), computed in windows with a halo."""
+def encode_models(
+    model: Autoencoder, layout: TokenLayout, flat_BP: Tensor, window: int, halo: int | None = None
+) -> Tensor:
+    """Return the latents of whole models, (B, T, L), computed in windows with a halo, by default of a quarter."""
     tokens_BTD = layout.tokenize(flat_BP)
-    return map_windows(model.encode, tokens_BTD, layout.positions_T3.to(flat_BP.device), window, window // 4)
+    positions_T3 = layout.positions_T3.to(flat_BP.device)
+    return map_windows(model.encode, tokens_BTD, positions_T3, window, window // 4 if halo is None else halo)
 
 
-@torch.no_grad()
-def decode_models(model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, window: int) -> Tensor:
-    """Return the flat weights that latents stand for, (B, P)."""
-    tokens_BTD = map_windows(model.decode, latents_BTL, layout.positions_T3.to(latents_BTL.device), window, window // 4)
-    return layout.detokenize(tokens_BTD)
+def decode_models(
+    model: Autoencoder, layout: TokenLayout, latents_BTL: Tensor, window: int, halo: int | None = None
+) -> Tensor:
+    """Return the flat weights that latents stand for, (B, P); with a gradient only for latents that ask for one."""
+    with torch.set_grad_enabled(latents_BTL.requires_grad):
+        positions_T3 = layout.positions_T3.to(latents_BTL.device)
+        halo = window // 4 if halo is None else halo
+        return layout.detokenize(map_windows(model.decode, latents_BTL, positions_T3, window, halo))

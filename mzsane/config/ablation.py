@@ -129,13 +129,21 @@ class AblationConfig(Config):
                 )
 
     def _check_anchors(self, composition: CompositionConfig) -> None:
+        names = [part.zoo for part in composition.slices]
+        for anchor in self.sampling.anchor_models:
+            if anchor.partition("/")[0] not in names:
+                raise ValueError(
+                    f"sampling.anchor_models has {anchor!r}, but composition {composition.name!r} has the zoos "
+                    f"{', '.join(names)}"
+                )
         for target in self.targets:
-            _, images = self.resolve_target(target)
-            anchors = sum(part.models for part in self.anchor_slices(composition, target))
+            slices = self.anchor_slices(composition, target)
+            anchors = sum(part.models for part in slices)
             if anchors < self.sampling.anchors:
                 raise ValueError(
                     f"sampling for target {target.name!r} asks for {self.sampling.anchors} anchors, but composition "
-                    f"{composition.name!r} has {anchors} models of its network with {images.classes} classes"
+                    f"{composition.name!r} has {anchors} models that are most like it, of "
+                    f"{', '.join(part.zoo for part in slices)}"
                 )
 
     def resolve_target(self, target: TargetConfig) -> tuple[NetworkConfig, AnyImagesConfig]:
@@ -171,18 +179,34 @@ class AblationConfig(Config):
         }
 
     def anchor_slices(self, composition: CompositionConfig, target: TargetConfig) -> list[SliceConfig]:
-        """Return the slices whose models can be anchors for a target.
+        """Return the slices whose models are anchors for a target: those that are most like it.
 
-        They have its network and number of classes, and its dataset too when the composition has that.
+        Models of its network and number of classes come first, then those of its network, then of its architecture in
+        another size, then any; among equals those of its dataset. Anchors that are given come from where they are.
         """
+        if self.sampling.anchor_choice == "given":
+            named = {name.partition("/")[0] for name in self.sampling.anchor_models}
+            return [part for part in composition.slices if part.zoo in named]
         network, images = self.resolve_target(target)
         zoos = {part.zoo: self.find_zoo(part.zoo) for part in composition.slices}
-        fitting = [
-            part
-            for part in composition.slices
-            if zoos[part.zoo].network == network and _count_classes(zoos[part.zoo]) == images.classes
+
+        def compare(part: SliceConfig) -> tuple[bool, bool, bool, bool]:
+            zoo = zoos[part.zoo]
+            same = zoo.network == network
+            alike = zoo.network is not None and zoo.network.architecture == network.architecture
+            return same and _count_classes(zoo) == images.classes, same, alike, zoo.images == images
+
+        best = max(map(compare, composition.slices))
+        return [part for part in composition.slices if compare(part) == best]
+
+    def transfer_zoos(self, target: TargetConfig) -> list[str]:
+        """Return the zoos whose models a target can start from: its network and classes, on other images."""
+        network, images = self.resolve_target(target)
+        return [
+            zoo.name
+            for zoo in self.all_zoos
+            if zoo.network == network and zoo.images != images and _count_classes(zoo) == images.classes
         ]
-        return [part for part in fitting if zoos[part.zoo].images == images] or fitting
 
     def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""

@@ -18,7 +18,8 @@ class ExecutionConfig(Config):
         None, ge=1, description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where populations and backbones are trained; auto takes the GPU if there is one"
+        "auto",
+        description="where populations and backbones are trained and models scored; auto takes the GPU if there is one",
     )
     ranks: int = Field(
         1,

@@ -1,24 +1,38 @@
-"""Score and fine-tune many models of one architecture on one image dataset, a process a core.
+"""Score many models of one architecture on one image dataset, with two engines.
 
-Suffixes: N models, P weights of a model.
+On a CPU one single-threaded process a core runs model by model, convolutions with channels last (measured faster than
+all models as one program: pooling and small convolutions gain nothing from more models); on a GPU a chunk of models is
+one program. What they compute is the same.
+
+Suffixes: B models of a chunk, N models of a set and images, P weights of a model, C channels, H height, W width, K
+classes.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mzsane.config import EvaluationConfig, ExecutionConfig, ImagesConfig, NetworkConfig, RecipeConfig
+from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig
+from mzsane.device import choose_device
+from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
-from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import condition_statistics
-from mzsane.zoo.fit import fit_epochs, measure
-from mzsane.zoo.images import load_images
+from mzsane.zoo.conditioning import CONDITIONING_IMAGES, condition_statistics, has_statistics
+from mzsane.zoo.fit_batched import BatchedModels
+from mzsane.zoo.images import ImageDataset, load_images
 
-_CHUNK = 25  # models scored together without fine-tuning
-_CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
+_CHUNK_MODELS = {"cpu": 10, "cuda": 256}
+_BATCH = 512  # images
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,32 @@ class ModelSet:
     layout: TokenLayout
     flat_NP: Tensor
 
+    def cut(self, first: int, last: int) -> "ModelSet":
+        """Return some of the models. Their weights stay where they are: worker processes share the memory."""
+        return ModelSet(self.network, self.images, self.layout, self.flat_NP[first:last])
+
 
 @dataclass(frozen=True)
 class Score:
-    """One model's score: number in the set, epochs of fine-tuning, cross-entropy (nats), accuracy (0..1)."""
+    """The score of a model, or of an ensemble.
+
+    Attributes:
+        model: its number in the set; for an ensemble its own number.
+        epochs: epochs of fine-tuning.
+        loss: cross-entropy, nats.
+        accuracy: 0..1.
+        calibration: expected calibration error, 0..1.
+        ensemble: models whose probabilities are averaged.
+        learning_rate: that it was fine-tuned with.
+    """
 
     model: int
     epochs: int
     loss: float
     accuracy: float
+    calibration: float
+    ensemble: int = 1
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,70 +77,133 @@ class _Job:
     models: ModelSet
     first: int
     split: str
-    config: EvaluationConfig | None = None
-    seed: int = 0
+    ensembles: tuple[int, ...]
+    device: str
 
 
 def score_models(
-    models: ModelSet, split: str, execution: ExecutionConfig | None = None, sink: MetricSink = NO_SINK
-) -> list[Score]:
-    """Score models as they are on the images of a split; returns one score a model, in order."""
-    jobs = [_Job(_cut(models, first, first + _CHUNK), first, split) for first in range(0, len(models.flat_NP), _CHUNK)]
-    return _run_jobs(jobs, execution, sink, f"model sets scored on {split} images")
-
-
-def finetune_models(
     models: ModelSet,
-    config: EvaluationConfig,
-    seed: int,
+    split: str,
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
+    ensembles: Sequence[int] = (),
 ) -> list[Score]:
-    """Fine-tune each model on the training images and score it on the test images after the epochs of the config.
+    """Score models as they are on the images of a split.
 
-    The same seed gives the same order of images to every set of models, so that methods differ in their start alone.
+    Args:
+        models: the models.
+        split: train, val or test.
+        execution: how many processes, and the device.
+        sink: told of every chunk.
+        ensembles: sizes of the ensembles that are scored too: of so many models in a row, each model in one.
 
     Returns:
-        One score a model and epoch, the zero-shot one included, in order.
+        One score a model, in order, then those of the ensembles by size.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
     """
-    jobs = [_Job(_cut(models, i, i + 1), i, "test", config, seed) for i in range(len(models.flat_NP))]
-    return _run_jobs(jobs, execution, sink, "models fine-tuned")
+    device = choose_device((execution or ExecutionConfig()).device).type
+    sizes = tuple(size for size in ensembles if size <= len(models.flat_NP))
+    together = math.lcm(*sizes)  # so that no ensemble is in two chunks
+    chunk = together * max(1, _CHUNK_MODELS[device] // together)
+    jobs = [
+        _Job(models.cut(first, first + chunk), first, split, sizes, device)
+        for first in range(0, len(models.flat_NP), chunk)
+    ]
+    results = run_jobs(_score_job, jobs, device, execution, sink, f"model sets scored on {split} images")
+    scores = [score for result in results for score in result]
+    return sorted(scores, key=lambda score: (score.ensemble, score.model))
 
 
-def _cut(models: ModelSet, first: int, last: int) -> ModelSet:
-    # Cloned, because a slice would carry the whole set's storage to each worker.
-    return ModelSet(models.network, models.images, models.layout, models.flat_NP[first:last].clone())
-
-
-def _run_jobs(jobs: list[_Job], execution: ExecutionConfig | None, sink: MetricSink, unit: str) -> list[Score]:
-    results: list[list[Score]] = [[] for _ in jobs]
-    processes = (execution or ExecutionConfig()).processes
-    for done, (position, scores) in enumerate(map_processes(_score_job, jobs, processes), start=1):
-        results[position] = scores
+def run_jobs(
+    run: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    device: str,
+    execution: ExecutionConfig | None,
+    sink: MetricSink,
+    unit: str,
+) -> list[Result]:
+    """Do jobs on a device, on a CPU a process a core; return their results in order."""
+    results: dict[int, Result] = {}
+    processes = (execution or ExecutionConfig()).processes if device == "cpu" else 1
+    for done, (position, result) in enumerate(map_processes(run, jobs, processes), start=1):
+        results[position] = result
         sink.progress(done, len(jobs), unit)
-    return [score for scores in results for score in scores]
+    return [results[position] for position in range(len(jobs))]
+
+
+def load_model(models: ModelSet, flat_P: Tensor, network: nn.Module, images: ImageDataset) -> None:
+    """Give a network a model's weights, and running statistics of its target's images where the layout says so."""
+    network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
+    if models.layout.running_statistics == "conditioned":
+        condition_statistics(network, images.splits["train"].images_NCHW[:CONDITIONING_IMAGES])
+
+
+def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -> BatchedModels:
+    """Return models as one program on a device."""
+    network = build_network(models.network, images.channels, images.classes, images.size).to(device)
+    flat_BP = models.flat_NP.to(device)
+    named = models.layout.unflatten(flat_BP)
+    parameters_BP = torch.cat([named[name].flatten(1) for name, _ in network.named_parameters()], dim=1)
+    stacked = {
+        name: named[name].clone() if name in named else value.expand(len(flat_BP), *value.shape).clone()
+        for name, value in network.named_buffers()
+    }
+    if models.layout.running_statistics == "conditioned" and has_statistics(network):
+        unlabelled_NCHW = images.splits["train"].images_NCHW[:CONDITIONING_IMAGES].to(device)
+        for place, flat_P in enumerate(flat_BP):
+            network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
+            condition_statistics(network, unlabelled_NCHW)
+            for name, value in network.named_buffers():
+                stacked[name][place] = value
+    return BatchedModels(network, parameters_BP.requires_grad_(), stacked)
+
+
+@torch.no_grad()
+def predict_one(network: nn.Module, images_NCHW: Tensor) -> Tensor:
+    """Return the logarithms of a network's probabilities for images, (N, K), in evaluation mode."""
+    network.eval()
+    logits_NK = torch.cat([network(batch) for batch in images_NCHW.split(_BATCH)])
+    return functional.log_softmax(logits_NK, dim=1)
+
+
+@torch.no_grad()
+def predict_batched(models: BatchedModels, images_NCHW: Tensor) -> Tensor:
+    """Return the logarithms of all models' probabilities for images, (B, N, K), in evaluation mode."""
+    models.network.eval()
+    logits_BNK = torch.cat([models.forward(batch, shared=True) for batch in images_NCHW.split(_BATCH)], dim=1)
+    return functional.log_softmax(logits_BNK, dim=2)
+
+
+def prepare_network(models: ModelSet, images: ImageDataset) -> nn.Module:
+    """Return a network for `load_model` whose convolutions have their channels last."""
+    network = build_network(models.network, images.channels, images.classes, images.size)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
+    return network
+
+
+def _predict_looping(models: ModelSet, images: ImageDataset, split: str) -> Tensor:
+    network = prepare_network(models, images)
+    images_NCHW = images.splits[split].images_NCHW.contiguous(memory_format=torch.channels_last)
+    found = []
+    for flat_P in models.flat_NP:
+        load_model(models, flat_P, network, images)
+        found.append(predict_one(network, images_NCHW))
+    return torch.stack(found)
 
 
 def _score_job(job: _Job) -> list[Score]:
-    models = job.models
-    images = load_images(models.images)
-    split = images.splits[job.split]
-    network = build_network(models.network, images.channels, images.classes, images.size)
-    conditioned = models.layout.running_statistics == "conditioned"
+    images, device = load_images(job.models.images), torch.device(job.device)
+    labels_N = images.splits[job.split].labels_N.to(device)
+    if device.type == "cpu":
+        predicted_BNK = _predict_looping(job.models, images, job.split)
+    else:
+        stacked = stack_models(job.models, images, device)
+        predicted_BNK = predict_batched(stacked, images.splits[job.split].images_NCHW.to(device))
     scores = []
-    for number, flat_P in enumerate(models.flat_NP, start=job.first):
-        network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
-        if conditioned:
-            condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
-        scores.append(Score(number, 0, *measure(network, split)))
-        if job.config is None:
-            continue
-        config = job.config
-        generator = make_generator(job.seed, "finetune", number)
-        recipe = RecipeConfig(learning_rate=config.learning_rate, batch_size=config.batch_size)
-        training = fit_epochs(network, images.splits["train"], recipe, generator)
-        for epoch in range(1, config.finetune_epochs[-1] + 1):
-            next(training)
-            if epoch in config.finetune_epochs:
-                scores.append(Score(number, epoch, *measure(network, split)))
+    for size in (1, *job.ensembles):
+        joined = predicted_BNK if size == 1 else join_predictions(predicted_BNK, size)
+        for number, measured in enumerate(measure_predictions(joined, labels_N), start=job.first // size):
+            scores.append(Score(number, 0, *measured, ensemble=size))
     return scores

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from mzsane.errors import ConfigError
+from mzsane.report.intervals import t_factors
 
 METHODS = (
     "zoo",
+    "transfer",
     "reconstruction",
     "samples",
     "selected",
@@ -32,13 +34,20 @@ ROW_SCHEMA = {
     "architectures": pl.Int64,
     "method": pl.String,
     "sees": pl.String,
+    "ensemble": pl.Int64,
     "finetune_epochs": pl.Int64,
+    "learning_rate": pl.Float64,
+    "images_per_class": pl.Int64,
     "n": pl.Int64,
+    "chosen_of": pl.Int64,
     "accuracy_mean": pl.Float64,
     "accuracy_std": pl.Float64,
+    "accuracy_interval": pl.Float64,
     "loss_mean": pl.Float64,
+    "calibration_mean": pl.Float64,
     "novelty_mean": pl.Float64,
 }
+_MEASURED = ("accuracy_mean", "accuracy_std", "accuracy_interval", "loss_mean", "calibration_mean", "novelty_mean")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,10 @@ class Cell:
         epochs: Epochs of fine-tuning on the target.
         accuracy: Mean over seeds, 0 to 1; None when no seed has a finite accuracy.
         spread: Standard deviation, over seeds when there are several, else over the models; None when unknown.
+        interval: Half of the 95 % confidence interval of the accuracy, over what the spread is of; None when unknown.
         seeds: Seeds with a finite accuracy.
+        models: Models of a seed, in whatever ensembles.
+        chosen_of: Of how many models these were selected on validation images; None if they were not.
         novelty: Mean over seeds of the distance to what was trained on, in spacings of the zoo; None when unknown.
         failed: Measurements left out because their accuracy is not finite.
         best: Whether no other method but the zoo is better for this target and number of epochs.
@@ -68,7 +80,10 @@ class Cell:
     epochs: int
     accuracy: float | None
     spread: float | None
+    interval: float | None
     seeds: int
+    models: int
+    chosen_of: int | None
     novelty: float | None
     failed: int
     best: bool
@@ -89,7 +104,7 @@ def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
     if missing:
         raise ConfigError(f"the report's rows lack the columns {missing}; they have {rows.columns}")
     return rows.select(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items()).with_columns(
-        pl.col("accuracy_mean", "accuracy_std", "loss_mean", "novelty_mean").fill_null(float("nan"))
+        pl.col(_MEASURED).fill_null(float("nan"))
     )
 
 
@@ -108,11 +123,15 @@ def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
     )
 
 
-def average_seeds(rows: pl.DataFrame) -> list[Cell]:
+def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     """Average the measurements over seeds.
+
+    The confidence interval is Student's, the results of seeds, or of a seed's models, taken as independent and
+    normal. That of several seeds is over their means: it covers both, what a seed changes and what a model does.
 
     Args:
         rows: One measurement a row.
+        ensemble: Of which measurements: of ensembles of so many models, 1 for single ones.
 
     Returns:
         Cells by epochs, target (as first seen), method (the report's order) and composition (as first seen).
@@ -120,7 +139,7 @@ def average_seeds(rows: pl.DataFrame) -> list[Cell]:
     Raises:
         ConfigError: A column is missing.
     """
-    rows = check_rows(rows)
+    rows = check_rows(rows).filter(pl.col("ensemble") == ensemble)
     targets, compositions = list_names(rows, "target"), list_names(rows, "composition")
     finite = pl.col("accuracy_mean").is_finite()
     groups = rows.group_by("composition", "target", "method", "sees", "finetune_epochs").agg(
@@ -129,11 +148,17 @@ def average_seeds(rows: pl.DataFrame) -> list[Cell]:
         seeds=pl.col("seed").filter(finite).n_unique(),
         over_seeds=pl.col("accuracy_mean").filter(finite).std(),
         over_models=pl.col("accuracy_std").filter(finite & pl.col("accuracy_std").is_finite()).mean(),
+        interval=pl.col("accuracy_interval").filter(finite & pl.col("accuracy_interval").is_finite()).mean(),
+        models=(pl.col("n") * pl.col("ensemble")).max(),
+        chosen_of=pl.col("chosen_of").max(),
         novelty=pl.col("novelty_mean").filter(pl.col("novelty_mean").is_finite()).mean(),
         failed=(~finite).sum(),
     )
     groups = groups.with_columns(
         spread=pl.when(pl.col("seeds") > 1).then("over_seeds").otherwise("over_models"),
+        interval=pl.when(pl.col("seeds") > 1)
+        .then(pl.col("over_seeds") * t_factors(groups["seeds"]))
+        .otherwise("interval"),
         best=(pl.col("method") != "zoo")
         & (
             pl.col("accuracy")
@@ -152,22 +177,22 @@ def average_seeds(rows: pl.DataFrame) -> list[Cell]:
     )
 
 
-def format_accuracy(accuracy: float | None, spread: float | None = None) -> str:
+def format_accuracy(accuracy: float | None, interval: float | None = None) -> str:
     """Return a number such as `0.876 ±.021`, or `n/a` when it is None."""
     if accuracy is None:
         return "n/a"
-    return f"{accuracy:.3f}" if spread is None else f"{accuracy:.3f} ±{spread:.3f}".replace("±0", "±")
+    return f"{accuracy:.3f}" if interval is None else f"{accuracy:.3f} ±{interval:.3f}".replace("±0", "±")
 
 
-def explain_spread(cells: Sequence[Cell]) -> str:
+def explain_interval(cells: Sequence[Cell]) -> str:
     """Return a sentence on what `±` means in these cells, and on what was left out of their means."""
     several = {cell.seeds > 1 for cell in cells if cell.accuracy is not None}
     if several == {True}:
-        text = "± is the standard deviation over seeds."
+        text = "± is the 95 % confidence interval over seeds."
     elif several == {True, False}:
-        text = "± is the standard deviation over seeds where a composition has several, else over the models."
+        text = "± is the 95 % confidence interval over seeds where a composition has several, else over the models."
     else:
-        text = "± is the standard deviation over the models (one seed each)."
+        text = "± is the 95 % confidence interval over the models (one seed each)."
     failed = sum(cell.failed for cell in cells)
     if failed:
         text += f" Left out: {failed} measurement{'s' * (failed > 1)} without a finite accuracy."

@@ -20,6 +20,7 @@ from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
 from mzsane.report.effect_plots import plot_effects, plot_heatmap
+from mzsane.report.intervals import t_factors
 from mzsane.report.latents import LATENT_SCHEMA, map_latents, plot_latents
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
@@ -27,7 +28,7 @@ from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,18 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
     for target in config.targets:
         parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
         scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
-        means = scores.group_by("method", "sees", "finetune_epochs", maintain_order=True).agg(
+        keys = ("method", "sees", "ensemble", "chosen_of", "finetune_epochs")
+        means = scores.group_by(keys, maintain_order=True).agg(
+            pl.col("learning_rate", "images_per_class").first(),
             pl.len().cast(pl.Int64).alias("n"),
             pl.col("accuracy").mean().alias("accuracy_mean"),
             pl.col("accuracy").std().alias("accuracy_std"),
             pl.col("loss").mean().alias("loss_mean"),
+            pl.col("calibration").mean().alias("calibration_mean"),
             pl.col("novelty").mean().alias("novelty_mean"),
         )
         labels = means.with_columns(
+            (pl.col("accuracy_std") * t_factors(means["n"])).alias("accuracy_interval"),
             pl.lit(arm.name).alias("arm"),
             pl.lit(arm.composition.name).alias("composition"),
             pl.lit(arm.seed).cast(pl.Int64).alias("seed"),

@@ -78,7 +78,7 @@ def estimate_effects(rows: pl.DataFrame) -> list[Effect]:
     rows = check_rows(rows)
     factors = [factor for factor in FACTORS if rows[factor].drop_nulls().n_unique() > 1]
     usable = pl.col("accuracy_mean").is_finite() & pl.all_horizontal(pl.col(*FACTORS).is_not_null())
-    samples = rows.filter((pl.col("method") == "samples") & usable)
+    samples = rows.filter((pl.col("method") == "samples") & (pl.col("ensemble") == 1) & usable)
     effects = []
     for epochs in sorted({0, *samples["finetune_epochs"].top_k(1)} & set(samples["finetune_epochs"])):
         scored = samples.filter(finetune_epochs=epochs)

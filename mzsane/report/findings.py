@@ -9,7 +9,7 @@ import polars as pl
 from mzsane.report.cells import Cell, average_seeds, check_rows, format_accuracy, join_names, list_names, rank_method
 from mzsane.report.effects import describe_effects
 
-TRIVIAL = ("anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
+TRIVIAL = ("transfer", "anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
 GENERATED = ("samples", "selected")
 
 
@@ -103,7 +103,7 @@ def describe_best(cells: Sequence[ScoredCell]) -> str:
     ranked = sorted(cells, key=lambda cell: -cell.accuracy)
     best = ranked[0]
     place = {True: "in distribution", False: "out of distribution"}
-    text = f"{best.composition}, {format_accuracy(best.accuracy, best.spread)} ({place[best.in_distribution]})"
+    text = f"{best.composition}, {format_accuracy(best.accuracy, best.interval)} ({place[best.in_distribution]})"
     if len(ranked) > 1:
         second = ranked[1]
         text += f", {best.accuracy - second.accuracy:.3f} ahead of {second.composition}"
@@ -111,7 +111,7 @@ def describe_best(cells: Sequence[ScoredCell]) -> str:
     other = [cell for cell in ranked if cell.in_distribution != best.in_distribution]
     if other:
         text += f"; best {place[other[0].in_distribution]}: {other[0].composition}, "
-        text += format_accuracy(other[0].accuracy, other[0].spread)
+        text += format_accuracy(other[0].accuracy, other[0].interval)
     return text + "."
 
 

@@ -25,7 +25,9 @@ from mzsane.report.shares import plot_shares
 
 METHOD_MEANINGS = {
     "zoo": "Held-out models, trained the ordinary way, of the target's own zoo; for a target without one, of the "
-    "composition's zoos (transfer). The mark to reach.",
+    "composition's zoos. The mark to reach.",
+    "transfer": "Held-out models of zoos of other images, of the same architecture and number of classes: what a "
+    "network at hand gives, as it is or as a start.",
     "reconstruction": "Zoo models encoded and decoded by the backbone: what the autoencoder alone loses.",
     "samples": "Generated networks, good and bad: their mean, not their best.",
     "selected": "The best of the generated networks, chosen on labelled validation data.",
@@ -50,6 +52,12 @@ OTHER_MEANINGS = {
     "size and diversity": "Of a composition: its number of models, and its numbers of datasets and of architectures.",
     "in distribution": "The target's dataset is among those of the composition.",
     "zero-shot": "Scored as generated, without fine-tuning.",
+    "3 epochs": "Fine-tuned so long with each of several learning rates; the one with the best mean accuracy of the "
+    "method on validation images counts.",
+    "ensemble of 5": "The mean of the probabilities of so many networks, not fine-tuned.",
+    "10 of 100": "So many were selected on validation images, of so many.",
+    "calibration": "Expected calibration error: how far the probability of the predicted class is from the accuracy, "
+    "in 15 bins.",
     "novelty": "Distance of a network to the nearest one that the backbone was trained on, hidden units in the best "
     "order, over the mean such distance between the training networks themselves. 0 is a copy.",
 }

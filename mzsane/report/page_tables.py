@@ -11,7 +11,7 @@ import polars as pl
 from mzsane.appearance import Look
 from mzsane.report.cells import Cell, check_rows, format_accuracy, list_names
 from mzsane.report.provenance import merge_artifacts
-from mzsane.report.table import MISSING, arrange_lines, format_marks, name_epochs, write_caption
+from mzsane.report.table import MISSING, arrange_lines, format_marks, name_block, name_method, write_caption
 
 CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
@@ -46,10 +46,10 @@ def render_table(
 
 
 def render_accuracy(cell: Cell | None) -> str:
-    """Render a cell of the comparison: accuracy and spread, bold when in distribution, then its marks."""
+    """Render a cell of the comparison: accuracy and interval, bold when in distribution, then its marks."""
     if cell is None:
         return render_cell(f'{MISSING}<span class="marks"></span>', "number")
-    text = format_accuracy(cell.accuracy, cell.spread)
+    text = format_accuracy(cell.accuracy, cell.interval)
     text = f"<b>{text}</b>" if cell.in_distribution else text
     return render_cell(
         f'{text}<span class="marks">{format_marks(cell)}</span>', "number best" if cell.best else "number"
@@ -57,7 +57,9 @@ def render_accuracy(cell: Cell | None) -> str:
 
 
 def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
-    """Render the comparison: a table for each number of fine-tuning epochs, a column for each composition.
+    """Render the comparison: a table for each number of fine-tuning epochs and size of ensembles.
+
+    It has a column for each composition.
 
     Args:
         rows: One measurement a row.
@@ -72,16 +74,16 @@ def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
         swatch = f'<span class="swatch" style="background:{looks[name].color}"></span>'
         heads.append(render_cell(swatch + escape(name), "number", "th"))
     tables = []
-    for epochs, block in groupby(lines, lambda line: line.epochs):
+    for heading, block in groupby(lines, name_block):
         body, above = [], None
         for line in block:
             cells = [render_cell(escape(line.target if line.target != above else ""))]
-            cells += [render_cell(escape(line.method)), render_cell(escape(line.sees))]
+            cells += [render_cell(escape(name_method(line))), render_cell(escape(line.sees))]
             for cell in line.cells:
                 cells.append(render_accuracy(cell))
             body.append(('<tr class="first">' if line.target != above else "<tr>") + "".join(cells) + "</tr>")
             above = line.target
-        tables.append(render_table(heads, body, name_epochs(epochs)))
+        tables.append(render_table(heads, body, heading))
     return f'<p class="note">{escape(write_caption(lines))}</p>{"".join(tables)}'
 
 

@@ -23,7 +23,7 @@ from mzsane.appearance import (
     to_png,
     to_svg,
 )
-from mzsane.report.cells import Cell, average_seeds, explain_spread, list_names, rank_method
+from mzsane.report.cells import Cell, average_seeds, explain_interval, list_names, rank_method
 from mzsane.report.provenance import plot_provenance
 
 __all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance", "to_png", "to_svg"]
@@ -37,9 +37,9 @@ def draw_cells(
 ) -> None:
     """Draw cells as markers with error bars, hollow where the target is out of distribution."""
     ys = [math.nan if cell.accuracy is None else cell.accuracy for cell in cells]
-    spreads = [cell.spread or 0.0 for cell in cells]
+    intervals = [cell.interval or 0.0 for cell in cells]
     axes.errorbar(
-        xs, ys, yerr=spreads, color=look.color, linestyle=line, linewidth=1.6, elinewidth=1.2, capsize=2, alpha=alpha
+        xs, ys, yerr=intervals, color=look.color, linestyle=line, linewidth=1.6, elinewidth=1.2, capsize=2, alpha=alpha
     )
     for x, y, cell in zip(xs, ys, cells, strict=True):
         face = look.color if cell.in_distribution else "white"
@@ -87,7 +87,7 @@ def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None, c
         max(7.0, 1.6 + 1.18 * len(columns)),
         1.6 + 2.3 * len(targets),
         "Zero-shot accuracy: what each method makes of each composition",
-        f"{explain_spread(cells).replace('±', 'Error bar')} Below each method: what its score saw of the target.",
+        f"{explain_interval(cells).replace('±', 'Error bar')} Below each method: what its score saw of the target.",
         [*list_handles({name: looks[name] for name in compositions}, lines=False), *explain_fill(cells)],
     )
     panels = figure.subplots(len(targets), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -154,7 +154,7 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
         max(7.0, 1.2 + 3.2 * len(targets)),
         1.7 + 2.3 * len(shown),
         "Accuracy while fine-tuning: does a generated start help?",
-        explain_spread(cells).replace("±", "Error bar"),
+        explain_interval(cells).replace("±", "Error bar"),
         [*list_handles({name: looks[name] for name in compositions}), *extra, *explain_fill(cells)],
     )
     panels = figure.subplots(len(shown), len(targets), sharex=True, sharey=True, squeeze=False)

@@ -37,15 +37,17 @@ def measure_shares(scores: pl.DataFrame, zoo: pl.DataFrame) -> pl.DataFrame:
     """Return for each method the share of its models that are novel and as accurate as the zoo, by threshold.
 
     Args:
-        scores: A row a model: method, sees, finetune_epochs, accuracy, novelty.
+        scores: A row a model: method, sees, ensemble, finetune_epochs, accuracy, novelty; only single models count.
         zoo: The same of the held-out models of the target's own zoo.
 
     Returns:
         method, threshold, share; of methods whose novelty is known.
     """
-    enough = zoo.filter(method="zoo", finetune_epochs=0)["accuracy"].drop_nans().quantile(_QUANTILE, "linear")
+    enough = (
+        zoo.filter(method="zoo", ensemble=1, finetune_epochs=0)["accuracy"].drop_nans().quantile(_QUANTILE, "linear")
+    )
     known = pl.col("novelty").is_not_null() & (pl.col("finetune_epochs") == 0) & (pl.col("sees") != "labels")
-    models = scores.filter(known & pl.col("method").is_in(list(_LINES)))
+    models = scores.filter(known & (pl.col("ensemble") == 1) & pl.col("method").is_in(list(_LINES)))
     finite = pl.col("accuracy").is_finite() & pl.col("novelty").is_finite()  # not a number is above any, to polars
     worth = finite & (pl.col("accuracy") >= enough)
     parts = [

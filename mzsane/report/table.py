@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mzsane.report.cells import Cell, average_seeds, explain_spread, format_accuracy, list_names
+from mzsane.report.cells import Cell, average_seeds, check_rows, explain_interval, format_accuracy, list_names
 
 BEST, INSIDE, MISSING = "★", "•", "–"
 
@@ -19,6 +19,7 @@ BEST, INSIDE, MISSING = "★", "•", "–"
 class Line:
     """One line of the comparison: a method on a target, with one cell (or None) for each composition."""
 
+    ensemble: int
     epochs: int
     target: str
     method: str
@@ -37,15 +38,25 @@ def arrange_lines(rows: pl.DataFrame) -> list[Line]:
     """
     compositions = list_names(rows, "composition")
     lines = []
-    for key, group in groupby(average_seeds(rows), lambda cell: (cell.epochs, cell.target, cell.method, cell.sees)):
-        by_composition = {cell.composition: cell for cell in group}
-        lines.append(Line(*key, [by_composition.get(name) for name in compositions]))
+    for size in sorted(check_rows(rows)["ensemble"].unique()):
+        cells = average_seeds(rows, size)
+        for key, group in groupby(cells, lambda cell: (cell.epochs, cell.target, cell.method, cell.sees)):
+            by_composition = {cell.composition: cell for cell in group}
+            lines.append(Line(size, *key, [by_composition.get(name) for name in compositions]))
     return lines
 
 
-def name_epochs(epochs: int) -> str:
-    """Return the heading of a block: `zero-shot`, `1 epoch`, `3 epochs`."""
-    return "zero-shot" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)}"
+def name_block(line: Line) -> str:
+    """Return the heading of a line's block: `zero-shot`, `1 epoch`, `3 epochs`, `ensemble of 5`."""
+    if line.ensemble > 1:
+        return f"ensemble of {line.ensemble}"
+    return "zero-shot" if line.epochs == 0 else f"{line.epochs} epoch{'s' * (line.epochs > 1)}"
+
+
+def name_method(line: Line) -> str:
+    """Return the method, and of how many models the line's were selected: `samples`, `selected (10 of 100)`."""
+    chosen = next((cell for cell in line.cells if cell is not None and cell.chosen_of is not None), None)
+    return line.method if chosen is None else f"{line.method} ({chosen.models} of {chosen.chosen_of})"
 
 
 def format_marks(cell: Cell) -> str:
@@ -54,8 +65,8 @@ def format_marks(cell: Cell) -> str:
 
 
 def format_cell(cell: Cell | None) -> str:
-    """Return the text of a cell: accuracy, spread, marks."""
-    return f"{format_accuracy(cell.accuracy, cell.spread)} {format_marks(cell)}".rstrip() if cell else MISSING
+    """Return the text of a cell: accuracy, interval, marks."""
+    return f"{format_accuracy(cell.accuracy, cell.interval)} {format_marks(cell)}".rstrip() if cell else MISSING
 
 
 def align_cell(cell: Cell | None) -> Text:
@@ -63,14 +74,14 @@ def align_cell(cell: Cell | None) -> Text:
     if cell is None:
         return Text(f"{MISSING}  ")
     style = "bold" if cell.in_distribution else ""
-    return Text(f"{format_accuracy(cell.accuracy, cell.spread)} {format_marks(cell):<2}", style=style)
+    return Text(f"{format_accuracy(cell.accuracy, cell.interval)} {format_marks(cell):<2}", style=style)
 
 
 def write_caption(lines: Sequence[Line]) -> str:
     """Return what the numbers and marks of the comparison mean."""
-    spread = explain_spread([cell for line in lines for cell in line.cells if cell])
+    interval = explain_interval([cell for line in lines for cell in line.cells if cell])
     return (
-        f"Accuracy, mean over seeds. {spread} Bold and {INSIDE}: in distribution. "
+        f"Accuracy, mean over seeds. {interval} Bold and {INSIDE}: in distribution. "
         f"{BEST}: best of its target besides the zoo, whatever it sees. {MISSING}: not measured."
     )
 
@@ -82,8 +93,8 @@ def comparison_table(rows: pl.DataFrame) -> Table:
         rows: One measurement a row.
 
     Returns:
-        A table with one block for each number of fine-tuning epochs, a line for each target, method and `sees`, and
-        a column for each composition.
+        A table with one block for each number of fine-tuning epochs, and for each size of ensembles, a line for each
+        target, method and `sees`, and a column for each composition.
 
     Raises:
         ConfigError: A column is missing.
@@ -100,16 +111,17 @@ def comparison_table(rows: pl.DataFrame) -> Table:
         table.add_column(heading, overflow="fold", no_wrap=heading != "target")
     for name in list_names(rows, "composition"):
         table.add_column(Text(name), justify="right", overflow="fold")
-    shown: tuple[int, str] | None = None
+    shown: tuple[str, str] | None = None
     for line in lines:
-        if shown and shown != (line.epochs, line.target):
+        block = name_block(line)
+        if shown and shown != (block, line.target):
             table.add_section()
-        same_block, same_target = shown and shown[0] == line.epochs, shown == (line.epochs, line.target)
-        shown = (line.epochs, line.target)
+        same_block, same_target = shown and shown[0] == block, shown == (block, line.target)
+        shown = (block, line.target)
         table.add_row(
-            "" if same_block else name_epochs(line.epochs),
+            "" if same_block else block,
             "" if same_target else Text(line.target),
-            Text(line.method),
+            Text(name_method(line)),
             Text(line.sees),
             *map(align_cell, line.cells),
         )
@@ -133,13 +145,13 @@ def comparison_markdown(rows: pl.DataFrame) -> str:
     lines = arrange_lines(rows)
     headings = ["target", "method", "sees", *map(escape_markdown, list_names(rows, "composition"))]
     parts = []
-    for epochs, block in groupby(lines, lambda line: line.epochs):
+    for heading, block in groupby(lines, name_block):
         table = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3)]
         for line in block:
             texts = [
                 f"**{format_cell(cell)}**" if cell and cell.in_distribution else format_cell(cell)
                 for cell in line.cells
             ]
-            table.append([*map(escape_markdown, (line.target, line.method, line.sees)), *texts])
-        parts.append(f"### {name_epochs(epochs)}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
+            table.append([*map(escape_markdown, (line.target, name_method(line), line.sees)), *texts])
+        parts.append(f"### {heading}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
     return "\n\n".join([*parts, f"_{write_caption(lines)}_"]) + "\n"

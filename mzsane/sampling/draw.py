@@ -1,36 +1,52 @@
 """Draw samples for one target from one backbone, and select the best on the target's validation images.
 
-The SAMPLES artifact holds `populations.safetensors`, flat weights by population:
+The SAMPLES artifact holds `populations.safetensors`, flat weights by population, all in the target's layout:
 
 - `samples`: the drawn models,
 - `anchors`: the anchors decoded without noise, and `anchor_weights`: the anchors as they are in the zoo, canonical,
-- `originals`: held-out zoo models, and `reconstruction`: the same through the backbone,
+- `originals`: held-out zoo models, and `reconstruction`: the same through the backbone.
 
-and `samples.parquet`, a record a sample: sampler, bandwidth, seed, the anchors that it was made of, the anchor that its
-weights are nearest to and the distance, accuracy on validation images, rank by that.
+`samples.parquet` is a record a sample: how it was made (sampler, bandwidth, seed, `anchor_choice`, the round that it is
+of, the anchors that it was `made_of`, the anchor that its weights are nearest to and the distance), accuracy on
+validation images and rank by that, and its memorisation card (`make_card`). `sees` says what drawing it looked at of
+the target, `anchors_see` what choosing its anchors did: `none`; `images`, without labels, where running statistics are
+computed on them (`conditioned`) or samples were `guided` by them (`mzsane.sampling.guidance`); `labels`, where anchors
+or bandwidth were chosen by them, and in every round after the first. `positions` are `mapped` when anchors of another
+architecture lent their latents, and the `head` is `new` when they have other classes. `bandwidths.parquet` has the
+bandwidths that were tried, none when one was given.
+
+Suffixes: A anchors, S samples, P weights of a model, T tokens, L latent width.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
+from mzsane.evaluation.novelty import KnownModels, find_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.sampling.anchors import choose_anchors, load_anchors, resolve_given
+from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
+from mzsane.sampling.card import make_card
+from mzsane.sampling.decoding import Decoder
+from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
-from mzsane.sampling.samplers.protocol import Anchors
+from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.layout import TokenLayout, check_same_layout
+from mzsane.tokens.fitting import fit_weights
+from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ def plan_samples(
     if target.tokens is not None:
         inputs["target"] = target.tokens
     settings = {
-        "sampling": config.recipe(),
+        "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
         "network": target.network.recipe(),
         "images": target.images.recipe(),
         "anchor_slices": list(anchor_slices),
@@ -83,58 +99,87 @@ def draw_samples(
 ) -> Artifact:
     """Draw samples, or open them when they were drawn before.
 
-    Anchors are random training models of the composition, at their last epoch: choosing them looks at no target data.
-    Only the ranking does, at labelled validation images.
+    Anchors are training models of the composition, at the last checkpoint that was trained on. Random ones look at no
+    target data; for others see `choose_anchors`. All choices look at validation images only.
+
+    Raises:
+        ConfigError: there are too few anchors for the sampler, one that is given was not trained on, or the backbone
+            has no positions for the target's tokens.
     """
     work = plan_samples(config, target, backbone, slices, anchor_slices, seed)
     if found := store.find(work.ref):
         return found
     trained = store.open(backbone)
-    model, backbone_config = load_backbone(trained)
     tables = {number: read_tokens(store.open(slices[number].tokens)) for number in anchor_slices}
-    names, anchors = _draw_anchors(trained, tables, config.anchors, seed)
-    layout = check_same_layout((table.layout for table in tables.values()), "drawing samples from anchors")
-    latents = encode_models(model, layout, anchors, backbone_config.window)
-    drawn = SAMPLERS[config.sampler](
-        Anchors(latents, layout.positions_T3[:, 1]),
-        config.bandwidth,
-        config.samples,
-        make_generator(seed, "samples", "kde"),
-    )
-    samples = decode_models(model, layout, drawn.latents_STL, backbone_config.window)
-    distances_S, nearest_S = torch.cdist(samples, anchors).min(dim=1)
-    originals = _held_out(target, tables, store)
+    decoder = Decoder(trained, target.network, target.images, [table.layout for table in tables.values()], seed)
+    known = find_known_models(trained, tables, decoder.layout)
+    chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
+    flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
+    guidance = None
+    # What has another architecture or other classes cannot teach the target's.
+    if config.guidance_steps and not decoder.mapped and not decoder.new_head:
+        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
+    desk = _Desk(config, target, decoder, guidance, known, seed, execution, sink)
+    bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(latents_ATL, width))
+    drawn, samples, accuracies = desk.draw_rounds(latents_ATL, bandwidth)
+    if not config.anchors:  # their latents stood for all, and no sample is made of one
+        flat_AP, latents_ATL, names = flat_AP[:0], latents_ATL[:0], []
+        drawn = replace(drawn, used_SA=drawn.used_SA[:, :0])
+    else:
+        names = chosen.names
+    anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
+    originals = _held_out(target, tables, decoder, store)
     populations = {
         "samples": samples,
-        "anchors": decode_models(model, layout, latents, backbone_config.window),
-        "anchor_weights": anchors,
+        "anchors": decoder.renew_heads(decoder.decode(latents_ATL), "anchors") if names else flat_AP,
+        "anchor_weights": anchor_weights,
         "originals": originals,
-        "reconstruction": decode_models(
-            model, layout, encode_models(model, layout, originals, backbone_config.window), backbone_config.window
-        ),
+        "reconstruction": decoder.decode(decoder.encode(originals)),
     }
-    models = ModelSet(target.network, target.images, layout, samples)
-    scores = score_models(models, "val", execution, sink)
+    base = "images" if decoder.conditioned else "none"
+    looked = chosen.labelled or config.rounds > 1 or any(trial.accuracy is not None for trial in trials)
+    guided = "images" if guidance else base
+    how = {
+        "sampler": config.sampler,
+        "bandwidth": bandwidth,
+        "seed": seed,
+        "sees": "labels" if looked else guided,
+        "anchors_see": "labels" if chosen.labelled else base,
+        "anchor_choice": config.anchor_choice if names else "none",
+        "round": config.rounds,
+        "positions": "mapped" if decoder.mapped else "own",
+        "head": "new" if decoder.new_head else "decoded",
+        "conditioned": decoder.conditioned,
+        "guided": guidance is not None,
+    }
     records = pl.DataFrame(
         {
             "sample": range(config.samples),
-            "sampler": config.sampler,
-            "bandwidth": config.bandwidth,
-            "seed": seed,
             "made_of": [[names[i] for i in used_A.nonzero().flatten()] for used_A in drawn.used_SA],
-            "nearest_anchor": nearest_S.tolist(),
-            "nearest_distance": distances_S.tolist(),
-            "validation_accuracy": [score.accuracy for score in scores],
+            **_find_nearest(samples, anchor_weights, decoder.body_P),
+            "validation_accuracy": accuracies[-1],
         },
-        schema_overrides={"made_of": pl.List(pl.String)},
-    ).with_columns(pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"))
+        schema_overrides={"made_of": pl.List(pl.String), "nearest_anchor": pl.Int64, "nearest_distance": pl.Float64},
+    ).with_columns(
+        pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"),
+        **{name: pl.lit(value) for name, value in how.items()},
+    )
+    card = make_card(desk.models(samples), known, tables, seed, execution, sink)
     best = records.filter(pl.col("rank") <= config.keep)["validation_accuracy"].mean()
-    notes = {"layout": layout.model_dump(mode="json")}
+    notes = {"layout": decoder.layout.model_dump(mode="json")}
     files = {
         "populations.safetensors": save_tensors(populations, notes),
-        "samples.parquet": to_parquet(records),
+        "samples.parquet": to_parquet(pl.concat([records, card], how="horizontal")),
+        "bandwidths.parquet": to_parquet(list_trials(trials, bandwidth)),
     }
-    counts = {"samples": config.samples, "anchors": len(anchors), "validation_accuracy_of_selected": best}
+    counts = {
+        "samples": config.samples,
+        "anchors": len(names),
+        "models_that_latents_are_from": len(chosen.names),
+        "bandwidth": bandwidth,
+        "validation_accuracy_by_round": [fmean(found) for found in accuracies],
+        "validation_accuracy_of_selected": best,
+    }
     return store.publish(work, files, counts)
 
 
@@ -145,20 +190,87 @@ def read_populations(samples: Artifact) -> tuple[dict[str, Tensor], pl.DataFrame
     return populations, records, TokenLayout.model_validate(notes["layout"])
 
 
-def _draw_anchors(backbone: Artifact, tables: dict[int, TokenTable], count: int, seed: int) -> tuple[list[str], Tensor]:
-    """Draw training models of the composition at random; return their names and last epoch's weights."""
-    used = pl.read_parquet(backbone.path("composition.parquet"))
-    models = used.filter(pl.col("slice").is_in(list(tables))).select("slice", "model").unique().sort("slice", "model")
-    order = torch.randperm(len(models), generator=make_generator(seed, "samples", "anchors"))
-    names, flat = [], []
-    for number, model in models[sorted(order[:count].tolist())].iter_rows():
-        row = tables[number].pick_rows("train", last_epochs=1, models=[model])
-        names.append(f"{number}/{model}")
-        flat.append(tables[number].load(row))
-    return names, torch.cat(flat)
+class _Desk:
+    """Where models are drawn, decoded and scored on validation images."""
+
+    def __init__(
+        self,
+        config: SamplingConfig,
+        target: Target,
+        decoder: Decoder,
+        guidance: Guidance | None,
+        known: KnownModels | None,
+        seed: int,
+        execution: ExecutionConfig | None,
+        sink: MetricSink,
+    ) -> None:
+        self.config, self.target, self.decoder, self.known, self.seed = config, target, decoder, known, seed
+        self.guidance = guidance
+        self.execution, self.sink = execution, sink
+        self.layers_T = decoder.layout.positions_T3[:, 1]
+
+    def attempt(self, latents_ATL: Tensor, bandwidth: float) -> Trial:
+        """Draw a few models with a bandwidth, the same random numbers for all bandwidths, and measure them."""
+        origin_AA = torch.eye(len(latents_ATL), dtype=torch.bool)
+        _, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
+        accuracy = None if self.decoder.new_head else fmean(self._score(flat_SP))
+        novelty = float("nan") if self.known is None else float(self.known.measure_novelty(flat_SP).nanmean())
+        return Trial(bandwidth, accuracy, None if math.isnan(novelty) else novelty)
+
+    def draw_rounds(self, latents_ATL: Tensor, bandwidth: float) -> tuple[Drawn, Tensor, list[list[float]]]:
+        """Draw the samples; where there are more rounds, draw again from the selected ones.
+
+        Returns:
+            The last round's latents, with the anchors that they go back to, its weights (S, P), and the accuracies on
+            validation images of each round.
+        """
+        origin_AA = torch.eye(len(latents_ATL), dtype=torch.bool)
+        accuracies: list[list[float]] = []
+        for number in range(self.config.rounds):
+            names = ("kde", number) if number else ("kde",)
+            drawn, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.samples, *names)
+            accuracies.append(self._score(flat_SP))
+            best = sorted(range(len(flat_SP)), key=lambda i: -accuracies[-1][i])[: self.config.keep]
+            latents_ATL, origin_AA = drawn.latents_STL[best], drawn.used_SA[best]
+        return drawn, flat_SP, accuracies
+
+    def models(self, flat_SP: Tensor) -> ModelSet:
+        """Return models with the target's images."""
+        return ModelSet(self.target.network, self.target.images, self.decoder.layout, flat_SP)
+
+    def _draw(
+        self, latents_ATL: Tensor, origin_AA: Tensor, bandwidth: float, count: int, *names: int | str
+    ) -> tuple[Drawn, Tensor]:
+        """Draw, guide and decode; the origin says which anchors each of the latents goes back to."""
+        generator = make_generator(self.seed, "samples", *names)
+        drawn = SAMPLERS[self.config.sampler](Anchors(latents_ATL, self.layers_T), bandwidth, count, generator)
+        drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
+        if self.guidance:
+            deviation_TL = latents_ATL.std(dim=0, correction=0)
+            moved_STL = self.guidance.move(
+                drawn.latents_STL, deviation_TL, drawn.used_SA, self.decoder.decode, self.sink
+            )
+            drawn = replace(drawn, latents_STL=moved_STL)
+        return drawn, self.decoder.renew_heads(self.decoder.decode(drawn.latents_STL), *names)
+
+    def _score(self, flat_SP: Tensor) -> list[float]:
+        scores = score_models(self.models(flat_SP), "val", self.execution, self.sink)
+        return [score.accuracy for score in scores]
 
 
-def _held_out(target: Target, tables: dict[int, TokenTable], store: ArtifactStore) -> Tensor:
+def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[str, list[float | None]]:
+    """Return for each sample the anchor with the nearest weights, new heads left out, and its distance."""
+    if not len(anchors_AP):
+        return {name: [None] * len(flat_SP) for name in ("nearest_anchor", "nearest_distance")}
+    distances_S, nearest_S = torch.cdist(flat_SP[:, body_P], anchors_AP[:, body_P]).min(dim=1)
+    return {"nearest_anchor": nearest_S.tolist(), "nearest_distance": distances_S.tolist()}
+
+
+def _held_out(target: Target, tables: dict[int, TokenTable], decoder: Decoder, store: ArtifactStore) -> Tensor:
     """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch."""
     sources = [read_tokens(store.open(target.tokens))] if target.tokens is not None else list(tables.values())
-    return torch.cat([table.load(table.pick_rows("test", last_epochs=1)) for table in sources])
+    held_out = [
+        fit_weights(table.layout, decoder.layout, table.load(table.pick_rows("test", last_epochs=1)))
+        for table in sources
+    ]
+    return torch.cat(held_out) if target.tokens is not None else decoder.renew_heads(torch.cat(held_out), "originals")

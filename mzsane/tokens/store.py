@@ -9,6 +9,7 @@ Suffixes: N checkpoints, P weights of a model.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,15 +71,20 @@ class TokenTable:
         """
         return read_weights(self.artifact.read(name_part(part)), self.dtype)
 
-    def load(self, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Read the weights of some rows, or of all, in their order: (N, P)."""
+    def load(
+        self,
+        rows: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        read_part: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """Read the weights of some rows, or of all, in their order: (N, P); parts by `read_part` if that is given."""
         chosen = torch.arange(len(self.index)) if rows is None else rows
         flat_NP = torch.empty(len(chosen), self.layout.weights, dtype=dtype)
         part_of = torch.from_numpy(self.index["part"].to_numpy().copy())[chosen]
         for part in part_of.unique().tolist():
             inside = torch.tensor(self.part_rows[part])
             wanted = torch.nonzero(part_of == part).squeeze(1)
-            flat_NP[wanted] = self.read_part(part)[torch.searchsorted(inside, chosen[wanted])].to(dtype)
+            flat_NP[wanted] = (read_part or self.read_part)(part)[torch.searchsorted(inside, chosen[wanted])].to(dtype)
         return flat_NP
 
 

@@ -11,6 +11,7 @@ of a model, N checkpoints, X and Y features.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from mzsane.errors import ConfigError
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
+
+# Tokens of one call of a window function: on a CPU what stays in its cache.
+_TOKENS_AT_ONCE = {"cpu": 2**11, "other": 2**16}
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def check_positions(layouts: Sequence[TokenLayout], max_positions: Sequence[int]
 def map_windows(
     function: Callable[[Tensor, Tensor], Tensor], sequence_BTX: Tensor, positions_T3: Tensor, window: int, halo: int
 ) -> Tensor:
-    """Apply a window function along a sequence of any length and stitch the results.
+    """Apply a window function along sequences of any length and stitch the results.
+
+    Windows of all sequences are taken together, so many at once as the device likes best.
 
     Args:
         function: takes (B, w, X) and positions (B, w, 3), w <= window, returns (B, w, Y).
@@ -113,18 +119,29 @@ def map_windows(
     Raises:
         ConfigError: the halo leaves nothing of a window.
     """
-    length, batch = sequence_BTX.shape[1], sequence_BTX.shape[0]
-    if length <= window:
-        return function(sequence_BTX, positions_T3.expand(batch, -1, -1))
-    kept = window - 2 * halo
-    if halo < 0 or kept < 1:
-        raise ConfigError(f"halo must be at least 0 and less than half of the window of {window} tokens, not {halo}")
-    pieces = []
-    for first in range(0, length, kept):
-        last = min(first + kept, length)
-        start = min(max(first - halo, 0), length - window)
-        result = function(
-            sequence_BTX[:, start : start + window], positions_T3[start : start + window].expand(batch, -1, -1)
-        )
-        pieces.append(result[:, first - start : last - start])
-    return torch.cat(pieces, dim=1)
+    batch, length, _ = sequence_BTX.shape
+    width, kept = min(window, length), length
+    if length > window:
+        kept = window - 2 * halo
+        if halo < 0 or kept < 1:
+            raise ConfigError(
+                f"halo must be at least 0 and less than half of the window of {window} tokens, not {halo}"
+            )
+    firsts = range(0, length, kept)
+    starts = [min(max(first - halo, 0), length - width) for first in firsts]
+    places = list(product(range(batch), zip(firsts, starts, strict=True)))
+    at_once = max(1, _TOKENS_AT_ONCE["cpu" if sequence_BTX.device.type == "cpu" else "other"] // width)
+    result_BTY: Tensor | None = None
+    for number in range(0, len(places), at_once):
+        some = places[number : number + at_once]
+        cut_XWX = torch.stack([sequence_BTX[model, start : start + width] for model, (_, start) in some])
+        positions_XW3 = torch.stack([positions_T3[start : start + width] for _, (_, start) in some])
+        found_XWY = function(cut_XWX, positions_XW3)
+        if result_BTY is None:
+            result_BTY = found_XWY.new_empty(batch, length, found_XWY.shape[2])
+        for found_WY, (model, (first, start)) in zip(found_XWY, some, strict=True):
+            last = min(first + kept, length)
+            result_BTY[model, first:last] = found_WY[first - start : last - start]
+    if result_BTY is None:  # no model
+        return function(sequence_BTX, positions_T3.expand(0, -1, -1))
+    return result_BTY

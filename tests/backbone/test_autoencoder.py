@@ -255,11 +255,11 @@ class TestRecompute:
 
 
 class TestPrecision:
-    """bfloat16 in the blocks, in training, and nowhere else."""
+    """bfloat16 in the blocks and nowhere else, in training and at inference each as it is set."""
 
-    def run_and_note(self, training, precision):
+    def run_and_note(self, training, precision, inference_precision=torch.float32):
         model = make_model().float().train(training)
-        model.precision = precision
+        model.precision, model.inference_precision = precision, inference_precision
         seen = {}
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
@@ -288,6 +288,14 @@ class TestPrecision:
         for one, other in zip(low[:2], high[:2], strict=True):
             assert not torch.equal(one, other)
             assert (one - other).norm() < 0.03 * other.norm()
+
+    def test_is_low_at_inference_where_that_is_set(self):
+        _, outputs, seen = self.run_and_note(False, torch.float32, torch.bfloat16)
+        assert {name.split(".")[0] for name, dtype in seen.items() if dtype == torch.bfloat16} == {"encoder", "decoder"}
+        _, exact, _ = self.run_and_note(False, torch.float32)
+        for output, other in zip(outputs, exact, strict=True):
+            assert output.dtype == torch.float32
+            assert 0 < (output - other).norm() / other.norm() < 0.02
 
     @pytest.mark.parametrize(("training", "precision"), [(False, torch.bfloat16), (True, torch.float32)])
     def test_is_float32_otherwise(self, training, precision):

@@ -218,9 +218,10 @@ def metric_values(rows: pl.DataFrame, arm: str) -> dict[str, float]:
     """What MLflow shows of an arm's measurements: for each metric the value at the last step."""
     values = {}
     for row in rows.filter(arm=arm).sort("finetune_epochs").iter_rows(named=True):
-        for measure in ("accuracy", "loss"):
+        for measure in ("accuracy", "loss", "calibration"):
             seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
-            values[f"{row['target']}/{row['method']}/{seen}/{measure}"] = row[f"{measure}_mean"]
+            method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
+            values[f"{row['target']}/{method}/{seen}/{measure}"] = row[f"{measure}_mean"]
     return values
 
 
@@ -370,7 +371,7 @@ def test_findings_say_what_the_comparison_says(
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert comparison.address in text
     assert tracked[TINY.name] in page.locator("body").inner_html()
-    assert page.locator("table").count() == len(TINY.evaluation.finetune_epochs)
+    assert page.locator("table").count() == len(TINY.evaluation.finetune_epochs) + len(TINY.evaluation.ensembles)
 
 
 def test_arm_page_shows_progress(page: Any, settings: StackSettings, run: dict) -> None:

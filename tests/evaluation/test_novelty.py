@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mzsane.backbone.pretrain import pretrain
-from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig, SamplingConfig, SliceConfig
+from mzsane.errors import ConfigError
 from mzsane.evaluation import novelty
 from mzsane.evaluation.novelty import KnownModels, open_known_models
 from mzsane.evaluation.score import score_samples
@@ -13,9 +14,14 @@ from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.fitting import fit_weights
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.zoo.architectures import build_network
 
+original = TokenTable.read_part
 SERIAL = ExecutionConfig(processes=1)
 
 
@@ -75,6 +81,54 @@ def test_chunks_change_nothing(known, monkeypatch):
     assert again.spacing == pytest.approx(spacing, rel=1e-5)
 
 
+def test_tables_give_the_same_held_or_read_in_parts(tiny_table, known, monkeypatch):
+    rows = tiny_table.pick_rows("train")
+    models = tiny_table.load(tiny_table.pick_rows("test")) + 0.01
+    held = KnownModels.from_tables({"0": (tiny_table, rows)})
+    names = [f"0/{tiny_table.index['model'][row]}" for row in rows.tolist()]
+    assert [held.names[i] for i in held.model_K] == names
+    assert torch.equal(held.load(torch.arange(len(rows))), tiny_table.load(rows))
+    assert [int(i) for i in held.last_N] == [max(k for k, of in enumerate(names) if of == name) for name in held.names]
+    reads = []
+    monkeypatch.setattr(TokenTable, "read_part", lambda self, part: reads.append(part) or original(self, part))
+    monkeypatch.setattr(novelty, "_CHUNK", 2 * tiny_table.layout.weights)
+    read = KnownModels.from_tables({"0": (tiny_table, rows)})
+    first = len(reads)
+    for found, value in zip(read.find_nearest(models), held.find_nearest(models), strict=True):
+        torch.testing.assert_close(found, value)
+    assert read.spacing == pytest.approx(held.spacing, rel=1e-5)
+    assert len(reads) - first == tiny_table.parts == 1  # and not once for every chunk and candidate
+
+
+def test_bodies_are_compared_where_heads_have_other_classes(tiny_table):
+    wide = build_network(NetworkConfig(), 1, 9, 28)
+    layout = TokenLayout.from_network(wide, tiny_table.layout.token_dim)
+    rows = tiny_table.pick_rows("train", last_epochs=1)
+    known = KnownModels.from_tables({"0": (tiny_table, rows)}, layout)
+    copies = fit_weights(tiny_table.layout, layout, tiny_table.load(rows))
+    head = layout.layers[-1]
+    offset = layout.offsets[head.entries[0].name]
+    copies[:, offset:] = torch.randn(len(rows), layout.weights - offset, generator=make_generator(5))
+    distances, nearest = known.find_nearest(copies)
+    assert distances.tolist() == pytest.approx([0.0] * len(rows), abs=2e-3)
+    assert [known.names[i] for i in nearest] == [f"0/{tiny_table.index['model'][row]}" for row in rows.tolist()]
+    shuffled = shuffle(known, known.load(torch.arange(1)))  # units of the body, whose columns in the head do not count
+    moved = copies[:1].clone()
+    moved[:, known.columns_P] = shuffled
+    assert float(known.find_nearest(moved)[0]) == pytest.approx(0.0, abs=2e-3)
+    moved[:, known.columns_P[0]] += 0.5
+    assert float(known.find_nearest(moved)[0]) == pytest.approx(0.5, rel=1e-2)
+    assert 0 < known.spacing < KnownModels.from_tables({"0": (tiny_table, rows)}).spacing
+
+
+def test_other_architectures_are_not_compared(tiny_table):
+    other = TokenLayout.from_network(
+        build_network(NetworkConfig(architecture="mlp"), 1, 4, 28), tiny_table.layout.token_dim
+    )
+    with pytest.raises(ConfigError, match="measuring novelty needs models of one layout"):
+        KnownModels.from_tables({"0": (tiny_table, tiny_table.pick_rows("train"))}, other)
+
+
 def test_what_cannot_be_compared_is_not_a_number(known):
     known, flat = known
     broken = flat[:2].clone()
@@ -92,14 +146,14 @@ def test_scores_tell_how_new_each_model_is(make_store, tiny_zoo_config, tiny_tok
     target = Target(tiny_zoo_config.network, tiny_zoo_config.images, slices[0].tokens)
     sampling = SamplingConfig(anchors=2, samples=6, keep=3, bandwidth=0.2)
     samples = draw_samples(sampling, target, backbone.ref, slices, [0], 0, store, SERIAL)
-    known = open_known_models(samples, store)
+    known = open_known_models(samples, store, read_populations(samples)[2])
     used = pl.read_parquet(backbone.path("composition.parquet"))
     assert sorted(known.names) == sorted({f"0/{model}" for model in used["model"]})
     assert len(known.model_K) == len(used)
     populations, records, _ = read_populations(samples)
     torch.testing.assert_close(known.measure_novelty(populations["anchor_weights"]), torch.zeros(2), atol=1e-3, rtol=0)
 
-    evaluation = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=1)
+    evaluation = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=1, ensembles=())
     scores = score_samples(evaluation, sampling, target, samples.ref, 0, store, SERIAL)
     rows = pl.read_parquet(scores.path("scores.parquet"))
     assert rows.filter(finetune_epochs=1)["novelty"].is_null().all()

@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 import torch
 
+from mzsane.artifacts import ArtifactRef
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.score import score_baselines, score_samples
@@ -15,7 +16,9 @@ from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=2, samples=12, keep=3, bandwidth=0.2)
-EVALUATION = EvaluationConfig(finetune_epochs=(0, 1), finetune_models=2, batch_size=32)
+EVALUATION = EvaluationConfig(
+    finetune_epochs=(0, 1), finetune_models=2, learning_rates=(0.001, 0.01), batch_size=32, ensembles=(2, 3)
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def scored(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config
 
 
 def pick(frame, method, sees="none", epochs=0):
-    return frame.filter((pl.col("method") == method) & (pl.col("sees") == sees) & (pl.col("finetune_epochs") == epochs))
+    return frame.filter(method=method, sees=sees, finetune_epochs=epochs, ensemble=1)
 
 
 def test_everything_that_used_labels_says_so(scored):
@@ -52,6 +55,29 @@ def test_everything_that_used_labels_says_so(scored):
         assert "selected" not in set(unlabelled["method"])
         assert len(pick(frame, "selected", "labels")) == SAMPLING.keep
         assert len(pick(frame, "anchor_noise", "labels")) == SAMPLING.keep
+
+
+def test_what_was_drawn_with_a_look_at_labels_says_so(scored):
+    """A bandwidth that labels chose is in the samples and in the noise as far as they; best anchors are in all."""
+    store, _, frames = scored
+    target, samples, _, _ = frames["own"]
+    backbone = ArtifactRef.parse(samples.manifest.inputs["backbone"])
+    slices = [TokenSlice(ArtifactRef.parse(samples.manifest.inputs["tokens/0"]), SliceConfig(zoo="tiny", models=3))]
+    always = {"selected", "best_anchor"}
+    of_anchors = {"anchors", "interpolation", "average", "statistics"}
+    for changes, labelled in (
+        ({"bandwidth": (0.1, 0.3), "bandwidth_samples": 2}, {"samples", "anchor_noise"}),
+        ({"rounds": 2}, {"samples", "anchor_noise"}),
+        ({"anchor_choice": "best"}, {"samples", "anchor_noise", *of_anchors}),
+    ):
+        sampling = SAMPLING.model_copy(update=changes)
+        drawn = draw_samples(sampling, target, backbone, slices, [0], 0, store, SERIAL)
+        scores = score_samples(EVALUATION, sampling, target, drawn.ref, 0, store, SERIAL)
+        at_once = pl.read_parquet(scores.path("scores.parquet")).filter(finetune_epochs=0)
+        assert set(at_once.filter(sees="labels")["method"]) == always | labelled
+        blind = {"reconstruction", "samples", "anchor_noise", *of_anchors} - labelled
+        assert set(at_once.filter(sees="none")["method"]) == blind
+        assert len(pick(at_once, "anchor_noise", "labels")) == SAMPLING.samples
 
 
 def test_selected_are_the_best_on_validation_and_scored_on_test(scored):
@@ -105,3 +131,24 @@ def test_a_held_out_model_is_in_no_training_split(scored):
     splits = index.group_by("model").agg(pl.col("split").n_unique())["split"]
     assert splits.max() == 1
     assert torch.tensor([len(index.filter(pl.col("split") == s)) for s in ("train", "val", "test")]).min() > 0
+
+
+def test_baselines_are_guided_as_samples_are(scored):
+    store, tokens, frames = scored
+    target, samples, free, _ = frames["own"]
+    backbone = ArtifactRef.parse(samples.manifest.inputs["backbone"])
+    slices = [TokenSlice(tokens, SliceConfig(zoo="tiny", models=3))]
+    sampling = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": 20, "guidance_rate": 0.1})
+    config = EVALUATION.model_copy(update={"finetune_epochs": (0,)})
+    drawn = draw_samples(sampling, target, backbone, slices, [0], 0, store, SERIAL)
+    scores = pl.read_parquet(
+        score_samples(config, sampling, target, drawn.ref, 0, store, SERIAL).path("scores.parquet")
+    )
+    for method in ("samples", "anchor_noise", "interpolation", "random_init"):
+        assert len(pick(scores, method, "images")) == SAMPLING.samples
+        assert not len(pick(scores, method))
+    for method in ("anchors", "average", "statistics", "reconstruction"):
+        assert len(pick(scores, method))
+    assert "random_init" not in set(free["method"])
+    chance = 1 / target.images.classes
+    assert pick(scores, "random_init", "images")["accuracy"].mean() > chance

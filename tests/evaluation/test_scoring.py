@@ -1,8 +1,20 @@
+"""Scoring as the zoo was measured, with either engine and any number of processes."""
+
 import pytest
 import torch
+from torch.nn import functional
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig
-from mzsane.evaluation.scoring import ModelSet, finetune_models, score_models
+from mzsane.evaluation.finetuning import finetune_models
+from mzsane.evaluation.scoring import (
+    ModelSet,
+    load_model,
+    predict_batched,
+    predict_one,
+    prepare_network,
+    score_models,
+    stack_models,
+)
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.conditioning import condition_statistics
@@ -10,7 +22,7 @@ from mzsane.zoo.fit import measure
 from mzsane.zoo.images import load_images
 
 SERIAL = ExecutionConfig(processes=1)
-CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 2), learning_rate=0.003, batch_size=32)
+CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 2), learning_rates=(0.001, 0.003), batch_size=32)
 
 
 @pytest.fixture
@@ -32,39 +44,58 @@ def test_scores_reproduce_the_accuracy_the_zoo_was_measured_with(models, tiny_ta
 
 
 def test_processes_change_nothing(models):
-    assert score_models(models, "test", ExecutionConfig(processes=2)) == score_models(models, "test", SERIAL)
+    many = ModelSet(models.network, models.images, models.layout, models.flat_NP.repeat(3, 1))  # several chunks
+    parallel = score_models(many, "test", ExecutionConfig(processes=2), ensembles=(2,))
+    assert parallel == score_models(many, "test", SERIAL, ensembles=(2,))
+    assert len(parallel) == len(many.flat_NP) * 3 // 2
     some = ModelSet(models.network, models.images, models.layout, models.flat_NP[:3])
     parallel = finetune_models(some, CONFIG, 0, ExecutionConfig(processes=2))
     assert parallel == finetune_models(some, CONFIG, 0, SERIAL)
 
 
-def test_finetuning_scores_every_asked_epoch_and_learns(models):
-    some = ModelSet(models.network, models.images, models.layout, models.flat_NP[:2])
-    config = EvaluationConfig(finetune_epochs=(0, 2, 12), learning_rate=0.01, batch_size=8)
-    scores = finetune_models(some, config, 0, SERIAL)
-    assert [(score.model, score.epochs) for score in scores] == [(m, e) for m in (0, 1) for e in (0, 2, 12)]
-    assert all(last.loss < first.loss for first, last in zip(scores[::3], scores[2::3], strict=True))
-
-
-def test_finetuning_never_trains_on_validation_or_test_images(models, monkeypatch):
-    images = load_images(models.images)
-    seen = []
-    original = torch.nn.functional.cross_entropy
-
-    def spy(logits, labels, **options):
-        if torch.is_grad_enabled():
-            seen.append(len(labels))
-        return original(logits, labels, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
-    one = ModelSet(models.network, models.images, models.layout, models.flat_NP[:1])
-    finetune_models(one, EvaluationConfig(finetune_epochs=(0, 1), batch_size=16), 0, SERIAL)
-    assert sum(seen) == len(images.splits["train"].labels_N)
-
-
 def test_models_that_are_not_numbers_score_with_infinite_loss(models):
     broken = ModelSet(models.network, models.images, models.layout, models.flat_NP[:2] * float("nan"))
     assert all(score.loss == float("inf") for score in score_models(broken, "test", SERIAL))
+
+
+@pytest.mark.parametrize(
+    "network", [NetworkConfig(dropout=0.5), NetworkConfig(architecture="resnet18", width=4)], ids=["dropout", "norms"]
+)
+def test_models_as_one_program_predict_what_they_do_one_by_one(network, tiny_zoo_config):
+    images = load_images(tiny_zoo_config.images)
+    states = []
+    for seed in range(3):
+        model = build_network(network, images.channels, images.classes, images.size)
+        initialise_network(model, "kaiming_uniform", torch.Generator().manual_seed(seed))
+        states.append(model.state_dict())
+    layout = TokenLayout.from_network(model, 51)
+    flat_NP = torch.stack([layout.flatten(state) for state in states])
+    models = ModelSet(network, tiny_zoo_config.images, layout, flat_NP)
+    shown = images.splits["test"].images_NCHW
+    together = predict_batched(stack_models(models, images, torch.device("cpu")), shown)
+    reused = prepare_network(models, images)
+    for flat_P, found in zip(flat_NP, together, strict=True):
+        load_model(models, flat_P, reused, images)
+        torch.testing.assert_close(found, predict_one(reused, shown), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=0.01)
+
+
+def test_ensembles_are_of_models_in_a_row(models):
+    scores = score_models(models, "test", SERIAL, ensembles=(2, 5, 100))
+    count = len(models.flat_NP)
+    assert [(score.ensemble, score.model) for score in scores] == [
+        (size, number) for size in (1, 2, 5) for number in range(count // size)
+    ]
+    images = load_images(models.images)
+    split, network = images.splits["test"], prepare_network(models, images)
+    probabilities = []
+    for flat_P in models.flat_NP[2:4]:
+        load_model(models, flat_P, network, images)
+        probabilities.append(predict_one(network, split.images_NCHW).exp())
+    mean = torch.stack(probabilities).mean(dim=0)
+    second = next(score for score in scores if (score.ensemble, score.model) == (2, 1))
+    assert second.accuracy == float((mean.argmax(dim=1) == split.labels_N).double().mean())
+    assert second.loss == pytest.approx(float(functional.nll_loss(mean.log(), split.labels_N)), rel=1e-4)
 
 
 def test_running_statistics_are_those_that_the_layout_says(tiny_zoo_config):

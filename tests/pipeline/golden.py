@@ -85,8 +85,15 @@ CONFIG = {
             "network": {"architecture": "cnn-s", "activation": "tanh"},
         },
     ],
-    "sampling": {"anchors": 2, "samples": 4, "keep": 2},
-    "evaluation": {"finetune_epochs": [0, 1], "finetune_models": 1, "batch_size": 64},
+    "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 4, "keep": 2},
+    # One rate: which of several is best can depend on the rounding of a CPU.
+    "evaluation": {
+        "finetune_epochs": [0, 1],
+        "finetune_models": 1,
+        "learning_rates": [0.001],
+        "batch_size": 64,
+        "ensembles": [2],
+    },
 }
 
 
@@ -223,7 +230,7 @@ def _describe_samples(samples: Artifact, key: str, facts: dict, means: dict, pro
 
 def _describe_scores(scores: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:
     rows = pl.read_parquet(scores.path("scores.parquet"))
-    names = ["method", "sees", "finetune_epochs"]
+    names = ["method", "sees", "ensemble", "finetune_epochs"]
     facts[f"{key} rows"] = _list_rows(rows.select(*names, "model"))
     for group, part in rows.group_by(names, maintain_order=True):
         means[f"{key} loss of {' '.join(map(str, group))}"] = _mean(part["loss"])

@@ -51,8 +51,8 @@ MINI: dict[str, Any] = {
         "validations": 1,
     },
     "targets": [{"name": "letters", "zoo": "letters"}],
-    "sampling": {"anchors": 2, "samples": 4, "keep": 2},
-    "evaluation": {"finetune_epochs": [0, 1], "finetune_models": 1, "batch_size": 64},
+    "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 4, "keep": 2},
+    "evaluation": {"finetune_epochs": [0, 1], "finetune_models": 1, "learning_rates": [0.001], "batch_size": 64},
 }
 
 

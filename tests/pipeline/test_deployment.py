@@ -159,11 +159,13 @@ def test_mlflow_has_parameters_and_scores(mlflow_runs, tiny, reference_run):
         metrics = mlflow_runs[arm].data.metrics
         for row in rows.filter(pl.col("arm") == arm).iter_rows(named=True):
             seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
-            key = f"{row['target']}/{row['method']}/{seen}"
+            method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
+            key = f"{row['target']}/{method}/{seen}"
             assert f"{key}/accuracy" in metrics
             if row["finetune_epochs"] == 0:  # one point; fine-tuned there is one for each number of epochs
                 assert metrics[f"{key}/accuracy"] == row["accuracy_mean"]
                 assert metrics[f"{key}/loss"] == row["loss_mean"]
+                assert metrics[f"{key}/calibration"] == row["calibration_mean"]
                 assert metrics.get(f"{key}/novelty") == row["novelty_mean"]
 
 

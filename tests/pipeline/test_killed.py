@@ -34,8 +34,8 @@ CONFIG = AblationConfig.model_validate(
         ],
         "backbone": {"d_model": 32, "heads": 2, "layers": 1, "latent_dim": 16, "steps": 160, "batch_size": 8},
         "targets": [{"name": "letters", "zoo": "letters"}],
-        "sampling": {"anchors": 2, "samples": 6, "keep": 2},
-        "evaluation": {"finetune_epochs": [0, 6], "finetune_models": 2},
+        "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 6, "keep": 2},
+        "evaluation": {"finetune_epochs": [0, 6], "finetune_models": 2, "learning_rates": [0.001]},
     }
 )
 

@@ -26,10 +26,13 @@ from tests.pipeline.harness import (
 )
 
 COLUMNS = (
-    "arm composition seed target in_distribution models datasets architectures method sees finetune_epochs n "
-    "accuracy_mean accuracy_std loss_mean novelty_mean"
+    "arm composition seed target in_distribution models datasets architectures method sees ensemble finetune_epochs "
+    "learning_rate images_per_class n chosen_of accuracy_mean accuracy_std accuracy_interval loss_mean "
+    "calibration_mean novelty_mean"
 )
-TUNED = {"zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"}
+TUNED = {"zoo", "transfer", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average"} | {
+    "random_init"
+}
 METHODS = TUNED | {"best_anchor", "interpolation", "statistics"}
 
 ALONE = """
@@ -68,7 +71,7 @@ def test_comparison_has_the_promised_columns_and_methods(rows):
     assert set(rows.select(keys).iter_rows()) == {
         (arm, target) for arm in ("digits-s0", "both-s0") for target in ("digits", "font-digits")
     }
-    measurement = ["arm", "target", "method", "sees", "finetune_epochs"]
+    measurement = ["arm", "target", "method", "sees", "ensemble", "finetune_epochs"]
     assert not rows.select(measurement).is_duplicated().any()
 
 
@@ -92,8 +95,13 @@ def test_comparison_counts_the_models_it_averages(rows, tiny):
     # Without a zoo of its own, a target borrows the held-out models of its anchors' zoos.
     for target in ("digits", "font-digits"):
         part = rows.filter(pl.col("target") == target, pl.col("arm") == "digits-s0")
+        zero_shot["transfer", "none"] = held_out if target == "digits" else 2 * held_out  # of letters, or of both
         at_once = part.filter(pl.col("finetune_epochs") == 0)
-        assert {(row["method"], row["sees"]): row["n"] for row in at_once.iter_rows(named=True)} == zero_shot
+        for size in (1, *tiny.evaluation.ensembles):
+            of_size = at_once.filter(ensemble=size)
+            assert {(row["method"], row["sees"]): row["n"] for row in of_size.iter_rows(named=True)} == {
+                key: count // size for key, count in zero_shot.items() if count >= size
+            }
         later = part.filter(pl.col("finetune_epochs") == 1)
         assert {row["method"]: row["n"] for row in later.iter_rows(named=True)} == {
             method: min(tuned, zero_shot.get((method, "none"), kept)) for method in TUNED
@@ -114,14 +122,16 @@ def test_comparison_is_plausible(rows):
     assert rows["accuracy_mean"].is_between(0, 1).all()
     assert rows["loss_mean"].min() > 0
     assert (rows["accuracy_std"].is_null() == (rows["n"] == 1)).all()
-    known = rows.filter(finetune_epochs=0).filter(~pl.col("method").is_in(["zoo", "random_init"]))
+    known = rows.filter(finetune_epochs=0, ensemble=1).filter(
+        ~pl.col("method").is_in(["zoo", "transfer", "random_init"])
+    )
     assert known.filter(target="digits")["novelty_mean"].is_finite().all()
     assert known.filter(method="best_anchor")["novelty_mean"].max() < 1e-3  # it is a training model
     assert rows.filter(pl.col("finetune_epochs") > 0)["novelty_mean"].is_null().all()
     inside = dict(rows.select("target", "in_distribution").unique().iter_rows())
     assert inside == {"digits": True, "font-digits": False}
     # Trained models know their images, untrained ones do not; training helps both.
-    digits = rows.filter(pl.col("target") == "digits", pl.col("arm") == "digits-s0")
+    digits = rows.filter(target="digits", arm="digits-s0", ensemble=1)
     accuracy = {(row["method"], row["finetune_epochs"]): row["accuracy_mean"] for row in digits.iter_rows(named=True)}
     assert accuracy["zoo", 0] > 0.5 > 0.25 > accuracy["random_init", 0]
     assert accuracy["random_init", 1] > accuracy["random_init", 0]
@@ -140,8 +150,8 @@ def test_comparison_has_the_shares_of_novel_and_accurate_models(reference_run, t
     plan = ArmPlan(tiny, find_arm(tiny, "both", 0))
     stages = (plan.baselines(tiny.targets[0]), plan.scores(tiny.targets[0]))
     baselines, scores = (pl.read_parquet(reference_run.open(stage.work.ref).path("scores.parquet")) for stage in stages)
-    least = baselines.filter(method="zoo", finetune_epochs=0)["accuracy"].quantile(0.25, "linear")
-    between = scores.filter(method="interpolation")
+    least = baselines.filter(method="zoo", ensemble=1, finetune_epochs=0)["accuracy"].quantile(0.25, "linear")
+    between = scores.filter(method="interpolation", ensemble=1)
     worth = [a >= least and n >= 0.1 for a, n in between.select("accuracy", "novelty").iter_rows()]
     found = shares.filter(arm="both-s0", method="interpolation", threshold=0.1)["share"].item()
     assert found == sum(worth) / len(worth)

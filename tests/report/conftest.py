@@ -20,6 +20,8 @@ def make_row(
     models=40,
     datasets=1,
     architectures=1,
+    ensemble=1,
+    chosen_of=None,
 ):
     """One measurement as a dict."""
     return {
@@ -33,11 +35,17 @@ def make_row(
         "architectures": architectures,
         "method": method,
         "sees": sees,
+        "ensemble": ensemble,
         "finetune_epochs": epochs,
+        "learning_rate": 0.001 if epochs else None,
+        "images_per_class": None,
         "n": 10,
+        "chosen_of": chosen_of,
         "accuracy_mean": accuracy,
         "accuracy_std": spread,
+        "accuracy_interval": spread,
         "loss_mean": 0.5,
+        "calibration_mean": 0.1,
         "novelty_mean": novelty,
     }
 

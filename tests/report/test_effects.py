@@ -80,7 +80,8 @@ def test_words_follow_the_interval(ablate):
 
 
 def test_fine_tuned_samples_are_estimated_beside_zero_shot_ones(ablate):
-    rows = pl.concat([ablate(dataset=0.01), ablate(dataset=0.02, epochs=1), ablate(dataset=0.04, epochs=5)])
+    parts = [ablate(dataset=0.01), ablate(dataset=0.02, epochs=1), ablate(dataset=0.04, epochs=5)]
+    rows = pl.concat(parts, how="vertical_relaxed")
     effects = estimate_effects(rows)
     assert {effect.epochs for effect in effects} == {0, 5}
     assert pick(effects, "datasets", False, 5).estimate == pytest.approx(0.04)
@@ -143,5 +144,6 @@ def test_other_methods_and_selection_do_not_count(ablate, row):
         row("a-25", "a", "selected", 0.99, sees="labels", models=25),
         row("abc-100", "new", "samples", 0.99, sees="labels", inside=False, models=100, datasets=3),
         row("a-25", "new", "zoo", 0.01, inside=False, models=25),
+        row("a-25", "a", "samples", 0.99, models=25, ensemble=5),
     ]
     assert estimate_effects(pl.concat([rows, pl.DataFrame(more, schema=rows.schema)])) == estimate_effects(rows)

@@ -10,11 +10,11 @@ from mzsane.report.findings import find_findings
 def test_best_composition_of_each_target_and_what_it_sees(rows):
     by_target = find_findings(rows).by_target
     assert by_target["digits"][0] == (
-        "Best composition by selected (sees labels): both, 0.955 ±.007 (in distribution), 0.050 ahead of digits; "
-        "best out of distribution: letters, 0.705 ±.007."
+        "Best composition by selected (sees labels): both, 0.955 ±.064 (in distribution), 0.050 ahead of digits; "
+        "best out of distribution: letters, 0.705 ±.064."
     )
     fonts = by_target["fonts"][1]
-    assert fonts.startswith("Best composition by reconstruction (sees none): both, 0.705 ±.007 (out of distribution)")
+    assert fonts.startswith("Best composition by reconstruction (sees none): both, 0.705 ±.064 (out of distribution)")
     assert fonts.endswith("0.050 ahead of digits.")
 
 

@@ -49,11 +49,11 @@ def test_accuracy_draws_the_mean_over_seeds_in_the_composition_s_colour(rows):
     assert outside[1] == "white"
 
 
-def test_error_bars_are_as_long_as_the_spread(row):
+def test_error_bars_are_as_long_as_the_interval(row):
     figure = plot_accuracy(pl.DataFrame([row("a", "t", "samples", 0.5, spread=0.1)]))
     (bars,) = figure.axes[0].collections[-1].get_segments()
     assert [round(y, 6) for y in bars[:, 1]] == [0.4, 0.6]
-    assert "Error bar is the standard deviation over the models" in figure.get_supxlabel()
+    assert "Error bar is the 95 % confidence interval over the models" in figure.get_supxlabel()
 
 
 def test_what_was_not_measured_is_said_and_not_drawn_as_zero(rows):

@@ -6,9 +6,9 @@ import pytest
 from mzsane.report.shares import SHARE_SCHEMA, THRESHOLDS, measure_shares, plot_shares
 
 
-def make_scores(method, models, sees="none", epochs=0):
+def make_scores(method, models, sees="none", epochs=0, ensemble=1):
     """Rows of models, given as (accuracy, novelty)."""
-    columns = {"method": method, "sees": sees, "finetune_epochs": epochs}
+    columns = {"method": method, "sees": sees, "ensemble": ensemble, "finetune_epochs": epochs}
     return [columns | {"accuracy": accuracy, "novelty": novelty} for accuracy, novelty in models]
 
 
@@ -34,6 +34,7 @@ def test_models_that_failed_count_as_not_generated():
 def test_selection_and_fine_tuning_stay_out():
     rows = make_scores("samples", [(0.10, 0.5)]) + make_scores("samples", [(0.95, 0.5)], sees="labels")
     rows += make_scores("samples", [(0.95, 0.5)], sees="labels", epochs=1)
+    rows += make_scores("samples", [(0.95, 0.5)], ensemble=5)
     rows += make_scores("anchor_noise", [(0.95, 0.5)], sees="labels") + make_scores("zoo", [(0.95, 1.0)])
     shares = measure_shares(pl.DataFrame(rows), ZOO)
     assert set(shares["method"]) == {"samples"}

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from mzsane.errors import ConfigError
+from mzsane.report.cells import average_seeds
 from mzsane.report.table import comparison_markdown, comparison_table
 
 
@@ -22,22 +23,38 @@ def find_line(text, *words):
     return line
 
 
-def test_spread_is_over_seeds_when_there_are_several(row):
-    rows = pl.DataFrame([row("a", "t", "samples", 0.861, seed=0), row("a", "t", "samples", 0.891, seed=1)])
-    text = print_table(rows)
-    assert "0.876 ±.021" in text
-    assert "± is the standard deviation over seeds." in " ".join(text.split())
+def test_interval_is_over_seeds_when_there_are_several(row):
+    rows = [row("a", "t", "samples", accuracy, seed=seed) for seed, accuracy in enumerate((0.86, 0.88, 0.87))]
+    text = print_table(pl.DataFrame(rows))
+    assert "0.870 ±.025" in text  # 0.01 / sqrt(3) times 4.303, Student's for two degrees of freedom
+    assert "± is the 95 % confidence interval over seeds." in " ".join(text.split())
 
 
-def test_spread_is_over_models_with_one_seed(row):
+def test_interval_is_over_models_with_one_seed(row):
     text = print_table(pl.DataFrame([row("a", "t", "samples", 0.876, spread=0.043)]))
     assert "0.876 ±.043" in text
     assert "over the models (one seed each)" in " ".join(text.split())
 
 
-def test_caption_tells_when_spreads_differ_in_kind(row):
+def test_caption_tells_when_intervals_differ_in_kind(row):
     rows = [row("a", "t", "samples", 0.8), row("a", "t", "samples", 0.9, seed=1), row("b", "t", "samples", 0.7)]
     assert "over seeds where a composition has several, else over the models" in comparison_markdown(pl.DataFrame(rows))
+
+
+def test_selection_always_says_from_how_many(row):
+    rows = [row("a", "t", "selected", 0.9, sees="labels", chosen_of=200), row("a", "t", "samples", 0.5)]
+    lines = comparison_markdown(pl.DataFrame(rows)).splitlines()
+    assert "| t | selected (10 of 200) | labels | **0.900 ±.020 •★** |" in lines
+    assert "| t | samples | none | **0.500 ±.020 •** |" in lines
+
+
+def test_ensembles_are_a_block_of_their_own_with_their_own_best(row):
+    rows = [row("a", "t", "samples", 0.5), row("a", "t", "samples", 0.9, ensemble=5)]
+    text = comparison_markdown(pl.DataFrame(rows))
+    assert [line for line in text.splitlines() if line.startswith("###")] == ["### zero-shot", "### ensemble of 5"]
+    assert "| t | samples | none | **0.500 ±.020 •★** |" in text
+    assert "| t | samples | none | **0.900 ±.020 •★** |" in text
+    assert average_seeds(pl.DataFrame(rows))[0].accuracy == 0.5  # figures and findings are about single models
 
 
 def test_in_distribution_is_marked_and_bold(row):

@@ -7,9 +7,11 @@ import torch
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.evaluation.novelty import open_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
-from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.guidance import open_guidance, write_lessons
+from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
@@ -64,7 +66,8 @@ def test_the_nearest_anchor_is_told(arm):
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_draws_models(arm, sampler):
+def test_every_sampler_draws_models(arm, sampler, monkeypatch):
+    monkeypatch.setattr(flow, "_TRAINING_STEPS", 5)
     store, slices, backbone, target, _ = arm
     config = SAMPLING.model_copy(update={"sampler": sampler, "samples": 3, "keep": 1})
     populations, records, layout = read_populations(
@@ -92,3 +95,118 @@ def test_another_seed_draws_other_samples(arm):
     first, second = read_populations(samples)[0]["samples"], read_populations(other)[0]["samples"]
     assert other.ref != samples.ref
     assert not torch.equal(first, second)
+
+
+def test_what_was_drawn_at_one_bandwidth_saw_no_label(arm):
+    _, records, _ = read_populations(arm[-1])
+    row = records.select("sees", "anchors_see", "bandwidth", "head", "positions", "conditioned").unique().rows()
+    assert row == [("none", "none", 0.2, "decoded", "own", False)]
+    assert len(pl.read_parquet(arm[-1].path("bandwidths.parquet"))) == 0
+
+
+def test_a_bandwidth_of_a_list_is_chosen_on_validation_images_and_that_is_said(arm):
+    store, slices, backbone, target, _ = arm
+    changes = {"bandwidth": (0.0, 0.3, 1.0), "bandwidth_samples": 4, "least_novelty": 0.01}
+    config = SAMPLING.model_copy(update=changes)
+    samples = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    populations, records, _ = read_populations(samples)
+    trials = pl.read_parquet(samples.path("bandwidths.parquet"))
+    assert trials["bandwidth"].to_list() == [0.0, 0.3, 1.0]
+    best = trials.filter(pl.col("novelty") >= 0.01).sort("validation_accuracy", descending=True)[0]
+    assert records["bandwidth"].unique().to_list() == best["bandwidth"].to_list()
+    assert trials.filter("chosen")["bandwidth"].to_list() == best["bandwidth"].to_list()
+    assert samples.manifest.counts["bandwidth"] == best["bandwidth"].item()
+    assert set(records["sees"]) == {"labels"}
+    assert set(records["anchors_see"]) == {"none"}
+    # The samples are those of the bandwidth that was chosen, and none that the choice saw.
+    fixed = SAMPLING.model_copy(update={"bandwidth": best["bandwidth"].item()})
+    again = draw_samples(fixed, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    assert torch.equal(populations["samples"], read_populations(again)[0]["samples"])
+
+
+def test_trials_are_measured_as_they_are(arm, monkeypatch):
+    """The record of a trial is the mean of fresh models of that bandwidth, scored on validation images."""
+    store, slices, backbone, target, _ = arm
+    scored = []
+
+    def watch(models, split, *rest):
+        scored.append((split, models.flat_NP, score_models(models, split, *rest)))
+        return scored[-1][2]
+
+    monkeypatch.setattr("mzsane.sampling.draw.score_models", watch)
+    config = SAMPLING.model_copy(update={"bandwidth": (0.1, 0.4), "bandwidth_samples": 5, "rounds": 2})
+    samples = draw_samples(config, target, backbone.ref, slices, [0], 3, store, SERIAL)
+    assert [(split, len(flat)) for split, flat, _ in scored] == [("val", 5)] * 2 + [("val", 12)] * 2
+    trials = pl.read_parquet(samples.path("bandwidths.parquet"))
+    means = [sum(score.accuracy for score in scores) / 5 for _, _, scores in scored[:2]]
+    assert trials["validation_accuracy"].to_list() == pytest.approx(means)
+    populations, _, layout = read_populations(samples)
+    known = open_known_models(samples, store, layout)
+    novelties = [float(known.measure_novelty(flat).mean()) for _, flat, _ in scored[:2]]
+    assert trials["novelty"].to_list() == pytest.approx(novelties)
+    assert not any(torch.equal(row, other) for row in scored[0][1] for other in populations["samples"])
+
+
+def test_the_selected_of_a_round_are_the_anchors_of_the_next(arm):
+    store, slices, backbone, target, samples = arm
+    config = SAMPLING.model_copy(update={"rounds": 2, "bandwidth": 0.0})
+    again = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    once = draw_samples(config.model_copy(update={"rounds": 1}), target, backbone.ref, slices, [0], 0, store, SERIAL)
+    first, records, _ = read_populations(once)
+    second, of_second, _ = read_populations(again)
+    best = records.sort("validation_accuracy", descending=True, maintain_order=True)[: config.keep]
+    kept = first["samples"][best["sample"].to_list()]
+    # Without noise the second round's samples are anchors: selected samples of the first, and of what those were made.
+    nearest = torch.cdist(second["samples"], kept)
+    assert nearest.min(dim=1).values.max() < 1e-4
+    made_of = {name for names in best["made_of"] for name in names}
+    assert {name for names in of_second["made_of"] for name in names} <= made_of
+    assert set(of_second["sees"]) == {"labels"}
+    assert set(of_second["round"]) == {2}
+    means = again.manifest.counts["validation_accuracy_by_round"]
+    assert means[0] == pytest.approx(records["validation_accuracy"].mean())
+    assert means[1] == pytest.approx(of_second["validation_accuracy"].mean())
+    assert read_populations(samples)[1]["sees"].unique().to_list() == ["none"]
+
+
+def test_later_rounds_draw_fresh_noise(arm):
+    store, slices, backbone, target, samples = arm
+    config = SAMPLING.model_copy(update={"rounds": 2})
+    again = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    drawn = torch.cdist(read_populations(again)[0]["samples"], read_populations(samples)[0]["samples"])
+    assert drawn.min() > 1e-3
+
+
+def test_anchors_chosen_by_labels_are_said_to_be(arm):
+    store, slices, backbone, target, _ = arm
+    config = SAMPLING.model_copy(update={"anchor_choice": "best"})
+    _, records, _ = read_populations(draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL))
+    assert records.select("sees", "anchors_see", "anchor_choice").unique().rows() == [("labels", "labels", "best")]
+
+
+def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_images(arm):
+    store, slices, backbone, target, _ = arm
+
+    def draw(steps):
+        config = SAMPLING.model_copy(update={"bandwidth": 1.0, "guidance_steps": steps, "guidance_rate": 0.5})
+        artifact = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+        populations, records, layout = read_populations(artifact)
+        return populations, records.sort("sample"), layout
+
+    (free, free_records, _), (guided, guided_records, layout) = draw(0), draw(20)
+    assert not free_records["guided"].any()
+    assert set(free_records["sees"]) == {"none"}
+    assert guided_records["guided"].all()
+    assert set(guided_records["sees"]) == {"images"}
+    assert free_records["made_of"].to_list() == guided_records["made_of"].to_list()
+    assert not torch.equal(free["samples"], guided["samples"])
+    for name in ("anchors", "anchor_weights", "reconstruction"):  # what is no sample is not guided
+        assert torch.equal(free[name], guided[name])
+    judge = open_guidance(SAMPLING, target.network, target.images, layout, guided["anchor_weights"], 0)
+    names = sorted(set(guided_records["made_of"].explode()))
+    taught_ANK = judge.lessons_ANK[[names.index(name) for (name,) in guided_records["made_of"].to_list()]]
+
+    def differ(flat_SP):
+        return float((write_lessons(judge.network, flat_SP, judge.images_NCHW) - taught_ANK).abs().mean())
+
+    assert differ(guided["samples"]) < differ(free["samples"])

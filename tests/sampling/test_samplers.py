@@ -8,7 +8,7 @@ import torch
 from mzsane.config import SamplingConfig
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
-from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.sampling.samplers.protocol import Anchors
 
 LAYERS = torch.tensor([0, 0, 0, 1, 1, 2, 2])
@@ -19,6 +19,11 @@ KERNELS = ("joint", "shared", "token", "individual")
 def anchors():
     latents = torch.randn(5, 7, 3, generator=make_generator(0)) * torch.tensor([0.1, 1.0, 10.0])
     return Anchors(latents, LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _short_training(monkeypatch):
+    monkeypatch.setattr(flow, "_TRAINING_STEPS", 5)
 
 
 def draw(sampler, anchors, bandwidth, count, seed):
@@ -132,3 +137,25 @@ def test_what_needs_two_anchors_says_so(anchors, sampler):
     one = Anchors(anchors.latents_ATL[:1], LAYERS)
     with pytest.raises(ConfigError, match=f"{sampler} needs at least 2 anchors, not 1"):
         draw(sampler, one, 0.5, 3, 1)
+
+
+def test_flow_from_noise_has_no_anchor_and_finds_the_latents(monkeypatch):
+    """Latents of two kinds, far apart: what a Gaussian of their mean and deviation would miss."""
+    monkeypatch.setattr(flow, "_TRAINING_STEPS", 200)
+    kinds = torch.tensor([-1.0, 1.0]).repeat(8)[:, None, None] + 0.1 * torch.randn(
+        16, 2, 3, generator=make_generator(1)
+    )
+    drawn = draw("flow", Anchors(kinds, torch.tensor([0, 1])), 1.0, 100, 1)
+    assert not drawn.used_SA.any()
+    assert draw("flow", Anchors(kinds, torch.tensor([0, 1])), 0.5, 4, 1).used_SA.sum(dim=1).tolist() == [1] * 4
+    near = (drawn.latents_STL.abs() - 1).abs() < 0.4
+    assert float(near.double().mean()) > 0.8
+    assert 0.2 < float((drawn.latents_STL > 0).double().mean()) < 0.8
+
+
+def test_flow_survives_latents_that_do_not_vary(anchors):
+    latents = anchors.latents_ATL.clone()
+    latents[:, :, 0] = 2.0
+    drawn = draw("flow", Anchors(latents, LAYERS), 1.0, 3, 1)
+    assert drawn.latents_STL.isfinite().all()
+    assert (drawn.latents_STL[:, :, 0] - 2).abs().max() < 1e-3

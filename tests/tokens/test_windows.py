@@ -222,6 +222,24 @@ def test_every_window_size_and_the_default_halo_fit_every_length(length, window)
     assert torch.equal(result, sequence_BTX)
 
 
+@pytest.mark.parametrize("length", [7, 40])
+def test_windows_of_all_sequences_are_taken_so_many_at_once(length, monkeypatch):
+    sequence_BTX = torch.randn(5, length, 2, generator=generate())
+    positions_T3 = torch.arange(length)[:, None].expand(-1, 3)
+    calls = []
+
+    def function(part_BWX, part_BW3):
+        calls.append(part_BWX.shape[0] * part_BWX.shape[1])
+        return part_BWX.cumsum(dim=1) * part_BW3[..., :1]
+
+    at_once = map_windows(function, sequence_BTX, positions_T3, 12, 2)
+    assert len(calls) == 1
+    monkeypatch.setattr("mzsane.tokens.windows._TOKENS_AT_ONCE", {"cpu": 30})
+    torch.testing.assert_close(map_windows(function, sequence_BTX, positions_T3, 12, 2), at_once)
+    assert len(calls) > 2
+    assert max(calls[1:]) <= 30
+
+
 @pytest.mark.parametrize(("window", "halo"), [(10, 5), (10, 6), (10, -1), (1, 1), (2, 1)])
 def test_a_halo_that_leaves_nothing_is_refused(window, halo):
     with pytest.raises(

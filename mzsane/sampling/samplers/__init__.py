@@ -1,5 +1,6 @@
 """Samplers by name. A new one is a file and a line here, and its name in `SamplingConfig`."""
 
+from mzsane.sampling.samplers.flow import sample_flow
 from mzsane.sampling.samplers.gaussian import sample_gaussian
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.kde import sample_individual, sample_joint, sample_shared, sample_token
@@ -14,4 +15,5 @@ SAMPLERS: dict[str, Sampler] = {
     "neighbourhood": sample_neighbourhood,
     "interpolation": sample_interpolation,
     "gaussian": sample_gaussian,
+    "flow": sample_flow,
 }

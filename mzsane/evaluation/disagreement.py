@@ -1,0 +1,71 @@
+"""How differently networks behave: the share of images that two of them put in different classes.
+
+Suffixes: N models, I images, P weights of a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mzsane.config import ExecutionConfig
+from mzsane.evaluation.scoring import ModelSet, load_model
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.parallel import map_processes
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.images import load_images
+
+_CHUNK = 25  # models that one process classifies with
+_IMAGES = 1000  # validation images, the first ones, that models are compared on
+
+
+@dataclass(frozen=True)
+class _Job:
+    models: ModelSet
+    activations: tuple[str | None, ...]
+
+
+def classify_models(
+    models: ModelSet,
+    activations: Sequence[str | None] = (),
+    execution: ExecutionConfig | None = None,
+    sink: MetricSink = NO_SINK,
+) -> Tensor:
+    """Return the classes that models predict for the first validation images, (N, I).
+
+    Args:
+        models: the models and the images.
+        activations: of each the activation where it is another than the network's; none are if left out.
+        execution: how many processes.
+        sink: told of progress.
+    """
+    known = tuple(activations) or (None,) * len(models.flat_NP)
+    jobs = [_Job(models.cut(at, at + _CHUNK), known[at : at + _CHUNK]) for at in range(0, len(models.flat_NP), _CHUNK)]
+    results: list[Tensor] = [torch.empty(0)] * len(jobs)
+    processes = (execution or ExecutionConfig()).processes
+    for done, (place, classes_NI) in enumerate(map_processes(_classify, jobs, processes), start=1):
+        results[place] = classes_NI
+        sink.progress(done, len(jobs), "model sets compared on validation images")
+    return torch.cat(results)
+
+
+def measure_pairs(classes_NI: Tensor) -> float:
+    """Return the mean disagreement of all pairs of models; NaN for fewer than two."""
+    count = len(classes_NI)
+    different = sum(float((classes_NI != classes_I).double().mean(dim=1).sum()) for classes_I in classes_NI)
+    return different / (count * (count - 1)) if count > 1 else float("nan")
+
+
+@torch.no_grad()
+def _classify(job: _Job) -> Tensor:
+    models = job.models
+    images = load_images(models.images)
+    shown_NCHW = images.splits["val"].images_NCHW[:_IMAGES]
+    predicted = []
+    for flat_P, activation in zip(models.flat_NP, job.activations, strict=True):
+        config = models.network if activation is None else models.network.model_copy(update={"activation": activation})
+        network = build_network(config, images.channels, images.classes, images.size).eval()
+        load_model(models, flat_P, network, images)
+        predicted.append(network(shown_NCHW).argmax(dim=1))
+    return torch.stack(predicted)

@@ -1,0 +1,161 @@
+"""Fine-tune many models on their target: several learning rates, the best chosen on validation images.
+
+Every set of models has the same grid, so that methods differ in their start alone. The engines are those of
+`evaluation.scoring`.
+
+Suffixes: N models of a set, B models of a chunk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mzsane.config import EvaluationConfig, ExecutionConfig, RecipeConfig
+from mzsane.device import choose_device
+from mzsane.evaluation.measures import measure_predictions
+from mzsane.evaluation.scoring import (
+    ModelSet,
+    Score,
+    load_model,
+    predict_batched,
+    predict_one,
+    prepare_network,
+    run_jobs,
+    stack_models,
+)
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.randomness import make_generator
+from mzsane.zoo.fit import fit_epochs
+from mzsane.zoo.fit_batched import fit_epochs_batched
+from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
+
+_CHUNK_MODELS = {"cpu": 1, "cuda": 128}
+
+
+@dataclass(frozen=True)
+class _Job:
+    models: ModelSet
+    first: int
+    rates: tuple[float, ...]
+    config: EvaluationConfig
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model fine-tuned at one rate for some epochs: its test score, and its accuracy on validation images."""
+
+    score: Score
+    validation_accuracy: float
+
+
+def finetune_models(
+    models: ModelSet,
+    config: EvaluationConfig,
+    seed: int,
+    execution: ExecutionConfig | None = None,
+    sink: MetricSink = NO_SINK,
+) -> list[Score]:
+    """Fine-tune each model on training images at every learning rate, and score it on test images.
+
+    For each number of epochs the rate is chosen for all models of the set together, by their mean accuracy on
+    validation images; so a point of a fine-tuning curve is what can be had with so many epochs. The same seed gives the
+    same images in the same order to every set of models and every rate.
+
+    Returns:
+        One score a model and number of epochs above 0, at the rate that was chosen for that number, in order.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    device = choose_device((execution or ExecutionConfig()).device).type
+    grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
+    chunk = _CHUNK_MODELS[device]
+    jobs = [
+        _Job(models.cut(first, first + chunk), first, rates, config, seed, device)
+        for first in range(0, len(models.flat_NP), chunk)
+        for rates in grids
+    ]
+    results = run_jobs(_finetune_job, jobs, device, execution, sink, "models fine-tuned")
+    trials = [trial for result in results for trial in result]
+    scores = [score for epochs in config.finetune_epochs if epochs for score in _choose_rate(trials, epochs)]
+    return sorted(scores, key=lambda score: (score.model, score.epochs))
+
+
+def _choose_rate(trials: list[_Trial], epochs: int) -> list[Score]:
+    """Return the test scores after some epochs at the rate with the best mean accuracy on validation images."""
+    by_rate: dict[float | None, list[_Trial]] = {}
+    for trial in trials:
+        if trial.score.epochs == epochs:
+            by_rate.setdefault(trial.score.learning_rate, []).append(trial)
+    best = max(by_rate.values(), key=lambda group: sum(trial.validation_accuracy for trial in group))
+    return [trial.score for trial in best]
+
+
+def draw_labelled(split: ImageSplit, per_class: int | None, seed: int) -> ImageSplit:
+    """Return the images that fine-tuning sees: all, or so many of each class, drawn by the seed."""
+    if per_class is None:
+        return split
+    order_N = torch.randperm(len(split.labels_N), generator=make_generator(seed, "finetune", "images"))
+    labels_N = split.labels_N[order_N]
+    chosen = torch.cat([order_N[labels_N == label][:per_class] for label in labels_N.unique()])
+    return ImageSplit(split.images_NCHW[chosen], split.labels_N[chosen])
+
+
+def _finetune_job(job: _Job) -> list[_Trial]:
+    images = load_images(job.models.images)
+    seen = draw_labelled(images.splits["train"], job.config.images_per_class, job.seed)
+    run = _finetune_looping if job.device == "cpu" else _finetune_batched
+    return list(run(job, images, seen))
+
+
+def _finetune_looping(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iterator[_Trial]:
+    for number, flat_P in enumerate(job.models.flat_NP, start=job.first):
+        for rate in job.rates:
+            network = prepare_network(job.models, images)
+            load_model(job.models, flat_P, network, images)
+            training = fit_epochs(network, seen, _make_recipe(job, rate), make_generator(job.seed, "finetune", number))
+            for epoch in range(1, job.config.finetune_epochs[-1] + 1):
+                next(training)
+                if epoch in job.config.finetune_epochs:
+                    measured = {}
+                    for name in ("val", "test"):
+                        split = images.splits[name]
+                        predicted_1NK = predict_one(network, split.images_NCHW)[None]
+                        (measured[name],) = measure_predictions(predicted_1NK, split.labels_N)
+                    score = Score(number, epoch, *measured["test"], learning_rate=rate)
+                    yield _Trial(score, measured["val"][1])
+
+
+def _finetune_batched(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iterator[_Trial]:
+    device = torch.device(job.device)
+    count, rates = len(job.models.flat_NP), job.rates
+    places = [(job.first + place, rate) for rate in rates for place in range(count)]
+    repeated = ModelSet(
+        job.models.network, job.models.images, job.models.layout, job.models.flat_NP.repeat(len(rates), 1)
+    )
+    models = stack_models(repeated, images, device)
+    seen = seen.to(device)
+    measured_on = {name: images.splits[name].to(device) for name in ("val", "test")}
+    training = fit_epochs_batched(
+        models,
+        [seen] * len(places),
+        [_make_recipe(job, rate) for _, rate in places],
+        [make_generator(job.seed, "finetune", number) for number, _ in places],
+        job.config.finetune_epochs[-1],
+    )
+    for epoch in range(1, job.config.finetune_epochs[-1] + 1):
+        next(training)
+        if epoch in job.config.finetune_epochs:
+            measured = {
+                name: measure_predictions(predict_batched(models, split.images_NCHW), split.labels_N)
+                for name, split in measured_on.items()
+            }
+            for (number, rate), test, validation in zip(places, measured["test"], measured["val"], strict=True):
+                yield _Trial(Score(number, epoch, *test, learning_rate=rate), validation[1])
+
+
+def _make_recipe(job: _Job, rate: float) -> RecipeConfig:
+    return RecipeConfig(learning_rate=rate, batch_size=job.config.batch_size)

@@ -1,0 +1,101 @@
+"""From latents to models of a target: its layout, its positions, and a new head where its classes are others.
+
+Suffixes: B models, P weights of a model, T tokens, L latent width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mzsane.artifacts import Artifact
+from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.config import ImagesConfig, NetworkConfig
+from mzsane.randomness import make_generator
+from mzsane.tokens.fitting import needs_head
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.windows import check_positions
+from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.conditioning import has_statistics
+from mzsane.zoo.images import load_images
+
+INITIALISATION = "kaiming_uniform"
+
+
+class Decoder:
+    """A backbone that makes models of a target.
+
+    Args:
+        backbone: the BACKBONE artifact.
+        network: the target's architecture.
+        images: the target's images.
+        known: layouts of models to start from; the target is laid out as one of them where its tensors are the same.
+        seed: of new heads.
+
+    Attributes:
+        layout: the target's layout.
+        mapped: whether models to start from are of another layout.
+        new_head: whether the head, the last layer, is initialised anew, since models to start from have other classes.
+        conditioned: whether running statistics are computed on unlabelled images of the target.
+    """
+
+    def __init__(
+        self,
+        backbone: Artifact,
+        network: NetworkConfig,
+        images: ImagesConfig,
+        known: Sequence[TokenLayout],
+        seed: int,
+    ) -> None:
+        dataset = load_images(images)
+        self.seed = seed
+        self.model, self.config = load_backbone(backbone)
+        self.latent_dim = self.config.latent_dim
+        self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)
+        own = TokenLayout.from_network(self.network, known[0].token_dim, known[0].running_statistics)
+        self.layout = next((layout for layout in known if _list_shapes(layout) == _list_shapes(own)), own)
+        if self.config.positions == "learned":
+            check_positions([self.layout], self.config.max_positions)
+        self.mapped = any(layout.digest != self.layout.digest for layout in known)
+        self.new_head = any(needs_head(layout, self.layout, dataset.classes) for layout in known)
+        self.conditioned = self.layout.running_statistics == "conditioned" and has_statistics(self.network)
+
+    def encode(self, flat_BP: Tensor, layout: TokenLayout | None = None) -> Tensor:
+        """Return the latents of whole models of a layout, the target's if None: (B, T, L)."""
+        return encode_models(self.model, layout or self.layout, flat_BP, self.config.window)
+
+    def decode(self, latents_BTL: Tensor) -> Tensor:
+        """Return the weights that latents of the target's tokens stand for, (B, P)."""
+        return decode_models(self.model, self.layout, latents_BTL, self.config.window)
+
+    def renew_heads(self, flat_BP: Tensor, *names: int | str) -> Tensor:
+        """Give each model a freshly initialised head where the target's classes ask for one, (B, P).
+
+        The names say what the models are: others get other heads.
+        """
+        if not self.new_head:
+            return flat_BP
+        head = self.layout.layers[-1]
+        module = self.network.get_submodule(head.name)
+        generator = make_generator(self.seed, "samples", "head", *names)
+        flat_BP = flat_BP.clone()
+        for flat_P in flat_BP:
+            initialise_network(module, INITIALISATION, generator)
+            for entry in head.entries:
+                offset = self.layout.offsets[entry.name]
+                value = self.network.get_parameter(entry.name).detach()
+                flat_P[offset : offset + entry.size] = value.flatten()
+        return flat_BP
+
+    @property
+    def body_P(self) -> Tensor:
+        """Where weights are that are not of a new head, bool."""
+        body_P = torch.ones(self.layout.weights, dtype=torch.bool)
+        for entry in self.layout.layers[-1].entries if self.new_head else ():
+            offset = self.layout.offsets[entry.name]
+            body_P[offset : offset + entry.size] = False
+        return body_P
+
+
+def _list_shapes(layout: TokenLayout) -> set[tuple[str, tuple[int, ...]]]:
+    return {(entry.name, entry.shape) for entry in layout.tensors}

@@ -1,0 +1,136 @@
+"""Guidance: new models are moved until they do on unlabelled images what known models do.
+
+Latents far from every anchor decode to weights that hardly compute anything. A few steps of gradient descent on the
+latents, through the decoder and the networks, repair the function and leave the weights nearly as far from the anchors
+as they were. It is distillation of the anchors (arXiv 1503.02531): it uses images of the target, no labels. The same
+steps on weights that no backbone made are the baseline that it must be compared with.
+
+Suffixes: S samples, X numbers that are moved, P weights of a model, A teachers, N images, K classes, C channels,
+H height, W width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.config import ImagesConfig, NetworkConfig, SamplingConfig
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.randomness import make_generator
+from mzsane.tokens.layout import TokenLayout
+from mzsane.zoo.architectures import build_network
+from mzsane.zoo.images import load_images
+
+_CHUNK = 20  # samples that are moved together
+_IMAGES = 2000  # unlabelled training images that steps draw from
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What samples are guided by.
+
+    Attributes:
+        network: runs models of the target's architecture.
+        images_NCHW: unlabelled images, of which each step sees some.
+        lessons_ANK: the probabilities that each teacher gives the classes of each image.
+        steps: steps of Adam; its rate falls along half a cosine.
+        batch_size: images in a step.
+        learning_rate: in deviations of the numbers that are moved.
+        seed: of the draw of images.
+    """
+
+    network: NetworkBehaviour
+    images_NCHW: Tensor
+    lessons_ANK: Tensor
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def move(
+        self,
+        start_SX: Tensor,
+        deviation_X: Tensor,
+        teachers_SA: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        sink: MetricSink = NO_SINK,
+    ) -> Tensor:
+        """Move numbers until the models that they decode to agree with their teachers' mean, by cross-entropy.
+
+        Args:
+            start_SX: where to start: latents, (S, T, L), or weights, (S, P).
+            deviation_X: the scale of each number; what is 0 does not move.
+            teachers_SA: True for the teachers of each sample; a sample without any learns from all.
+            decode: returns the weights, (S, P), differentiably.
+            sink: told how far it is.
+
+        Returns:
+            The moved numbers, of the shape of `start_SX`; where a sample's loss is not finite, its start.
+        """
+        share_SA = teachers_SA | ~teachers_SA.any(dim=1, keepdim=True)
+        share_SA = share_SA.float() / share_SA.sum(dim=1, keepdim=True)
+        moved = []
+        for first in range(0, len(start_SX), _CHUNK):
+            some = slice(first, first + _CHUNK)
+            moved.append(self._move(start_SX[some], deviation_X, share_SA[some], decode))
+            sink.progress(min(first + _CHUNK, len(start_SX)), len(start_SX), "samples guided")
+        return torch.cat(moved)
+
+    def _move(
+        self, start_SX: Tensor, deviation_X: Tensor, share_SA: Tensor, decode: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        generator = make_generator(self.seed, "guidance")
+        step_SX = torch.zeros_like(start_SX, requires_grad=True)
+        optimizer = torch.optim.Adam([step_SX], lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        finite_S = torch.ones(len(start_SX), dtype=torch.bool)
+        for _ in range(self.steps):
+            chosen = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
+            goals_SNK = torch.einsum("sa,ank->snk", share_SA, self.lessons_ANK[:, chosen])
+            logits_SNK = self.network.run_models(decode(start_SX + step_SX * deviation_X), self.images_NCHW[chosen])
+            loss_S = (
+                functional.cross_entropy(logits_SNK.flatten(0, 1), goals_SNK.flatten(0, 1), reduction="none")
+                .view(len(start_SX), -1)
+                .mean(dim=1)
+            )
+            finite_S &= loss_S.detach().isfinite()
+            (gradient_SX,) = torch.autograd.grad(loss_S.where(finite_S, 0.0).sum(), step_SX)
+            step_SX.grad = gradient_SX.nan_to_num(0.0, 0.0, 0.0)
+            optimizer.step()
+            schedule.step()
+        end_SX = (start_SX + step_SX * deviation_X).detach()
+        return end_SX.where(finite_S.view(-1, *[1] * (start_SX.ndim - 1)), start_SX)
+
+
+@torch.no_grad()
+def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
+    """Return the probabilities that each teacher gives the classes of each image, (A, N, K)."""
+    lessons: Tensor = network.run_models(teachers_AP, images_NCHW).softmax(dim=-1)
+    return lessons
+
+
+def open_guidance(
+    config: SamplingConfig,
+    network: NetworkConfig,
+    images: ImagesConfig,
+    layout: TokenLayout,
+    teachers_AP: Tensor,
+    seed: int,
+) -> Guidance:
+    """Prepare guidance by models of the target's architecture on its unlabelled training images."""
+    dataset = load_images(images)
+    built = build_network(network, dataset.channels, dataset.classes, dataset.size)
+    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES]
+    behaviour = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
+    return Guidance(
+        network=behaviour,
+        images_NCHW=unlabelled_NCHW,
+        lessons_ANK=write_lessons(behaviour, teachers_AP, unlabelled_NCHW),
+        steps=config.guidance_steps,
+        batch_size=config.guidance_images,
+        learning_rate=config.guidance_rate,
+        seed=seed,
+    )

@@ -1,0 +1,63 @@
+"""Whole models through a backbone in windows with a halo: any length, and what the windows must not change."""
+
+import pytest
+import torch
+from torch import nn
+
+from mzsane.backbone.autoencoder import build_autoencoder
+from mzsane.backbone.inference import decode_models, encode_models
+from mzsane.randomness import make_generator
+from mzsane.tokens.layout import TokenLayout
+
+TOKEN_DIM = 6
+
+
+def make_layout(length):
+    """A layout of so many tokens: a row each."""
+    return TokenLayout.from_network(nn.Linear(TOKEN_DIM - 1, length), TOKEN_DIM)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone_config):
+    model = build_autoencoder(tiny_backbone_config, TOKEN_DIM, make_generator(0)).eval()
+    for name, parameter in model.named_parameters():  # so that attention and positions count
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.5, generator=make_generator(1, name))
+    return model
+
+
+@torch.no_grad()
+def run_whole(model, layout, flat_BP):
+    positions = layout.positions_T3.expand(len(flat_BP), -1, -1)
+    latents = model.encode(layout.tokenize(flat_BP), positions)
+    return latents, layout.detokenize(model.decode(latents, positions))
+
+
+def test_any_length_goes_through_any_window(model):
+    for length in (1, 2, 3, 5, 8, 16, 17, 25):
+        layout = make_layout(length)
+        flat = torch.randn(2, layout.weights, generator=make_generator(length))
+        whole, decoded = run_whole(model, layout, flat)
+        for window in (1, 2, 3, 4, 7, 16, 24, 25):
+            latents = encode_models(model, layout, flat, window)
+            again = decode_models(model, layout, whole, window)
+            assert latents.shape == whole.shape
+            assert again.shape == flat.shape
+            same = [torch.allclose(*pair, atol=1e-5) for pair in ((latents, whole), (again, decoded))]
+            # Attention sees all of a window: only one that covers the sequence gives what the whole gives.
+            assert same == [window >= length] * 2, (length, window)
+
+
+def test_windows_change_nothing_where_the_halo_covers_what_a_token_sees(model, tiny_backbone_config):
+    """Without attention a token sees itself and its position: every window has that."""
+    alone = build_autoencoder(tiny_backbone_config, TOKEN_DIM, make_generator(0)).eval()
+    alone.load_state_dict(model.state_dict())
+    for block in (*alone.encoder, *alone.decoder):
+        block.out.weight.data.zero_()
+    for length in (1, 5, 23):
+        layout = make_layout(length)
+        flat = torch.randn(2, layout.weights, generator=make_generator(length))
+        whole, decoded = run_whole(alone, layout, flat)
+        for window in range(1, 25):
+            torch.testing.assert_close(encode_models(alone, layout, flat, window), whole, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(decode_models(alone, layout, whole, window), decoded, atol=1e-5, rtol=1e-4)
