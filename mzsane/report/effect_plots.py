@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, create_message, quote, style_axes
 from mzsane.report.cells import SEES, Cell, average_seeds, format_accuracy, list_names
 from mzsane.report.effects import CHANGES, Effect, estimate_effects
-from mzsane.report.table import MISSING, name_epochs
+from mzsane.report.table import MISSING
 
 _HEAT = "YlGnBu"
 _DARK = 0.55  # accuracy from which text on the heat map is white
@@ -52,7 +52,8 @@ def plot_effects(rows: pl.DataFrame) -> Figure:
     )
     panels = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
     for axes, epochs in zip(panels, stages, strict=True):
-        style_axes(axes, name_epochs(epochs) if epochs == 0 else f"after {name_epochs(epochs)} of fine-tuning")
+        tuned = f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning"
+        style_axes(axes, tuned if epochs else "zero-shot")
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
         for effect in effects:

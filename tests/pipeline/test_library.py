@@ -150,8 +150,8 @@ def test_comparison_has_the_shares_of_novel_and_accurate_models(reference_run, t
     plan = ArmPlan(tiny, find_arm(tiny, "both", 0))
     stages = (plan.baselines(tiny.targets[0]), plan.scores(tiny.targets[0]))
     baselines, scores = (pl.read_parquet(reference_run.open(stage.work.ref).path("scores.parquet")) for stage in stages)
-    least = baselines.filter(method="zoo", finetune_epochs=0)["accuracy"].quantile(0.25, "linear")
-    between = scores.filter(method="interpolation")
+    least = baselines.filter(method="zoo", ensemble=1, finetune_epochs=0)["accuracy"].quantile(0.25, "linear")
+    between = scores.filter(method="interpolation", ensemble=1)
     worth = [a >= least and n >= 0.1 for a, n in between.select("accuracy", "novelty").iter_rows()]
     found = shares.filter(arm="both-s0", method="interpolation", threshold=0.1)["share"].item()
     assert found == sum(worth) / len(worth)

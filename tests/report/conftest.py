@@ -17,11 +17,11 @@ def make_row(
     inside=True,
     spread=0.02,
     novelty=None,
-    ensemble=1,
-    chosen_of=None,
     models=40,
     datasets=1,
     architectures=1,
+    ensemble=1,
+    chosen_of=None,
 ):
     """One measurement as a dict."""
     return {

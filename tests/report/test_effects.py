@@ -144,5 +144,6 @@ def test_other_methods_and_selection_do_not_count(ablate, row):
         row("a-25", "a", "selected", 0.99, sees="labels", models=25),
         row("abc-100", "new", "samples", 0.99, sees="labels", inside=False, models=100, datasets=3),
         row("a-25", "new", "zoo", 0.01, inside=False, models=25),
+        row("a-25", "a", "samples", 0.99, models=25, ensemble=5),
     ]
     assert estimate_effects(pl.concat([rows, pl.DataFrame(more, schema=rows.schema)])) == estimate_effects(rows)
