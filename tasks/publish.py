@@ -43,6 +43,7 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
     )
     _show_image(comparison, "accuracy.png", "accuracy", "Accuracy by arm and target")
     _show_image(comparison, "novelty.png", "novelty", "Accuracy against novelty by arm and target")
+    _show_image(comparison, "probes.png", "probes", "What the latents tell of a model")
 
 
 def show_card(name: str, zoo: Artifact) -> None:

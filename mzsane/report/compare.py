@@ -1,7 +1,8 @@
 """Compare the arms of an ablation: the last stage, from scores to a table, figures and a page.
 
 The COMPARISON artifact holds `comparison.parquet` and `comparison.json` (a row a measurement, see `cells.ROW_SCHEMA`),
-`curves.parquet` (training curves of all arms), `report.html`, and the page's figures as PNG.
+`curves.parquet` (training curves of all arms), `probes.parquet` (what the latents of all arms tell), `report.html`,
+and the page's figures as PNG.
 """
 
 import json
@@ -15,6 +16,7 @@ import polars as pl
 from mzsane.appearance import assign_looks, to_png
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import AblationConfig, CompositionConfig
+from mzsane.evaluation.probes_picture import plot_probes
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
@@ -22,8 +24,9 @@ from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
+from mzsane.tokens.build import plan_tokens
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ArmParts:
     composition: CompositionConfig
     seed: int
     backbone: ArtifactRef
+    probes: ArtifactRef
     samples: Mapping[str, ArtifactRef]
     scores: Mapping[str, ArtifactRef]
     baselines: Mapping[str, ArtifactRef]
@@ -44,6 +48,7 @@ def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
     inputs = {}
     for arm in arms:
         inputs[f"{arm.name}/backbone"] = arm.backbone
+        inputs[f"{arm.name}/probes"] = arm.probes
         inputs |= {f"{arm.name}/scores/{target}": ref for target, ref in arm.scores.items()}
         inputs |= {f"{arm.name}/baselines/{target}": ref for target, ref in arm.baselines.items()}
     return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json")}, inputs)
@@ -58,6 +63,7 @@ def compare(
         return found
     rows = pl.concat([arm_rows(config, arm, store) for arm in arms])
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
+    probes = pl.concat([arm_probes(config, arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
     sink.progress(1, 3, "parts: measurements gathered")
     looks = assign_looks([composition.name for composition in config.compositions])
@@ -66,14 +72,16 @@ def compare(
         "novelty.png": to_png(plot_novelty(rows, looks)),
         "finetuning.png": to_png(plot_finetuning(rows, looks)),
         "curves.png": to_png(plot_curves(curves, looks)),
+        "probes.png": to_png(plot_probes(probes)),
         "provenance.png": to_png(plot_provenance(provenance)),
     }
     sink.progress(2, 3, "parts: figures drawn")
-    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"))
+    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), probes)
     files = {
         "comparison.parquet": to_parquet(rows),
         "comparison.json": json.dumps(_to_json_rows(rows), indent=1).encode(),
         "curves.parquet": to_parquet(curves),
+        "probes.parquet": to_parquet(probes),
         "report.html": page.encode(),
         **figures,
     }
@@ -125,6 +133,21 @@ def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     )
 
 
+def arm_probes(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return an arm's probes, with the ablation's names of zoos in place of what is in them."""
+    probes = pl.read_parquet(store.open(arm.probes).path("probes.parquet"))
+    names = {plan_tokens(config.tokens, zoo).ref.fingerprint: zoo.name for zoo in reversed(config.all_zoos)}
+    labels = {label: names[tokens] for label, tokens in probes.select("zoo", "tokens").rows() if tokens in names}
+    return probes.select(
+        pl.lit(arm.name).alias("arm"),
+        pl.lit(arm.composition.name).alias("composition"),
+        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+        pl.all().exclude("zoo", "fitted_on"),
+        pl.col("zoo").replace(labels),
+        pl.col("fitted_on").list.eval(pl.element().replace(labels)),
+    ).select("arm", "composition", "seed", *probes.columns)
+
+
 def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore) -> list[dict[str, Any]]:
     """Return what came from where: for every arm each artifact that leads to its scores, with what it reads."""
     zoo_names: dict[str, str] = {}
@@ -153,6 +176,7 @@ def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: Ar
             zoo_names[ArtifactRef.parse(tokens).fingerprint] = part.zoo
     for arm in arms:
         visit(arm, arm.backbone, "backbone", arm.name)
+        visit(arm, arm.probes, "probes", arm.name)
         for target in config.targets:
             visit(arm, arm.samples[target.name], "samples", f"{arm.name}/{target.name}")
             visit(arm, arm.scores[target.name], "scores", f"{arm.name}/{target.name}")
