@@ -1,5 +1,6 @@
 """What probes found, as a picture: dots by property and kind of features, a panel a zoo."""
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -51,7 +52,11 @@ def plot_probes(rows: pl.DataFrame) -> Figure:
     shown = pick_shown(rows)
     if shown.is_empty():
         return create_message("Nothing could be probed: the table says why.")
-    keys = shown.select("zoo", "in_distribution").unique(maintain_order=True).sort("in_distribution", descending=True)
+    keys = (
+        shown.select("zoo", "in_distribution")
+        .unique(maintain_order=True)
+        .sort(pl.col("in_distribution").not_(), pl.col("zoo") == ALL, maintain_order=True)
+    )
     panels = keys.rows()
     properties = {panel: _sort_properties(_of(shown, panel)["property"].unique().to_list()) for panel in panels}
     features = [name for name in FEATURES if name in shown["features"]]
@@ -110,10 +115,10 @@ def _draw_panel(axes: Axes, rows: pl.DataFrame, properties: Sequence[str], featu
             color, marker = _LOOKS[kind]
             at = y + (place - (len(features) - 1) / 2) * 0.8 / len(features)
             values = found["value"].clip(_LOWEST, 1.0).to_list()
-            if len(values) == 1:
+            if len(values) == 1 and math.isfinite(found["low"][0]):
                 ends = [min(1.0, max(_LOWEST, found[end][0])) for end in ("low", "high")]
                 axes.plot(ends, [at, at], color=color, linewidth=1.3, alpha=0.6)
-            else:
+            elif len(values) > 1:
                 axes.plot(values, [at] * len(values), ".", color=color, markersize=4, alpha=0.45)
             mean = sum(values) / len(values)
             face = color if mean > _LOWEST else "white"

@@ -16,7 +16,8 @@ from mzsane.backbone.probes import cut_by_model, predict_numbers, read_numbers, 
 
 _RESAMPLES = 400
 _INTERVAL = (0.025, 0.975)
-_LEAST_FITTED, _LEAST_SCORED = 3, 2  # models, below which nothing can be chosen or no interval be given
+_LEAST_FITTED, _LEAST_SCORED = 3, 2  # models, below which there is no probe
+_LEAST_RESAMPLED = 5  # models, below which there is no interval
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of logistic regression: inverse of the penalty
 _OWN = ("part", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss")  # numbers that are not probed
 _DECADE = 10.0
@@ -142,9 +143,11 @@ def score_property(
 def draw_resamples(models_E: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """Return how often each checkpoint counts in each resample of the models, with replacement: (R, E).
 
-    In the first each counts once.
+    In the first each counts once; of fewer than 5 models there is no other.
     """
     names, number_E = np.unique(models_E, return_inverse=True)
+    if len(names) < _LEAST_RESAMPLED:
+        return np.ones((1, len(models_E)))
     drawn_RM = torch.randint(len(names), (_RESAMPLES, len(names)), generator=generator).numpy()
     counts_RM = np.stack([np.bincount(drawn_M, minlength=len(names)) for drawn_M in drawn_RM])
     return np.concatenate([np.ones((1, len(models_E))), counts_RM[:, number_E]])

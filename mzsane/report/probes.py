@@ -1,12 +1,15 @@
 """What probes of the latents say, for the report: sentences, a figure and a table."""
 
+import math
+from collections.abc import Mapping
 from html import escape
 from itertools import groupby
+from typing import Any
 
 import polars as pl
 
 from mzsane.evaluation.features import BASELINE, FEATURES
-from mzsane.evaluation.probes_picture import name_features, name_property, pick_shown
+from mzsane.evaluation.probes_picture import ALL, name_features, name_property, pick_shown
 from mzsane.report.cells import join_names
 from mzsane.report.page_tables import render_cell, render_table
 
@@ -41,9 +44,10 @@ def describe_probes(probes: pl.DataFrame) -> list[str]:
                 continue
             best = max(own, key=lambda name: own[name]["value"])
             verdicts = [_judge(name, own[name]) for name in _JUDGED if name in own]
+            against = f"Against the statistics ({own[BASELINE]['value']:.2f}) {', '.join(verdicts)}."
             sentences.append(
-                f"Test accuracy on {zoo}, {place}: {name_features(best)} win with {metric} {own[best]['value']:.2f}. "
-                f"Statistics have {own[BASELINE]['value']:.2f}; {'; '.join(verdicts)}."
+                f"Test accuracy on {zoo}, {place}: best are {name_features(best)} with {metric} "
+                f"{own[best]['value']:.2f}. {against}"
             )
     return sentences
 
@@ -69,7 +73,9 @@ def render_probes(probes: pl.DataFrame) -> str:
                 cells.append(render_cell("–", "number"))
                 continue
             row = own[features]
-            text = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            text = f"{row['value']:.2f}"
+            if math.isfinite(row["low"]):
+                text += f" [{row['low']:.2f}, {row['high']:.2f}]"
             cells.append(render_cell(text, "number best" if row["value"] == best else "number"))
         body.append(f"<tr>{''.join(cells)}</tr>")
     table = render_table(heads, body, css="scroll tall") if body else ""
@@ -104,13 +110,24 @@ def _average(scores: pl.DataFrame) -> pl.DataFrame:
             pl.col("value", "low", "high", "chance", "gain", "gain_low", "gain_high").mean(),
             pl.col("models").max(),
         )
-        .sort(pl.col("in_distribution").not_(), "zoo", "fitted_on", "property", "metric", "order", maintain_order=True)
+        .sort(
+            pl.col("in_distribution").not_(),
+            pl.col("zoo") == ALL,
+            "zoo",
+            "fitted_on",
+            "property",
+            "metric",
+            "order",
+            maintain_order=True,
+        )
     )
 
 
-def _judge(name: str, row: dict) -> str:
-    if row["gain_low"] > 0:
-        verdict = "are ahead of them"
+def _judge(name: str, row: Mapping[str, Any]) -> str:
+    if not math.isfinite(row["gain_low"]):
+        verdict = "are not judged, with so few models"
+    elif row["gain_low"] > 0:
+        verdict = "are ahead"
     elif row["gain_high"] < 0:
         verdict = "are behind"
     else:
