@@ -24,11 +24,11 @@ def probed(make_store, tiny_zoo_config, tiny_tokens_config, tiny_backbone_config
     store = make_store()
     tokens_config = tiny_tokens_config.model_copy(update={"train_fraction": 0.5, "barrier_pairs": 0})
     others = []
-    for name, architecture in (("figures", "cnn-s"), ("mlp", "mlp")):
+    for name, network in (("figures", {"architecture": "cnn-s"}), ("mlp", {"architecture": "mlp", "width": 8})):
         zoo = ZooConfig(
             name=name,
             images=GlyphsConfig(source="glyphs", characters="0123", images=120),
-            network={"architecture": architecture},
+            network=network,
             models=6,
             epochs=3,
             keep_epochs=3,
