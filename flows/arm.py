@@ -2,7 +2,7 @@
 
 from prefect import flow, get_run_logger
 
-from flows.chain import make_backbone, make_scores
+from flows.chain import make_backbone, make_probes, make_scores
 from flows.presets import DEMO
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
@@ -21,7 +21,7 @@ def arm(
     execution: ExecutionConfig = ExecutionConfig(),
     tracking_parent: str | None = None,
 ) -> None:
-    """Run one arm: pre-train, then sample and score for every target.
+    """Run one arm: pre-train, probe the latents, then sample and score for every target.
 
     Args:
         composition: Name of the composition to train on.
@@ -35,6 +35,7 @@ def arm(
     run = tracker.open_arm(config, chosen, tracking_parent)
     try:
         make_backbone(config, composition, seed, execution, run)
+        make_probes(config, composition, seed, execution)
         for target in config.targets:
             make_scores(config, composition, seed, target, execution)
     except Exception:

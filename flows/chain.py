@@ -25,6 +25,12 @@ def make_backbone(
     return stages.pretrain(config, composition, seed, execution, run)
 
 
+def make_probes(config: AblationConfig, composition: str, seed: int, execution: ExecutionConfig) -> ArtifactRef:
+    """Probe an arm's backbone, which must be there, on all zoos of the ablation."""
+    make_tokens(config, [zoo.name for zoo in config.all_zoos], execution, None)
+    return stages.probe_backbone(config, composition, seed, execution)
+
+
 def make_samples(
     config: AblationConfig, composition: str, seed: int, target: TargetConfig, execution: ExecutionConfig
 ) -> ArtifactRef:

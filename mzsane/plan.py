@@ -19,6 +19,7 @@ from mzsane.config import (
     TokensConfig,
 )
 from mzsane.errors import ConfigError
+from mzsane.evaluation.probes import plan_probes, probe_backbone
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
 from mzsane.metrics import MetricSink
 from mzsane.report.compare import ArmParts, compare, plan_comparison
@@ -128,7 +129,7 @@ def _resolve(config: AblationConfig, target: TargetConfig) -> Target:
 
 
 class ArmPlan:
-    """The stages of one arm: its backbone, and for each target samples, their scores and the baselines."""
+    """The stages of one arm: its backbone and its probes; for each target samples, their scores and the baselines."""
 
     def __init__(self, config: AblationConfig, arm: Arm) -> None:
         config = resolve_ablation(config)
@@ -143,7 +144,7 @@ class ArmPlan:
         by_target = [
             stage(target) for target in self.config.targets for stage in (self.baselines, self.samples, self.scores)
         ]
-        return [self.backbone(), *by_target]
+        return [self.backbone(), self.probes(), *by_target]
 
     def backbone(self) -> Stage:
         """Return the stage that pre-trains the backbone."""
@@ -154,6 +155,16 @@ class ArmPlan:
             self.arm.name,
             plan_backbone(config, slices, seed, mixture),
             lambda store, execution, sink: pretrain(config, slices, seed, store, execution, sink, mixture),
+        )
+
+    def probes(self) -> Stage:
+        """Return the stage that probes the backbone, on all zoos of the ablation."""
+        others = [plan_tokens(self.config.tokens, zoo).ref for zoo in self.config.all_zoos]
+        common = (self.backbone().work.ref, self.slices, others, self.arm.seed)
+        return Stage(
+            self.arm.name,
+            plan_probes(*common),
+            lambda store, execution, sink: probe_backbone(*common, store, execution, sink),
         )
 
     def baselines(self, target: TargetConfig) -> Stage:
@@ -197,6 +208,7 @@ class ArmPlan:
             composition=self.arm.composition,
             seed=self.arm.seed,
             backbone=self.backbone().work.ref,
+            probes=self.probes().work.ref,
             samples={target.name: self.samples(target).work.ref for target in targets},
             scores={target.name: self.scores(target).work.ref for target in targets},
             baselines={target.name: self.baselines(target).work.ref for target in targets},

@@ -26,6 +26,7 @@ _FIGURES = {
     "shares": "Share of models that are novel and as accurate as the zoo",
     "finetuning": "Accuracy while fine-tuning",
     "latents": "Latents of held-out models by zoo and by accuracy",
+    "probes": "What the latents tell of a model",
 }
 
 

@@ -52,6 +52,12 @@ def pretrain(
     return _run_stage(plan.backbone(), execution, tracking_run, partial(name_points, plan.parts()))
 
 
+@task(task_run_name="probes-{composition}-s{seed}")
+def probe_backbone(config: AblationConfig, composition: str, seed: int, execution: ExecutionConfig) -> ArtifactRef:
+    """Probe an arm's backbone."""
+    return _run_stage(ArmPlan(config, find_arm(config, composition, seed)).probes(), execution)
+
+
 @task(task_run_name="baselines-{target.name}-s{seed}")
 def score_baselines(
     config: AblationConfig, composition: str, seed: int, target: TargetConfig, execution: ExecutionConfig

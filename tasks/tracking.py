@@ -16,11 +16,13 @@ from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
-from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage
-from mzsane.report.compare import ArmParts, arm_curves, arm_rows, name_curve
+from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
+from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, name_curve
 from mzsane.report.plots import plot_curves
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _COMPARISON_FILES = (
     "finetuning.png",
     "latents.png",
     "curves.png",
+    "probes.png",
     "provenance.png",
     "report.html",
     "comparison.json",
@@ -174,7 +177,7 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
 
     parts = ArmPlan(config, arm).parts()
     params = [Param(key, value[:6000]) for key, value in _flatten_parameters(config, arm).items()]
-    addresses = {"backbone": parts.backbone}
+    addresses = {"backbone": parts.backbone, "probes": parts.probes}
     for target in config.targets:
         for kind, refs in (("samples", parts.samples), ("scores", parts.scores), ("baselines", parts.baselines)):
             addresses[f"{kind}.{target.name}"] = refs[target.name]
@@ -193,6 +196,10 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
         points.append((f"{key}/calibration", row["calibration_mean"], row["finetune_epochs"]))
         if row["novelty_mean"] is not None:
             points.append((f"{key}/novelty", row["novelty_mean"], row["finetune_epochs"]))
+    for row in (
+        arm_probes(resolve_ablation(config), parts, store).filter(pl.col("value").is_finite()).iter_rows(named=True)
+    ):
+        points.append((f"probes/{row['zoo']}/{row['property']}/{row['features']}/{row['metric']}", row["value"], 0))
     _log_points(client, run, points)
     _log_file(client, run, "curves.png", to_png(plot_curves(curves)))
     client.set_terminated(run, "FINISHED")

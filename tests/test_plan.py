@@ -31,7 +31,7 @@ def test_stages_come_after_what_they_read_and_once(name):
 def test_a_setting_changes_what_depends_on_it_and_nothing_else():
     config = load_preset("tiny")
     other = change(config, sampling={**config.sampling.model_dump(), "bandwidth": 0.3})
-    for kind in ("zoo", "tokens", "backbone", "baselines"):
+    for kind in ("zoo", "tokens", "backbone", "probes", "baselines"):
         assert fingerprints(config, kind) == fingerprints(other, kind)
     for kind in ("samples", "scores", "comparison"):
         assert not fingerprints(config, kind) & fingerprints(other, kind)
@@ -47,7 +47,7 @@ def test_names_and_order_change_no_fingerprint_of_the_science():
     for target in data["targets"]:
         target["zoo"] = target["zoo"] and f"my-{target['zoo']}"
     renamed = AblationConfig.model_validate(data)
-    for kind in ("zoo", "tokens", "backbone", "samples", "scores", "baselines"):
+    for kind in ("zoo", "tokens", "backbone", "probes", "samples", "scores", "baselines"):
         assert fingerprints(config, kind) == fingerprints(renamed, kind)
     assert fingerprints(config, "comparison") != fingerprints(renamed, "comparison")
 

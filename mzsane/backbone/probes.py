@@ -1,6 +1,6 @@
 """Probes: what the latents of checkpoints tell of their epoch, losses, accuracies and factors.
 
-Suffixes: B models, T tokens, L latent width, E checkpoints, F features.
+Suffixes: B models, T tokens, L latent width, E checkpoints, F features, R dimensions that these span, S strengths.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ class Probes:
         self.properties: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name, kind in table.index.schema.items():
             if kind.is_numeric() and name not in ("part", "generalisation_gap") and not name.startswith("test_"):
-                values = (_read_numbers(fitted[name]), _read_numbers(scored[name]))
+                values = (read_numbers(fitted[name]), read_numbers(scored[name]))
                 known = np.isfinite(values[0])
                 several = len(np.unique(self.models[known])) > 1
                 if several and _vary(values[0], LEAST_FITTED) and _vary(values[1], LEAST_SCORED):
@@ -41,34 +41,79 @@ class Probes:
         """Return the R2 of each property; not a number where a feature is not."""
         finite = bool(np.isfinite(fitted_EF).all() and np.isfinite(scored_EF).all())
         return {
-            f"probe_r2_{name}": _probe(fitted_EF, values[0], self.models, scored_EF, values[1]) if finite else np.nan
+            f"probe_r2_{name}": _score_r2(fitted_EF, values[0], self.models, scored_EF, values[1]) if finite else np.nan
             for name, values in self.properties.items()
         }
 
 
-def _probe(
-    fitted_EF: np.ndarray, fitted_E: np.ndarray, models_E: np.ndarray, scored_EF: np.ndarray, scored_E: np.ndarray
-) -> float:
-    """Return the R2 of a ridge regression on the scored checkpoints that know the property.
+def rescale_features(fitted_EF: np.ndarray, scored_EF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features in deviations of the fitted ones, rotated into no more dimensions than there are of these.
 
-    Its strength is chosen by leaving out whole models: epochs of one model are too much alike to tell.
+    What is outside of that space has no weight in a regression that shrinks its coefficients.
     """
-    # Imported here, because it takes more than a second, and most commands train nothing.
-    from sklearn.linear_model import RidgeCV
-    from sklearn.metrics import r2_score
-    from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known, asked = np.isfinite(fitted_E), np.isfinite(scored_E)
-    folds = GroupKFold(min(_FOLDS, len(np.unique(models_E[known]))))
-    cuts = list(folds.split(fitted_EF[known], groups=models_E[known]))
-    regression = make_pipeline(StandardScaler(), RidgeCV(_STRENGTHS, cv=cuts))
-    regression.fit(fitted_EF[known], fitted_E[known])
-    return float(r2_score(scored_E[asked], regression.predict(scored_EF[asked])))
+    scaler = StandardScaler().fit(fitted_EF)
+    fitted_EF, scored_EF = scaler.transform(fitted_EF), scaler.transform(scored_EF)
+    if fitted_EF.shape[1] > len(fitted_EF):
+        basis_RF = np.linalg.svd(fitted_EF, full_matrices=False)[2]
+        fitted_EF, scored_EF = fitted_EF @ basis_RF.T, scored_EF @ basis_RF.T
+    return fitted_EF, scored_EF
 
 
-def _read_numbers(column: pl.Series) -> np.ndarray:
+def cut_by_model(models_E: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return folds, kept and left out, that leave out whole models: their epochs are too much alike to tell."""
+    # Imported here, because it takes more than a second, and most commands train nothing.
+    from sklearn.model_selection import GroupKFold
+
+    folds = GroupKFold(min(_FOLDS, len(np.unique(models_E))))
+    return list(folds.split(models_E, groups=models_E))
+
+
+def predict_numbers(
+    fitted_EF: np.ndarray, fitted_E: np.ndarray, models_E: np.ndarray, scored_EF: np.ndarray
+) -> np.ndarray:
+    """Return what a ridge regression says of the scored checkpoints; its strength is chosen by leaving out models.
+
+    Args:
+        fitted_EF: features of the checkpoints that it is fitted on.
+        fitted_E: their property; where it is not a number, the checkpoint is left out.
+        models_E: the model that each is a checkpoint of.
+        scored_EF: features of the checkpoints that it is asked for.
+    """
+    from sklearn.metrics import r2_score
+
+    known = np.isfinite(fitted_E)
+    fitted_E = fitted_E[known]
+    fitted_EF, scored_EF = rescale_features(fitted_EF[known], scored_EF)
+    scores = [
+        [r2_score(fitted_E[out], guess_E) for guess_E in _fit_ridges(fitted_EF[kept], fitted_E[kept], fitted_EF[out])]
+        for kept, out in cut_by_model(models_E[known])
+    ]
+    best: np.ndarray = _fit_ridges(fitted_EF, fitted_E, scored_EF)[np.mean(scores, axis=0).argmax()]
+    return best
+
+
+def _fit_ridges(fitted_EF: np.ndarray, fitted_E: np.ndarray, scored_EF: np.ndarray) -> np.ndarray:
+    """Return the predictions of a ridge regression of each strength, (S, E)."""
+    offset_F, mean = fitted_EF.mean(axis=0), fitted_E.mean()
+    left_ER, size_R, right_RF = np.linalg.svd(fitted_EF - offset_F, full_matrices=False)
+    shrunk_SR = size_R / (size_R**2 + _STRENGTHS[:, None]) * (left_ER.T @ (fitted_E - mean))
+    predicted: np.ndarray = shrunk_SR @ ((scored_EF - offset_F) @ right_RF.T).T + mean
+    return predicted
+
+
+def _score_r2(
+    fitted_EF: np.ndarray, fitted_E: np.ndarray, models_E: np.ndarray, scored_EF: np.ndarray, scored_E: np.ndarray
+) -> float:
+    from sklearn.metrics import r2_score
+
+    asked = np.isfinite(scored_E)
+    return float(r2_score(scored_E[asked], predict_numbers(fitted_EF, fitted_E, models_E, scored_EF[asked])))
+
+
+def read_numbers(column: pl.Series) -> np.ndarray:
+    """Return a column as float64, not a number where it has none."""
     numbers: np.ndarray = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
     return numbers
 

@@ -2,7 +2,8 @@
 
 The COMPARISON artifact holds `comparison.parquet` and `comparison.json` (a row a measurement, see `cells.ROW_SCHEMA`),
 `curves.parquet` (training curves of all arms), `shares.parquet` (of models that are novel and as accurate as the zoo),
-`latents.parquet` (a map of held-out checkpoints), `report.html`, and the page's figures as PNG.
+`latents.parquet` (a map of held-out checkpoints), `probes.parquet` (what the latents of all arms tell), `report.html`,
+and the page's figures as PNG.
 """
 
 import json
@@ -16,6 +17,7 @@ import polars as pl
 from mzsane.appearance import assign_looks, to_png
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import AblationConfig, CompositionConfig
+from mzsane.evaluation.probes_picture import plot_probes
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.cells import ROW_SCHEMA
@@ -27,6 +29,7 @@ from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 from mzsane.report.provenance import plot_provenance
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
+from mzsane.tokens.build import plan_tokens
 
 VERSION = 4
 
@@ -39,6 +42,7 @@ class ArmParts:
     composition: CompositionConfig
     seed: int
     backbone: ArtifactRef
+    probes: ArtifactRef
     samples: Mapping[str, ArtifactRef]
     scores: Mapping[str, ArtifactRef]
     baselines: Mapping[str, ArtifactRef]
@@ -49,6 +53,7 @@ def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
     inputs = {}
     for arm in arms:
         inputs[f"{arm.name}/backbone"] = arm.backbone
+        inputs[f"{arm.name}/probes"] = arm.probes
         inputs |= {f"{arm.name}/scores/{target}": ref for target, ref in arm.scores.items()}
         inputs |= {f"{arm.name}/baselines/{target}": ref for target, ref in arm.baselines.items()}
     return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json")}, inputs)
@@ -65,6 +70,7 @@ def compare(
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
     shares = pl.concat([arm_shares(config, arm, store) for arm in arms])
     latents = pl.concat([arm_latents(config, arm, store) for arm in choose_mapped(config, arms)])
+    probes = pl.concat([arm_probes(config, arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
     sink.progress(1, 3, "parts: measurements gathered")
     looks = assign_looks([composition.name for composition in config.compositions])
@@ -77,16 +83,18 @@ def compare(
         "finetuning.png": to_png(plot_finetuning(rows, looks)),
         "latents.png": to_png(plot_latents(latents)),
         "curves.png": to_png(plot_curves(curves, looks)),
+        "probes.png": to_png(plot_probes(probes)),
         "provenance.png": to_png(plot_provenance(provenance)),
     }
     sink.progress(2, 3, "parts: figures drawn")
-    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), shares, latents)
+    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), shares, latents, probes)
     files = {
         "comparison.parquet": to_parquet(rows),
         "comparison.json": json.dumps(_to_json_rows(rows), indent=1).encode(),
         "curves.parquet": to_parquet(curves),
         "shares.parquet": to_parquet(shares),
         "latents.parquet": to_parquet(latents),
+        "probes.parquet": to_parquet(probes),
         "report.html": page.encode(),
         **figures,
     }
@@ -185,6 +193,21 @@ def arm_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> 
     return latents.with_columns(labels).select(list(LATENT_SCHEMA))
 
 
+def arm_probes(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return an arm's probes, with the ablation's names of zoos in place of what is in them."""
+    probes = pl.read_parquet(store.open(arm.probes).path("probes.parquet"))
+    names = {plan_tokens(config.tokens, zoo).ref.fingerprint: zoo.name for zoo in reversed(config.all_zoos)}
+    labels = {label: names[tokens] for label, tokens in probes.select("zoo", "tokens").rows() if tokens in names}
+    return probes.select(
+        pl.lit(arm.name).alias("arm"),
+        pl.lit(arm.composition.name).alias("composition"),
+        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+        pl.all().exclude("zoo", "fitted_on"),
+        pl.col("zoo").replace(labels),
+        pl.col("fitted_on").list.eval(pl.element().replace(labels)),
+    ).select("arm", "composition", "seed", *probes.columns)
+
+
 def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore) -> list[dict[str, Any]]:
     """Return what came from where: for every arm each artifact that leads to its scores, with what it reads."""
     zoo_names: dict[str, str] = {}
@@ -213,6 +236,7 @@ def trace_provenance(config: AblationConfig, arms: Sequence[ArmParts], store: Ar
             zoo_names[ArtifactRef.parse(tokens).fingerprint] = part.zoo
     for arm in arms:
         visit(arm, arm.backbone, "backbone", arm.name)
+        visit(arm, arm.probes, "probes", arm.name)
         for target in config.targets:
             visit(arm, arm.samples[target.name], "samples", f"{arm.name}/{target.name}")
             visit(arm, arm.scores[target.name], "scores", f"{arm.name}/{target.name}")

@@ -11,6 +11,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from mzsane.appearance import Look, assign_looks, to_png, to_svg
+from mzsane.evaluation.probes_picture import plot_probes
 from mzsane.report.cells import check_rows, list_names
 from mzsane.report.effect_plots import plot_effects, plot_heatmap
 from mzsane.report.effects import estimate_effects
@@ -20,6 +21,7 @@ from mzsane.report.novelty import plot_novelty
 from mzsane.report.page_style import SCRIPT, STYLE
 from mzsane.report.page_tables import render_addresses, render_comparison, render_measurements
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
+from mzsane.report.probes import describe_probes, render_probes
 from mzsane.report.provenance import plot_provenance
 from mzsane.report.shares import plot_shares
 
@@ -178,6 +180,16 @@ def render_summary(rows: pl.DataFrame) -> str:
     return f'<ul class="answers">{render_items(findings.overall)}</ul><div class="cards">{cards}</div>'
 
 
+def render_latents(probes: pl.DataFrame) -> str:
+    """Render what the latents tell: sentences, a figure, a table."""
+    caption = (
+        "Linear probes from features of checkpoints to what is known of them, scored on models that neither probe nor "
+        "backbone has seen. Latents are worth something where they are to the right of the statistics of the weights."
+    )
+    figure = render_figure("probes", plot_probes(probes), caption)
+    return f'<ul class="answers">{render_items(describe_probes(probes))}</ul>{figure}{render_probes(probes)}'
+
+
 def render_items(sentences: Iterable[str]) -> str:
     """Render sentences as the items of a list, what stands before a colon in bold."""
     items = []
@@ -208,6 +220,7 @@ def render_report(
     config: Mapping[str, Any],
     shares: pl.DataFrame = pl.DataFrame(),
     latents: pl.DataFrame = pl.DataFrame(),
+    probes: pl.DataFrame | None = None,
 ) -> str:
     """Render an ablation as one HTML page, which loads nothing and can be read without scripts.
 
@@ -219,6 +232,7 @@ def render_report(
         config: The ablation's whole config, JSON-like.
         shares: Shares of novel and accurate models, with the columns of `shares.SHARE_SCHEMA`. May be empty.
         latents: Maps of latents, with the columns of `latents.LATENT_SCHEMA`. May be empty.
+        probes: What the latents tell of models, of all arms (`evaluation.probes.PROBE_SCHEMA`); left out if None.
 
     Returns:
         The page.
@@ -243,6 +257,7 @@ def render_report(
     sections = {
         "What the measurements say": render_summary(rows),
         "Figures": render_figures(rows, curves, shares, latents, looks),
+        **({} if probes is None else {"What the latents tell": render_latents(probes)}),
         "How to read this": f'<p>Compare only what sees the same.</p><div class="columns">{"".join(meanings)}</div>',
         "Comparison": "<p>Nothing was measured.</p>" if rows.is_empty() else render_comparison(rows, looks),
         "Every measurement": "<p>Nothing was measured.</p>" if rows.is_empty() else render_measurements(rows),

@@ -11,9 +11,9 @@ from matplotlib.path import Path
 
 from mzsane.appearance import INK, MUTED, create_figure, create_message, quote
 
-STAGES = ("zoo", "tokens", "backbone", "samples", "scores")
+STAGES = ("zoo", "tokens", "backbone", "samples", "scores", "probes")
 # Not the colours of compositions, which mean something else.
-COLORS = ("#8a6d3b", "#66788a", "#2f5573", "#75507b", "#4e6e4e")
+COLORS = ("#8a6d3b", "#66788a", "#2f5573", "#75507b", "#4e6e4e", "#7a4f4f")
 BOX_WIDTH, BOX_HEIGHT = 0.74, 0.68
 
 

@@ -37,6 +37,7 @@ MODULES = {
     "zoo": "mzsane/zoo/train.py",
     "tokens": "mzsane/tokens/build.py",
     "backbone": "mzsane/backbone/pretrain.py",
+    "probes": "mzsane/evaluation/probes.py",
     "samples": "mzsane/sampling/draw.py",
     "baselines": "mzsane/evaluation/score.py",
     "scores": "mzsane/evaluation/score.py",
@@ -108,6 +109,7 @@ def measure(folder: str) -> dict[str, dict[str, Any]]:
         "zoo": _describe_zoo,
         "tokens": _describe_tokens,
         "backbone": _describe_backbone,
+        "probes": _describe_probes,
         "samples": _describe_samples,
         "baselines": _describe_scores,
         "scores": _describe_scores,
@@ -213,6 +215,15 @@ def _describe_backbone(backbone: Artifact, key: str, facts: dict, means: dict, p
     flat = np.concatenate([value.numpy().reshape(-1) for value in weights.values()])
     means[f"{key} weights"] = _mean(flat)
     projections[f"{key} weights"] = _project(flat)
+
+
+def _describe_probes(probes: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:
+    rows = pl.read_parquet(probes.path("probes.parquet"))
+    labels = ["zoo", "in_distribution", "sees", "property", "features", "metric", "fitted", "scored", "models", "note"]
+    facts[f"{key} rows"] = _list_rows(rows.select(labels))
+    # Of so few models a score can be any number: what is kept is what does not hang on a rounding.
+    found = rows.filter(pl.col("property") == "zoo")
+    projections[f"{key} zoo"] = _project(found["value"].to_numpy())
 
 
 def _describe_samples(samples: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:
