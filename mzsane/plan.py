@@ -171,7 +171,8 @@ class ArmPlan:
         """Return the stage that scores a target's baselines, which all arms of a seed share."""
         config = self.config
         common = (config.evaluation, _resolve(config, target), config.tokens, self.arm.seed)
-        others = [plan_tokens(config.tokens, config.find_zoo(name)).ref for name in config.transfer_zoos(target)]
+        refs = [plan_tokens(config.tokens, config.find_zoo(name)).ref for name in config.transfer_zoos(target)]
+        others = sorted(refs, key=str)  # the order in which zoos are listed is nobody's choice
         return Stage(
             f"{target.name}-s{self.arm.seed}",
             plan_baselines(*common, others),
