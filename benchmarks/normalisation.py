@@ -106,7 +106,7 @@ def draw(found: pl.DataFrame) -> bytes:
                 )
         axes.set_xticks(range(len(MODES)), MODES)
         axes.set_ylabel("accuracy (%)", color=INK)
-        axes.legend(frameon=False, fontsize=8.5)
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
     return to_png(figure)
 
 
