@@ -41,13 +41,15 @@ IMAGES = 10_000
 GAP_BARS = {48: 0.3, 27: 2.0}  # points
 
 
-def train(zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore) -> tuple[Artifact, Artifact]:
-    """Make a zoo's tokens and a backbone on all their training models, or find them made."""
+def train(
+    zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore, models: int | None = None
+) -> tuple[Artifact, Artifact]:
+    """Make a zoo's tokens and a backbone on so many of their training models, all if None, or find them made."""
     sink, settings = TerminalSink(), dict(settings)
     token_dim = settings.pop("token_dim")
     plan_zoo_stage(zoo).run(store, ExecutionConfig(), sink)
     tokens = build_tokens(TokensConfig(token_dim=token_dim, barrier_pairs=0), zoo, store, sink=sink)
-    models = read_tokens(tokens).index.filter(split="train")["model"].n_unique()
+    models = models or read_tokens(tokens).index.filter(split="train")["model"].n_unique()
     slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models))]
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
 
@@ -117,6 +119,7 @@ def main() -> int:
     parser.add_argument("zoos", nargs="*", default=["mnist", "fashion-mnist"])
     parser.add_argument("--latents", type=int, nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--behaviours", type=float, nargs="+", default=BEHAVIOURS)
+    parser.add_argument("--models", type=int, help="training models; all of the zoo's if not given")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the backbone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -131,7 +134,7 @@ def main() -> int:
             measured = found.setdefault((zoo.name, behaviour), [])
             for latent_dim in options.latents:
                 settings = COMMON | RECIPES[latent_dim] | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
-                measured.append(measure(*train(zoo, settings, options.seed, store)))
+                measured.append(measure(*train(zoo, settings, options.seed, store, options.models)))
                 last = measured[-1]
                 print({key: round(value, 4) for key, value in last.items()}, flush=True)
                 what = f"{zoo.name}, {last['latents']:.2f} latents a weight{', behaviour' if behaviour else ''}"
