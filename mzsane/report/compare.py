@@ -16,7 +16,7 @@ import polars as pl
 
 from mzsane.appearance import assign_looks, to_png
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.config import AblationConfig, CompositionConfig
+from mzsane.config import AblationConfig, CompositionConfig, TargetConfig
 from mzsane.evaluation.probes_picture import plot_probes
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
@@ -120,15 +120,24 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
         )
         labels = means.with_columns(
             (pl.col("accuracy_std") * t_factors(means["n"])).alias("accuracy_interval"),
-            pl.lit(arm.name).alias("arm"),
-            pl.lit(arm.composition.name).alias("composition"),
-            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
-            pl.lit(target.name).alias("target"),
-            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+            *_name_measurement(config, arm, target),
             *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in config.count_parts(arm.composition).items()),
         )
         frames.append(labels.select(list(ROW_SCHEMA)))
     return pl.concat(frames)
+
+
+def _name_arm(arm: ArmParts) -> list[pl.Expr]:
+    return [
+        pl.lit(arm.name).alias("arm"),
+        pl.lit(arm.composition.name).alias("composition"),
+        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+    ]
+
+
+def _name_measurement(config: AblationConfig, arm: ArmParts, target: TargetConfig) -> list[pl.Expr]:
+    inside = config.in_distribution(arm.composition, target)
+    return [*_name_arm(arm), pl.lit(target.name).alias("target"), pl.lit(inside).alias("in_distribution")]
 
 
 def name_curve(arm: ArmParts, metric: str) -> str:
@@ -142,9 +151,7 @@ def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     curves = pl.read_parquet(store.open(arm.backbone).path("curves.parquet"))
     names = {metric: name_curve(arm, metric) for metric in curves["metric"].unique()}
     return curves.select(
-        pl.lit(arm.name).alias("arm"),
-        pl.lit(arm.composition.name).alias("composition"),
-        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+        *_name_arm(arm),
         "step",
         pl.col("metric").replace(names),
         "value",
@@ -160,11 +167,7 @@ def arm_shares(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> p
         refs = (arm.scores[target.name], arm.baselines[target.name])
         scores, baselines = (pl.read_parquet(store.open(ref).path("scores.parquet")) for ref in refs)
         shares = measure_shares(scores, baselines).with_columns(
-            pl.lit(arm.name).alias("arm"),
-            pl.lit(arm.composition.name).alias("composition"),
-            pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
-            pl.lit(target.name).alias("target"),
-            pl.lit(config.in_distribution(arm.composition, target)).alias("in_distribution"),
+            *_name_measurement(config, arm, target),
         )
         frames.append(shares.select(list(SHARE_SCHEMA)))
     return pl.concat(frames)
@@ -199,9 +202,7 @@ def arm_probes(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> p
     names = {plan_tokens(config.tokens, zoo).ref.fingerprint: zoo.name for zoo in reversed(config.all_zoos)}
     labels = {label: names[tokens] for label, tokens in probes.select("zoo", "tokens").rows() if tokens in names}
     return probes.select(
-        pl.lit(arm.name).alias("arm"),
-        pl.lit(arm.composition.name).alias("composition"),
-        pl.lit(arm.seed).cast(pl.Int64).alias("seed"),
+        *_name_arm(arm),
         pl.all().exclude("zoo", "fitted_on"),
         pl.col("zoo").replace(labels),
         pl.col("fitted_on").list.eval(pl.element().replace(labels)),
