@@ -221,9 +221,9 @@ def _describe_probes(probes: Artifact, key: str, facts: dict, means: dict, proje
     rows = pl.read_parquet(probes.path("probes.parquet"))
     labels = ["zoo", "in_distribution", "sees", "property", "features", "metric", "fitted", "scored", "models", "note"]
     facts[f"{key} rows"] = _list_rows(rows.select(labels))
-    # Of so few models a score can be any number: what is kept is what does not hang on a rounding.
-    found = rows.filter(pl.col("property") == "zoo")
-    projections[f"{key} zoo"] = _project(found["value"].to_numpy())
+    # Of so few models a score can be any number; how early an epoch is can be told from the statistics of all of them.
+    found = rows.filter(property="epoch", features="statistics", metric="r2")
+    means[f"{key} unexplained"] = _mean(1 - found["value"].to_numpy())
 
 
 def _describe_samples(samples: Artifact, key: str, facts: dict, means: dict, projections: dict) -> None:

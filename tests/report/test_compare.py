@@ -23,7 +23,7 @@ def test_of_each_diversity_the_largest_composition_is_mapped(tiny_zoo_config):
     )
     backbone = ArtifactRef(kind="backbone", fingerprint="0" * 64)
     arms = [
-        ArmParts(f"{composition.name}-s{seed}", composition, seed, backbone, {}, {}, {})
+        ArmParts(f"{composition.name}-s{seed}", composition, seed, backbone, backbone, {}, {}, {})
         for composition in config.compositions
         for seed in config.seeds
     ]

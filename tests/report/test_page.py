@@ -47,7 +47,7 @@ def page(rows, curves, provenance):
 
 def test_page_loads_nothing(page):
     reader = Reader(page)
-    assert reader.tags.count("svg") + reader.tags.count("img") == 4
+    assert reader.tags.count("svg") + reader.tags.count("img") == 5
     assert all(load.startswith(("#", "data:image/png;base64,")) for load in reader.loads)
     assert "link" not in reader.tags
     assert "@import" not in page
@@ -114,7 +114,7 @@ def test_page_without_anything_says_so():
 def test_page_without_fine_tuning_or_curves_leaves_their_figures_out(rows):
     page = render_report("small", rows.filter(pl.col("finetune_epochs") == 0), pl.DataFrame(), [], {})
     reader = Reader(page)
-    assert reader.tags.count("figure") == 1
+    assert reader.tags.count("figure") == 2  # heat map and accuracy
     assert "Fine-tuned" not in "".join(reader.texts["b"])
 
 

@@ -77,7 +77,7 @@ def test_the_shown_metric_is_r2_where_the_zoo_is_known_and_tau_elsewhere(probes)
 
 
 def test_page_has_a_section_with_figure_table_and_reasons(probes):
-    page = render_report("probes", pl.DataFrame(), pl.DataFrame(), [], {}, probes)
+    page = render_report("probes", pl.DataFrame(), pl.DataFrame(), [], {}, probes=probes)
     assert "<h2>What the latents tell</h2>" in page
     reader = Reader(page)
     assert reader.open == []
