@@ -141,6 +141,7 @@ def await_end(client, run_id: UUID):
     return wait_until(lambda: (state := client.read_flow_run(run_id).state).is_final() and state, "the run's end")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_ablation_continues_to_the_same_numbers(running_stack, tmp_path):
     store = running_stack.open_store(tmp_path / "cache")
