@@ -23,9 +23,9 @@ from torch import Tensor
 from flows.presets import load_zoo_preset
 from mzsane.appearance import INK, MUTED, assign_looks, create_figure, style_axes, to_png
 from mzsane.artifacts import ArtifactStore
-from mzsane.backbone.behaviour import NetworkBehaviour
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge, read_activations
+from mzsane.config import SamplingConfig
 from mzsane.evaluation.baselines import (
     average_anchors,
     draw_from_statistics,
@@ -35,19 +35,16 @@ from mzsane.evaluation.baselines import (
 )
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.randomness import make_generator
-from mzsane.sampling.guidance import Guidance, write_lessons
+from mzsane.sampling.guidance import open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, mark_used
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 
 LATENTS = 48
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 GUIDED_BANDWIDTHS = (0.2, 0.5, 0.7, 1.0, 2.0)
-GUIDANCE = {"steps": 30, "batch_size": 64, "learning_rate": 0.03}
-GUIDANCE_IMAGES = 2000
+GUIDANCE = SamplingConfig(guidance_steps=30, guidance_images=64, guidance_rate=0.03)
 GUIDED_SUFFIX = ", guided"
 GUIDED = ("joint", "shared", "neighbourhood")  # samplers that are guided too
 ACCURACY_BAR, AT_NOVELTY = 86.7, 0.5
@@ -86,12 +83,8 @@ class Bench:
         self.judge = Judge(self.table, "test", images)
         origin = find_origin(tokens)
         assert origin is not None  # the judge has looked
-        self.origin, dataset = origin, load_images(origin.images)
-        network = build_network(origin.network, dataset.channels, dataset.classes, dataset.size)
-        unlabelled_NCHW = dataset.splits["train"].images_NCHW[:GUIDANCE_IMAGES]
-        behaviour = NetworkBehaviour(network, layout, unlabelled_NCHW, GUIDANCE["batch_size"], "probabilities")
-        lessons_ANK = write_lessons(behaviour, self.anchors_AP, unlabelled_NCHW)
-        self.guidance = Guidance(behaviour, unlabelled_NCHW, lessons_ANK, seed=seed, **GUIDANCE)
+        self.origin = origin
+        self.guidance = open_guidance(GUIDANCE, origin.network, origin.images, layout, self.anchors_AP, seed)
 
     def decode(self, latents_STL: Tensor) -> Tensor:
         """Return the weights that latents stand for."""

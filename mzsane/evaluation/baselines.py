@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ImagesConfig, NetworkConfig
+from mzsane.sampling.decoding import INITIALISATION
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
-
-INITIALISATION = "kaiming_uniform"
 
 
 def perturb_anchors(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig
-from mzsane.evaluation.scoring import ModelSet, load_model
+from mzsane.evaluation.scoring import ModelSet, load_model, run_jobs
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.parallel import map_processes
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
@@ -42,12 +41,7 @@ def classify_models(
     """
     known = tuple(activations) or (None,) * len(models.flat_NP)
     jobs = [_Job(models.cut(at, at + _CHUNK), known[at : at + _CHUNK]) for at in range(0, len(models.flat_NP), _CHUNK)]
-    results: list[Tensor] = [torch.empty(0)] * len(jobs)
-    processes = (execution or ExecutionConfig()).processes
-    for done, (place, classes_NI) in enumerate(map_processes(_classify, jobs, processes), start=1):
-        results[place] = classes_NI
-        sink.progress(done, len(jobs), "model sets compared on validation images")
-    return torch.cat(results)
+    return torch.cat(run_jobs(_classify, jobs, "cpu", execution, sink, "model sets compared on validation images"))
 
 
 def measure_pairs(classes_NI: Tensor) -> float:

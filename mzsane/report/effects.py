@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy.special import stdtrit
 
 from mzsane.report.cells import SEES, check_rows, join_names
+from mzsane.report.intervals import t_quantile
 
 FACTORS = ("models", "datasets", "architectures")
 CHANGES = {
@@ -27,7 +27,6 @@ CHANGES = {
     "datasets": "each added dataset",
     "architectures": "each added architecture",
 }
-_LEVEL = 0.95
 _LEAST_SHARE = 1e-9  # of a factor's variance, that must be left when the blocks and the other factors are known
 
 
@@ -100,7 +99,7 @@ def _estimate(part: pl.DataFrame, factor: str, factors: Sequence[str], epochs: i
         found_G = np.array([value for value in left if value is not None])
         if len(groups) > 1 and len(found_G) == len(groups):
             spread = np.sqrt((len(groups) - 1) / len(groups) * ((found_G - found_G.mean()) ** 2).sum())
-            half = float(stdtrit(len(groups) - 1, (1 + _LEVEL) / 2) * spread)
+            half = t_quantile(len(groups)) * float(spread)
             return Effect(factor, epochs, inside, estimate, estimate - half, estimate + half, over)
     return Effect(factor, epochs, inside, estimate)
 
