@@ -25,7 +25,7 @@ from mzsane.appearance import INK, MUTED, assign_looks, create_figure, style_axe
 from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge, read_activations
-from mzsane.config import SamplingConfig
+from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import (
     average_anchors,
     draw_from_statistics,
@@ -55,8 +55,8 @@ class Bench:
     """A zoo, its training models and a way to measure others.
 
     Args:
-        zoo: a preset of `flows/presets/zoos`, or a path.
-        changes: settings of the backbone other than the benchmark's.
+        zoo: whose models are drawn anew.
+        changes: settings of backbone and tokens other than the benchmark's.
         samples: models drawn for each point.
         images: test images.
         seed: of the backbone and of all draws.
@@ -64,11 +64,11 @@ class Bench:
     """
 
     def __init__(
-        self, zoo: str, changes: dict[str, Any], samples: int, images: int, seed: int, store: ArtifactStore
+        self, zoo: AnyZooConfig, changes: dict[str, Any], samples: int, images: int, seed: int, store: ArtifactStore
     ) -> None:
         self.samples, self.seed = samples, seed
         settings = COMMON | RECIPES[LATENTS] | {"latent_dim": LATENTS, "behaviour": 0.0} | changes
-        tokens, backbone = train(load_zoo_preset(zoo, []), settings, seed, store)
+        tokens, backbone = train(zoo, settings, seed, store)
         self.table = read_tokens(tokens)
         self.model, self.config = load_backbone(backbone)
         rows = self.table.pick_rows("train")
@@ -211,7 +211,9 @@ def main() -> int:
     """Measure, print, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", nargs="?", default="mnist")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the backbone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
+    parser.add_argument("--set-zoo", action="append", default=[], metavar="KEY=VALUE", help="change the zoo")
+    parser.add_argument("--curve", action="append", metavar="NAME", help="measure this curve alone; may be repeated")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -219,14 +221,20 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
-    bench = Bench(options.zoo, changes, options.samples, options.images, options.seed, ArtifactStore.from_environment())
+    zoo_config = load_zoo_preset(options.zoo, options.set_zoo)
+    bench = Bench(zoo_config, changes, options.samples, options.images, options.seed, ArtifactStore.from_environment())
     zoo = bench.measure_zoo()
     rows: list[dict[str, Any]] = [
         make_row("zoo, held-out models: accuracy", zoo[1], "%"),
         make_row("zoo, held-out models: novelty", zoo[0], "spacings"),
     ]
     found: dict[str, list[Point]] = {}
-    for curve, draws in list_curves(bench).items():
+    curves = list_curves(bench)
+    if unknown := set(options.curve or ()) - set(curves):
+        parser.error(f"no curve {', '.join(sorted(unknown))}; there are {', '.join(curves)}")
+    for curve, draws in curves.items():
+        if options.curve and curve not in options.curve:
+            continue
         found[curve] = [bench.measure(draw()) for draw in draws]
         print(curve, *(f"{x:.2f}: {y:.1f} ± {s:.1f} %" for x, y, s in found[curve]), sep="  ", flush=True)
         for x, y, s in found[curve]:

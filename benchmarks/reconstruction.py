@@ -44,11 +44,14 @@ GAP_BARS = {48: 0.3, 27: 2.0}  # points
 def train(
     zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore, models: int | None = None
 ) -> tuple[Artifact, Artifact]:
-    """Make a zoo's tokens and a backbone on so many of their training models, all if None, or find them made."""
+    """Make a zoo's tokens and a backbone on so many of their training models, all if None, or find them made.
+
+    Settings are those of the backbone, and of the tokens.
+    """
     sink, settings = TerminalSink(), dict(settings)
-    token_dim = settings.pop("token_dim")
+    of_tokens = {name: settings.pop(name) for name in TokensConfig.model_fields if name in settings}
     plan_zoo_stage(zoo).run(store, ExecutionConfig(), sink)
-    tokens = build_tokens(TokensConfig(token_dim=token_dim, barrier_pairs=0), zoo, store, sink=sink)
+    tokens = build_tokens(TokensConfig(barrier_pairs=0, **of_tokens), zoo, store, sink=sink)
     models = models or read_tokens(tokens).index.filter(split="train")["model"].n_unique()
     slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models))]
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
@@ -120,7 +123,7 @@ def main() -> int:
     parser.add_argument("--latents", type=int, nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--behaviours", type=float, nargs="+", default=BEHAVIOURS)
     parser.add_argument("--models", type=int, help="training models; all of the zoo's if not given")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the backbone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)

@@ -115,15 +115,21 @@ class Autoencoder(nn.Module):
         self.precision = self.inference_precision = torch.float32
 
     def forward(
-        self, tokens_BWD: Tensor, positions_BW3: Tensor, real_BW: Tensor, plan: AttentionPlan | None
+        self,
+        tokens_BWD: Tensor,
+        positions_BW3: Tensor,
+        real_BW: Tensor,
+        plan: AttentionPlan | None,
+        noise_BWL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents (B, W, L), reconstructed tokens (B, W, D) and projections of windows, for training.
 
-        `real_BW` is False in the padding.
+        `real_BW` is False in the padding. Noise is added to the latents that are decoded and projected.
         """
         places_BWM = self.positions(positions_BW3)
         latents_BWL = self._encode(tokens_BWD, places_BWM, plan)
-        return latents_BWL, self._decode(latents_BWL, places_BWM, plan), self.project(latents_BWL, real_BW)
+        noisy_BWL = latents_BWL if noise_BWL is None else latents_BWL + noise_BWL
+        return latents_BWL, self._decode(noisy_BWL, places_BWM, plan), self.project(noisy_BWL, real_BW)
 
     def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the latents, (B, W, L). Without a plan each window is one model without padding."""

@@ -40,6 +40,7 @@ class Feed:
         segments_BW: which model of its window a token is of, from 1; 0 in the padding.
         source_BW: index of the slice that a token is of; -1 in the padding.
         plan: who attends to whom.
+        noise_BWL: what is added to the latents, if anything is.
         weights: real weights of the part, over all processes.
         tokens: real tokens here, and pairs of them that attend to each other.
     """
@@ -51,6 +52,7 @@ class Feed:
     segments_BW: Tensor
     source_BW: Tensor
     plan: AttentionPlan | None
+    noise_BWL: Tensor | None
     weights: int
     tokens: tuple[int, int]
 
@@ -123,7 +125,9 @@ class Feeder:
     def _make(self, number: int) -> Feed:
         with torch.no_grad():
             batch = self.windows.draw(number).to(self.ranks.device)
-            clean_VBWD, views_VBWD = augment(batch, self.config, make_generator(self.seed, "backbone", "step", number))
+            generator = make_generator(self.seed, "backbone", "step", number)
+            clean_VBWD, views_VBWD = augment(batch, self.config, generator)
+            noise_VBWL = self._draw_latent_noise(batch, generator)
             own = self.share
             segments = batch.segments_BW[own].repeat(2, 1)
             plan = plan_attention(segments)
@@ -138,9 +142,17 @@ class Feeder:
                 segments,
                 batch.source_BW[own].repeat(2, 1),
                 plan,
+                None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
                 2 * int(batch.mask_BWD.sum()),
                 (real, real * longest),
             )
+
+    def _draw_latent_noise(self, batch: WindowBatch, generator: torch.Generator) -> Tensor | None:
+        if not self.config.latent_noise:
+            return None
+        shape = (2, *batch.segments_BW.shape, self.config.latent_dim)
+        noise_VBWL = torch.randn(shape, generator=generator, device=generator.device) * self.config.latent_noise
+        return noise_VBWL.to(self.ranks.device)
 
 
 def augment(batch: WindowBatch, config: BackboneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,12 @@ class BackboneConfig(Config):
     latent_variance: float = Field(
         0.0, ge=0, description="weight of a penalty on the variance of each latent dimension over the batch"
     )
+    latent_noise: float = Field(
+        0.0,
+        ge=0,
+        description="deviation of the noise on the latents in training; with latent_norm a variational autoencoder of "
+        "fixed variance",
+    )
     behaviour: float = Field(
         0.0,
         ge=0,

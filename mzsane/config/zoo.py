@@ -100,6 +100,9 @@ class ZooConfig(RecipeConfig, _PopulationConfig):
     """A population of models trained by one recipe; they differ in their seed, and in generating factors if any."""
 
     factors: FactorsConfig = Field(FactorsConfig(), description="what varies over the models besides the seed")
+    initial_weights: int | None = Field(
+        None, ge=1, description="initial weights that the models take in turn, 1: all the same; none: each its own"
+    )
     seed: int = Field(0, ge=0, description="root seed of the population")
 
     @model_validator(mode="after")

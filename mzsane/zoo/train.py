@@ -183,6 +183,8 @@ def _describe_zoo(config: ZooConfig) -> dict[str, Any]:
         "activation": config.network.activation,
         **{key: getattr(config, key) for key in RecipeConfig.model_fields},
     }
+    if config.initial_weights:
+        fixed["initial_weights"] = config.initial_weights
     recipe = {key: value for key, value in fixed.items() if key not in config.factors.levels()}
     varied = ", ".join(f"{name} {list(levels)}" for name, levels in config.factors.levels().items())
     return {
@@ -203,7 +205,9 @@ def _prepare(chunk: _Chunk, model: ModelPlan, images: ImageDataset) -> tuple[nn.
     seed = chunk.config.seed
     generator = make_generator(seed, "zoo", model.number)
     network = build_network(model.network, images.channels, images.classes, images.size)
-    initialise_network(network, model.recipe.initialisation, generator)
+    shared = chunk.config.initial_weights
+    first = make_generator(seed, "zoo-initial", model.number % shared) if shared else generator
+    initialise_network(network, model.recipe.initialisation, first)
     seen = thin_split(
         images.splits["train"], model.recipe, images.classes, make_generator(seed, "zoo-images", model.number)
     )

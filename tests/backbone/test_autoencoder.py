@@ -10,6 +10,7 @@ from torch.nn import functional
 from mzsane.backbone.attention import plan_attention
 from mzsane.backbone.autoencoder import Block, SinusoidalPositions, build_autoencoder
 from mzsane.config import BackboneConfig
+from mzsane.randomness import make_generator
 
 CONFIG = BackboneConfig(
     window=9, d_model=16, heads=2, layers=2, latent_dim=6, max_positions=(32, 8, 8), projection_dim=5
@@ -112,6 +113,18 @@ class TestPadding:
         assert_same(
             dict(zip(("latents", "tokens", "projection"), outputs, strict=True)), run(model, *self.make_padded())
         )
+
+    def test_noise_is_added_to_what_is_decoded_and_projected(self, model):
+        tokens, positions, segments = self.make_padded()
+        plan, real = plan_attention(segments), segments > 0
+        with torch.no_grad():
+            latents = model.encode(tokens, positions, plan)
+            noise = torch.randn(latents.shape, generator=make_generator(0))
+            got = model(tokens, positions, real, plan, noise)
+            noisy = latents + noise
+            expected = latents, model.decode(noisy, positions, plan), model.project(noisy, real)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 class TestPacking:

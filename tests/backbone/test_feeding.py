@@ -31,7 +31,7 @@ AUGMENTED = {"noise": 0.2, "additive_noise": 0.01, "erasing": 0.2, "mix_up": 0.3
 def config() -> BackboneConfig:
     # Two models of 60 tokens share a window, and ten tokens of padding follow.
     return BackboneConfig.model_validate(
-        {"window": 130, "d_model": 16, "batch_size": 8, "accumulation": 2, "steps": 6, **AUGMENTED}
+        {"window": 130, "d_model": 16, "batch_size": 8, "accumulation": 2, "steps": 6, "latent_noise": 0.5, **AUGMENTED}
     )
 
 
@@ -123,7 +123,7 @@ class TestShared:
     def test_ranks_together_have_what_one_has(self, open_feeder: Any, count: int) -> None:
         alone = open_feeder().take(2, 1)
         feeds = [open_feeder(Ranks(rank, count)).take(2, 1) for rank in range(count)]
-        names = ["input_BWD", "clean_BWD", "mask_BWD", "positions_BW3", "segments_BW", "source_BW"]
+        names = ["input_BWD", "clean_BWD", "mask_BWD", "positions_BW3", "segments_BW", "source_BW", "noise_BWL"]
         for name in names:
             views = [getattr(feed, name).unflatten(0, (2, 4 // count)) for feed in feeds]
             assert torch.equal(torch.cat(views, dim=1).flatten(0, 1), getattr(alone, name)), name
@@ -194,6 +194,16 @@ class TestContents:
         weights = sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen)
         fitting = config.model_copy(update={"memory_gib": weights / 2**30})
         assert isinstance(open_windows(fitting, chosen, 0, "checkpoints"), TokenBank)
+
+    def test_latent_noise_has_its_deviation_and_differs_by_part(self, open_feeder: Any, config: BackboneConfig) -> None:
+        feeder = open_feeder()
+        first, second = (feeder.take(0, part).noise_BWL for part in (0, 1))
+        assert first.shape == (8, 130, config.latent_dim)
+        assert first.std().item() == pytest.approx(0.5, rel=0.05)
+        assert not (first == second).any()
+
+    def test_without_latent_noise_there_is_none(self, open_feeder: Any, config: BackboneConfig) -> None:
+        assert open_feeder(config=config.model_copy(update={"latent_noise": 0.0})).take(0, 0).noise_BWL is None
 
 
 class TestAhead:

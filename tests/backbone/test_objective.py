@@ -65,6 +65,7 @@ def make_feed() -> Feed:
         segments_BW=real.long(),
         source_BW=real.long() - 1,
         plan=None,
+        noise_BWL=None,
         weights=8,
         tokens=(4, 8),
     )

@@ -293,6 +293,7 @@ class TestSettings:
             {"temperature": 0.5},
             {"latent_norm": 0.1},
             {"latent_variance": 0.1},
+            {"latent_noise": 0.1},
             {"behaviour": 1.0, "behaviour_images": 4},
             {"noise": 0.0},
             {"additive_noise": 0.05},

@@ -9,6 +9,7 @@ import torch
 from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
+from mzsane.zoo import train
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs, measure
 from mzsane.zoo.images import load_images
@@ -163,6 +164,24 @@ def test_seed_changes_every_model(tiny_zoo, tiny_zoo_config, store):
     _, ours = load_weights(tiny_zoo)
     first = "module_list.0.weight"
     assert not any(torch.equal(a, b) for a in weights[first] for b in ours[first])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_models_take_initial_weights_in_turn(tiny_zoo_config, store, monkeypatch, count):
+    first, prepare = {}, train._prepare
+
+    def watch(chunk, model, images):
+        prepared = prepare(chunk, model, images)
+        first[model.number] = prepared[0].module_list[0].weight.detach().clone()
+        return prepared
+
+    monkeypatch.setattr(train, "_prepare", watch)
+    config = tiny_zoo_config.model_copy(update={"initial_weights": count, "models": 4})
+    _, weights = load_weights(train_zoo(config, store, SERIAL))
+    same = {(a, b) for a in range(4) for b in range(a) if torch.equal(first[a], first[b])}
+    assert same == {(a, b) for a in range(4) for b in range(a) if a % count == b % count}
+    trained = weights["module_list.0.weight"]
+    assert len({tuple(row.flatten().tolist()) for row in trained}) == len(trained)  # they see other batches
 
 
 def test_global_random_state_is_left_alone(tiny_zoo_config, store):
