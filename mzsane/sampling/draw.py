@@ -46,7 +46,7 @@ from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ def draw_samples(
     if config.guidance_steps and not decoder.mapped and not decoder.new_head:
         guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
     desk = _Desk(config, target, decoder, guidance, known, seed, execution, sink)
-    bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(latents_ATL, width))
-    drawn, samples, accuracies = desk.draw_rounds(latents_ATL, bandwidth)
+    anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1])
+    bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(anchors, width))
+    drawn, samples, accuracies = desk.draw_rounds(anchors, bandwidth)
     if not config.anchors:  # their latents stood for all, and no sample is made of one
         flat_AP, latents_ATL, names = flat_AP[:0], latents_ATL[:0], []
         drawn = replace(drawn, used_SA=drawn.used_SA[:, :0])
@@ -207,31 +208,30 @@ class _Desk:
         self.config, self.target, self.decoder, self.known, self.seed = config, target, decoder, known, seed
         self.guidance = guidance
         self.execution, self.sink = execution, sink
-        self.layers_T = decoder.layout.positions_T3[:, 1]
 
-    def attempt(self, latents_ATL: Tensor, bandwidth: float) -> Trial:
+    def attempt(self, anchors: Anchors, bandwidth: float) -> Trial:
         """Draw a few models with a bandwidth, the same random numbers for all bandwidths, and measure them."""
-        origin_AA = torch.eye(len(latents_ATL), dtype=torch.bool)
-        _, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
+        origin_AA = torch.eye(len(anchors.latents_ATL), dtype=torch.bool)
+        _, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
         accuracy = None if self.decoder.new_head else fmean(self._score(flat_SP))
         novelty = float("nan") if self.known is None else float(self.known.measure_novelty(flat_SP).nanmean())
         return Trial(bandwidth, accuracy, None if math.isnan(novelty) else novelty)
 
-    def draw_rounds(self, latents_ATL: Tensor, bandwidth: float) -> tuple[Drawn, Tensor, list[list[float]]]:
+    def draw_rounds(self, anchors: Anchors, bandwidth: float) -> tuple[Drawn, Tensor, list[list[float]]]:
         """Draw the samples; where there are more rounds, draw again from the selected ones.
 
         Returns:
             The last round's latents, with the anchors that they go back to, its weights (S, P), and the accuracies on
             validation images of each round.
         """
-        origin_AA = torch.eye(len(latents_ATL), dtype=torch.bool)
+        origin_AA = torch.eye(len(anchors.latents_ATL), dtype=torch.bool)
         accuracies: list[list[float]] = []
         for number in range(self.config.rounds):
             names = ("kde", number) if number else ("kde",)
-            drawn, flat_SP = self._draw(latents_ATL, origin_AA, bandwidth, self.config.samples, *names)
+            drawn, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.samples, *names)
             accuracies.append(self._score(flat_SP))
             best = sorted(range(len(flat_SP)), key=lambda i: -accuracies[-1][i])[: self.config.keep]
-            latents_ATL, origin_AA = drawn.latents_STL[best], drawn.used_SA[best]
+            anchors, origin_AA = replace(anchors, latents_ATL=drawn.latents_STL[best]), drawn.used_SA[best]
         return drawn, flat_SP, accuracies
 
     def models(self, flat_SP: Tensor) -> ModelSet:
@@ -239,14 +239,14 @@ class _Desk:
         return ModelSet(self.target.network, self.target.images, self.decoder.layout, flat_SP)
 
     def _draw(
-        self, latents_ATL: Tensor, origin_AA: Tensor, bandwidth: float, count: int, *names: int | str
+        self, anchors: Anchors, origin_AA: Tensor, bandwidth: float, count: int, *names: int | str
     ) -> tuple[Drawn, Tensor]:
         """Draw, guide and decode; the origin says which anchors each of the latents goes back to."""
         generator = make_generator(self.seed, "samples", *names)
-        drawn = SAMPLERS[self.config.sampler](Anchors(latents_ATL, self.layers_T), bandwidth, count, generator)
+        drawn = SAMPLERS[self.config.sampler](anchors, bandwidth, count, generator)
         drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
         if self.guidance:
-            deviation_TL = latents_ATL.std(dim=0, correction=0)
+            deviation_TL = anchors.latents_ATL.std(dim=0, correction=0)
             moved_STL = self.guidance.move(
                 drawn.latents_STL, deviation_TL, drawn.used_SA, self.decoder.decode, self.sink
             )

@@ -3,6 +3,7 @@
 Suffixes: as in `mzsane.backbone.objective`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -154,14 +155,15 @@ class TestByHand:
             assert values[f"loss_{name}"] == pytest.approx(value), name
 
     def test_the_model_sees_the_views_and_who_is_real(self, layout: TokenLayout) -> None:
-        config, feed = BackboneConfig(), make_feed()
+        feed = dataclasses.replace(make_feed(), noise_BWL=torch.rand(2, 3, 2))
         model = Answer(torch.tensor([LATENTS] * 2), torch.tensor([OUTPUT] * 2), torch.rand(2, 3))
-        Objective(config, [layout], None, 0, Ranks()).measure(model, feed, 0)
-        tokens, positions, real, plan = model.given
+        Objective(BackboneConfig(), [layout], None, 0, Ranks()).measure(model, feed, 0)
+        tokens, positions, real, plan, noise = model.given
         assert torch.equal(tokens, feed.input_BWD)
         assert torch.equal(positions, feed.positions_BW3)
         assert real.tolist() == [[True, True, False]] * 2
         assert plan is None
+        assert noise is feed.noise_BWL
 
     def test_gradients_flow_through_every_term(self, layout: TokenLayout) -> None:
         given = {"gamma": 0.2, "contrast": "positive", "latent_norm": 0.5, "latent_variance": 0.25}

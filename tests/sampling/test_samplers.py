@@ -153,6 +153,18 @@ def test_flow_from_noise_has_no_anchor_and_finds_the_latents(monkeypatch):
     assert 0.2 < float((drawn.latents_STL > 0).double().mean()) < 0.8
 
 
+def test_flow_learns_once_from_the_same_anchors(anchors, monkeypatch):
+    learned = []
+    train = flow._train_field
+    monkeypatch.setattr(flow, "_train_field", lambda *given: learned.append(given) or train(*given))
+    first = draw("flow", anchors, 0.5, 4, 1)
+    draw("flow", anchors, 0.7, 4, 2)
+    assert len(learned) == 1
+    same = Anchors(anchors.latents_ATL.clone(), LAYERS)
+    assert torch.equal(draw("flow", same, 0.5, 4, 1).latents_STL, first.latents_STL)
+    assert len(learned) == 2
+
+
 def test_flow_survives_latents_that_do_not_vary(anchors):
     latents = anchors.latents_ATL.clone()
     latents[:, :, 0] = 2.0

@@ -8,11 +8,13 @@ Suffixes: A anchors, S samples, B models of a step, T tokens, L latent width, M 
 
 import math
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mzsane.randomness import make_generator
 from mzsane.sampling.samplers.protocol import Anchors, Drawn, mark_used
 
 _WIDTH, _HEADS, _LAYERS, _FREQUENCIES = 128, 4, 3, 32
@@ -25,7 +27,8 @@ def sample_flow(anchors: Anchors, bandwidth: float, count: int, generator: torch
     """Learn a velocity field from the anchors' latents, mix anchors with noise and follow the field back.
 
     The bandwidth is the share of noise that sampling starts from: 1 (or more) is noise alone, near no anchor in
-    particular; 0 is the anchors; between them an anchor's coarse features stay.
+    particular; 0 is the anchors; between them an anchor's coarse features stay. The field depends on the anchors alone
+    and is learned once for them.
     """
     latents_ATL = anchors.latents_ATL
     deviation_TL = latents_ATL.std(dim=0, correction=0)
@@ -37,7 +40,9 @@ def sample_flow(anchors: Anchors, bandwidth: float, count: int, generator: torch
     noise_STL = torch.randn(count, *mean_TL.shape, generator=generator)
     sample_STL = torch.lerp(standard_ATL[chosen_S], noise_STL, start)
     if start > 0:
-        field = _train_field(standard_ATL, generator)
+        if anchors not in _FIELDS:
+            _FIELDS[anchors] = _train_field(standard_ATL, make_generator(0, "flow"))
+        field = _FIELDS[anchors]
         times = torch.linspace(start, 0, _SAMPLING_STEPS + 1)
         with torch.no_grad():
             for time, following in pairwise(times):
@@ -69,6 +74,9 @@ class _VelocityField(nn.Module):
         hidden_BTM = self.encoder(self.inward(latents_BTL) + self.position_TM + time_BM[:, None])
         velocity_BTL: Tensor = self.outward(hidden_BTM)
         return velocity_BTL
+
+
+_FIELDS: WeakKeyDictionary[Anchors, _VelocityField] = WeakKeyDictionary()
 
 
 def _train_field(standard_ATL: Tensor, generator: torch.Generator) -> _VelocityField:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anchors:
-    """What a sampler starts from.
+    """What a sampler starts from. Equal to itself alone: a sampler may keep what it has learned from it.
 
     Attributes:
         latents_ATL: latents of the anchors, all of one layout.
