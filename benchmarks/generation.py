@@ -44,7 +44,7 @@ from mzsane.tokens.store import read_tokens
 LATENTS = 48
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 GUIDED_BANDWIDTHS = (0.2, 0.5, 0.7, 1.0, 2.0)
-GUIDANCE = SamplingConfig(guidance_steps=30, guidance_images=64, guidance_rate=0.03)
+GUIDANCE_STEPS = 30
 GUIDED_SUFFIX = ", guided"
 GUIDED = ("joint", "shared", "neighbourhood")  # samplers that are guided too
 ACCURACY_BAR, AT_NOVELTY = 86.7, 0.5
@@ -57,6 +57,7 @@ class Bench:
     Args:
         zoo: whose models are drawn anew.
         changes: settings of backbone and tokens other than the benchmark's.
+        steps: of guidance.
         samples: models drawn for each point.
         images: test images.
         seed: of the backbone and of all draws.
@@ -64,7 +65,14 @@ class Bench:
     """
 
     def __init__(
-        self, zoo: AnyZooConfig, changes: dict[str, Any], samples: int, images: int, seed: int, store: ArtifactStore
+        self,
+        zoo: AnyZooConfig,
+        changes: dict[str, Any],
+        steps: int,
+        samples: int,
+        images: int,
+        seed: int,
+        store: ArtifactStore,
     ) -> None:
         self.samples, self.seed = samples, seed
         settings = COMMON | RECIPES[LATENTS] | {"latent_dim": LATENTS, "behaviour": 0.0} | changes
@@ -84,7 +92,8 @@ class Bench:
         origin = find_origin(tokens)
         assert origin is not None  # the judge has looked
         self.origin = origin
-        self.guidance = open_guidance(GUIDANCE, origin.network, origin.images, layout, self.anchors_AP, seed)
+        guidance = SamplingConfig(guidance_steps=steps, guidance_images=64, guidance_rate=0.03)
+        self.guidance = open_guidance(guidance, origin.network, origin.images, layout, self.anchors_AP, seed)
 
     def decode(self, latents_STL: Tensor) -> Tensor:
         """Return the weights that latents stand for."""
@@ -214,6 +223,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
     parser.add_argument("--set-zoo", action="append", default=[], metavar="KEY=VALUE", help="change the zoo")
     parser.add_argument("--curve", action="append", metavar="NAME", help="measure this curve alone; may be repeated")
+    parser.add_argument("--guidance-steps", type=int, default=GUIDANCE_STEPS, help="of the guided curves")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -222,7 +232,8 @@ def main() -> int:
     options = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     zoo_config = load_zoo_preset(options.zoo, options.set_zoo)
-    bench = Bench(zoo_config, changes, options.samples, options.images, options.seed, ArtifactStore.from_environment())
+    measured = (options.guidance_steps, options.samples, options.images, options.seed)
+    bench = Bench(zoo_config, changes, *measured, ArtifactStore.from_environment())
     zoo = bench.measure_zoo()
     rows: list[dict[str, Any]] = [
         make_row("zoo, held-out models: accuracy", zoo[1], "%"),
