@@ -138,7 +138,8 @@ class Bench:
         """Return novelty and accuracy of models."""
         classes_SN = self.judge.classify(flat_SP, [None] * len(flat_SP))
         accuracy_S = 100 * (classes_SN == self.judge.labels_N).double().mean(dim=1)
-        return float(self.known.measure_novelty(flat_SP).mean()), float(accuracy_S.mean()), float(accuracy_S.std())
+        spread = float(accuracy_S.std()) if len(accuracy_S) > 1 else 0.0
+        return float(self.known.measure_novelty(flat_SP).mean()), float(accuracy_S.mean()), spread
 
     def measure_zoo(self) -> Point:
         """Return those of held-out models of the zoo."""
