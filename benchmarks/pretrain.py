@@ -1,6 +1,7 @@
 """Pre-training: real weights a second against a plain loop, waiting for data, the matrix peak, and cost by models.
 
-`python benchmarks/pretrain.py [--json FILE] [--plot docs/pretrain-cost.png] [--only speed|cost|gpu] [--quick]`
+`python benchmarks/pretrain.py [--json FILE] [--plot docs/pretrain-cost.png] [--only speed|cost|gpu]
+[--preset tiny cnn] [--quick]`
 
 Both loops train on the same CNN-s models, as many a step, each in a process of its own with all threads; they take
 turns, and what counts is the median over the turns. Ours is the loop of `mzsane.backbone.training` as it is, with the
@@ -203,6 +204,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the cost by models to this file")
     parser.add_argument("--only", choices=("speed", "cost", "gpu"), help="only one part")
+    parser.add_argument(
+        "--preset", choices=CPU_STEPS, nargs="+", default=list(CPU_STEPS), help="whose speed on the CPU"
+    )
     parser.add_argument("--quick", action="store_true", help="few turns, to see that it works")
     options = parser.parse_args()
     turns = QUICK_TURNS if options.quick else TURNS
@@ -210,9 +214,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = ArtifactStore(folder)
         if options.only in (None, "speed"):
-            rows += [
-                row for preset, steps in CPU_STEPS.items() for row in measure_speed(store, preset, "cpu", turns, steps)
-            ]
+            for preset in options.preset:
+                rows += measure_speed(store, preset, "cpu", turns, CPU_STEPS[preset])
         if options.only in (None, "cost"):
             rows += measure_cost(store, min(turns, COST_TURNS), options.plot)
         if options.only in (None, "gpu") and torch.cuda.is_available():
