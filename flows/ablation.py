@@ -64,7 +64,7 @@ def ablation(
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)
     logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
-    try:
+    with tracker.watch(run):
         zoos = [
             {"zoo": zoo, "tokens": resolve_ablation(config).tokens, "execution": execution, "tracking_parent": run}
             for zoo in config.all_zoos
@@ -82,9 +82,6 @@ def ablation(
         ]
         run_parts(arm, "arm/run", arms)
         stages.compare(config, execution)
-    except Exception:
-        tracker.fail(run)
-        raise
     comparison = store.open(planned)
     tracker.finish_ablation(config, run, comparison, store)
     show_comparison(config.name, comparison, run)

@@ -33,12 +33,9 @@ def arm(
     tracker = Tracker.from_environment(get_run_logger())
     chosen = find_arm(config, composition, seed)
     run = tracker.open_arm(config, chosen, tracking_parent)
-    try:
+    with tracker.watch(run):
         make_backbone(config, composition, seed, execution, run)
         make_probes(config, composition, seed, execution)
         for target in config.targets:
             make_scores(config, composition, seed, target, execution)
-    except Exception:
-        tracker.fail(run)
-        raise
     tracker.finish_arm(config, chosen, run, ArtifactStore.from_environment())

@@ -34,11 +34,8 @@ def zoo(zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig()) -> Ar
     store = ArtifactStore.from_environment()
     tracker = Tracker.from_environment(get_run_logger())
     run = tracker.open_zoo(zoo.name, plan_zoo_stage(zoo).work.ref.fingerprint)
-    try:
+    with tracker.watch(run):
         ref = stages.make_zoo(zoo, execution, run)
-    except Exception:
-        tracker.fail(run)
-        raise
     made = store.open(ref)
     tracker.finish_zoo(run, zoo.name, made)
     show_card(zoo.name, made)

@@ -10,7 +10,8 @@ Set `MLFLOW_TRACKING_URI` to turn tracking on.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from logging import Logger
 from pathlib import Path
@@ -99,10 +100,16 @@ class Tracker:
             zoos = {zoo.name: store.open(plan_zoo_stage(zoo).work.ref) for zoo in config.all_zoos}
             self._attempt(lambda client: _send_comparison(client, run, comparison, zoos))
 
-    def fail(self, run: str | None) -> None:
-        """Mark a run as failed; the next attempt opens it again."""
-        if run is not None:
-            self._attempt(lambda client: client.set_terminated(run, "FAILED"))
+    @contextmanager
+    def watch(self, run: str | None) -> Iterator[None]:
+        """Mark a run as failed or killed when an error or a signal ends the block; the next attempt opens it again."""
+        try:
+            yield
+        except BaseException as error:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            if run is not None:
+                self._attempt(lambda client: client.set_terminated(run, status))
+            raise
 
     def _attempt(self, action: Callable[["MlflowClient"], Any]) -> Any:
         if not self.uri or self.lost:

@@ -1,10 +1,14 @@
 """Tracking is best effort: without MLflow the work goes on, and what was lost can be sent again."""
 
+import logging
 from pathlib import Path
+
+import pytest
 
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import plan_comparison_stage
+from tasks.tracking import Tracker
 from tests.pipeline.harness import MINI, run_command, write_config
 
 
@@ -61,3 +65,15 @@ def test_lost_tracking_is_sent_again(running_stack, served_environment, command_
     again = command_session([path, "--resend"], root, back)
     assert again.code == 0, again.err
     assert look(client, "lost") == first
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_that_is_left_says_how_and_is_opened_again(running_stack, error, status):
+    tracker = Tracker(running_stack.settings.mlflow_url, logging.getLogger("test"))
+    run = tracker.open_zoo("left", status)
+    with pytest.raises(error), tracker.watch(run):
+        raise error
+    client = running_stack.open_mlflow()
+    assert client.get_run(run).info.status == status
+    assert tracker.open_zoo("left", status) == run
+    assert client.get_run(run).info.status == "RUNNING"
