@@ -179,21 +179,22 @@ def _describe_factor(effects: Sequence[Effect], factor: str) -> str:
     sentences = [f"{text} {'; '.join(stages)}."] if stages else []
     for reason in dict.fromkeys(effect.reason for effect in of_factor if effect.reason):
         places = {effect.in_distribution for effect in of_factor if effect.reason == reason}
-        where = f" {_name_place(places.pop())}" if len(places) == 1 else ""
+        where = f" {name_place(places.pop())}" if len(places) == 1 else ""
         sentences.append(f"What {CHANGES[factor]} does{where} cannot be estimated: {reason}.")
     return " ".join(sentences)
 
 
 def _describe_estimate(effect: Effect) -> str:
     assert effect.estimate is not None
-    text = f"by {_format_points(effect.estimate)} points {_name_place(effect.in_distribution)}"
+    text = f"by {_format_points(effect.estimate)} points {name_place(effect.in_distribution)}"
     if effect.low is None or effect.high is None:
         return f"{text} ({effect.verdict})"
     where = " over seeds" * (effect.over == "seeds")
     return f"{text} ({_format_points(effect.low)} to {_format_points(effect.high)}{where}: {effect.verdict})"
 
 
-def _name_place(inside: bool) -> str:
+def name_place(inside: bool) -> str:
+    """Return whether targets are inside the composition's distribution, in words."""
     return "in distribution" if inside else "out of distribution"
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 import polars as pl
 
 from mzsane.report.cells import Cell, average_seeds, check_rows, format_accuracy, join_names, list_names, rank_method
-from mzsane.report.effects import describe_effects
+from mzsane.report.effects import describe_effects, name_place
 
 TRIVIAL = ("transfer", "anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
 GENERATED = ("samples", "selected")
@@ -102,15 +102,14 @@ def describe_best(cells: Sequence[ScoredCell]) -> str:
     """Return which of the compositions is best, by how much, and how the best of the other distribution compares."""
     ranked = sorted(cells, key=lambda cell: -cell.accuracy)
     best = ranked[0]
-    place = {True: "in distribution", False: "out of distribution"}
-    text = f"{best.composition}, {format_accuracy(best.accuracy, best.interval)} ({place[best.in_distribution]})"
+    text = f"{best.composition}, {format_accuracy(best.accuracy, best.interval)} ({name_place(best.in_distribution)})"
     if len(ranked) > 1:
         second = ranked[1]
         text += f", {best.accuracy - second.accuracy:.3f} ahead of {second.composition}"
         text += ", which is within the spread over seeds" * is_tied(best, second)
     other = [cell for cell in ranked if cell.in_distribution != best.in_distribution]
     if other:
-        text += f"; best {place[other[0].in_distribution]}: {other[0].composition}, "
+        text += f"; best {name_place(other[0].in_distribution)}: {other[0].composition}, "
         text += format_accuracy(other[0].accuracy, other[0].interval)
     return text + "."
 
@@ -185,10 +184,14 @@ def describe_all(cells: Sequence[ScoredCell]) -> list[str]:
         tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
         tuned = [duel for duel in tuned if duel.cell.method == method]
         if tuned:
-            won = sum(duel.verdict == "better than" for duel in tuned)
+            wins = []
+            for inside in (True, False):
+                verdicts = [duel.verdict for duel in tuned if duel.cell.in_distribution == inside]
+                if verdicts:
+                    wins.append(f"{verdicts.count('better than')} of {len(verdicts)} {name_place(inside)}")
             sentences.append(
-                f"Fine-tuned {method} against random_init: {method} beat random_init trained as long in {won} of "
-                f"{len(tuned)} comparisons (by composition, target and epochs)."
+                f"Fine-tuned {method} against random_init: {method} beat random_init trained as long in "
+                f"{' and '.join(wins)} (compared by composition, target and epochs)."
             )
     return sentences
 
