@@ -159,6 +159,7 @@ def describe_all(cells: Sequence[ScoredCell]) -> list[str]:
         cells: Cells of all targets, in the report's order.
     """
     zero_shot = [cell for cell in cells if cell.epochs == 0]
+    tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
     sentences = []
     for method in ("selected", "reconstruction"):
         for sees in dict.fromkeys(cell.sees for cell in zero_shot if cell.method == method):
@@ -181,14 +182,13 @@ def describe_all(cells: Sequence[ScoredCell]) -> list[str]:
             )
         elif found:
             sentences.append(f"Zero-shot {method} against trivial baselines: none sees as much, so none is compared.")
-        tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
-        tuned = [duel for duel in tuned if duel.cell.method == method]
-        if tuned:
-            wins = []
-            for inside in (True, False):
-                verdicts = [duel.verdict for duel in tuned if duel.cell.in_distribution == inside]
-                if verdicts:
-                    wins.append(f"{verdicts.count('better than')} of {len(verdicts)} {name_place(inside)}")
+        wins = []
+        for inside in (True, False):
+            fought = [duel for duel in tuned if (duel.cell.method, duel.cell.in_distribution) == (method, inside)]
+            if fought:
+                better = sum(duel.verdict == "better than" for duel in fought)
+                wins.append(f"{better} of {len(fought)} {name_place(inside)}")
+        if wins:
             sentences.append(
                 f"Fine-tuned {method} against random_init: {method} beat random_init trained as long in "
                 f"{' and '.join(wins)} (compared by composition, target and epochs)."
