@@ -42,9 +42,14 @@ GAP_BARS = {48: 0.3, 27: 2.0}  # points
 
 
 def train(
-    zoo: AnyZooConfig, settings: dict[str, Any], seed: int, store: ArtifactStore, models: int | None = None
+    zoo: AnyZooConfig,
+    settings: dict[str, Any],
+    seed: int,
+    store: ArtifactStore,
+    models: int | None = None,
+    last_epochs: int | None = None,
 ) -> tuple[Artifact, Artifact]:
-    """Make a zoo's tokens and a backbone on so many of their training models, all if None, or find them made.
+    """Make a zoo's tokens and a backbone on so many of their training models and last epochs, or find them made.
 
     Settings are those of the backbone, and of the tokens.
     """
@@ -53,7 +58,7 @@ def train(
     plan_zoo_stage(zoo).run(store, ExecutionConfig(), sink)
     tokens = build_tokens(TokensConfig(barrier_pairs=0, **of_tokens), zoo, store, sink=sink)
     models = models or read_tokens(tokens).index.filter(split="train")["model"].n_unique()
-    slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models))]
+    slices = [TokenSlice(tokens.ref, SliceConfig(zoo=zoo.name, models=models, last_epochs=last_epochs))]
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
 
 
@@ -123,6 +128,7 @@ def main() -> int:
     parser.add_argument("--latents", type=int, nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--behaviours", type=float, nargs="+", default=BEHAVIOURS)
     parser.add_argument("--models", type=int, help="training models; all of the zoo's if not given")
+    parser.add_argument("--last-epochs", type=int, help="epochs of each that are trained on; all if not given")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -137,7 +143,8 @@ def main() -> int:
             measured = found.setdefault((zoo.name, behaviour), [])
             for latent_dim in options.latents:
                 settings = COMMON | RECIPES[latent_dim] | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
-                measured.append(measure(*train(zoo, settings, options.seed, store, options.models)))
+                made = train(zoo, settings, options.seed, store, options.models, options.last_epochs)
+                measured.append(measure(*made))
                 last = measured[-1]
                 print({key: round(value, 4) for key, value in last.items()}, flush=True)
                 what = f"{zoo.name}, {last['latents']:.2f} latents a weight{', behaviour' if behaviour else ''}"

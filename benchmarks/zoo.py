@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, GlyphsConfig, RecipeConfig, ZooConfig
-from mzsane.parallel import map_processes, single_thread
+from mzsane.parallel import limit_threads, map_processes
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs
@@ -75,7 +75,7 @@ def measure_cpu(repeats: int) -> list[dict]:
     plain, ours, serial, parallel = [], [], [], []
     list(map_processes(train_job, [0] * 4, 2))  # starts the workers and loads their images
     for seed in range(repeats):
-        with single_thread():
+        with limit_threads():
             plain.append(measure_seconds(lambda seed=seed: train_plainly(build(seed), split)))
             ours.append(measure_seconds(lambda seed=seed: train_ours(build(seed), split)))
         serial.append(measure_seconds(lambda: list(map_processes(train_job, range(4), 1))))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -15,6 +16,7 @@ from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
 from tasks import stages
@@ -70,22 +72,34 @@ def ablation(
             for zoo in config.all_zoos
         ]
         run_parts(tokens, "tokens/build", zoos)
+        chosen = list_arms(config)
+        together, shared = _share_cores(execution, len(chosen))
         arms = [
             {
                 "composition": item.composition.name,
                 "seed": item.seed,
                 "config": config,
-                "execution": execution,
+                "execution": shared,
                 "tracking_parent": run,
             }
-            for item in list_arms(config)
+            for item in chosen
         ]
-        run_parts(arm, "arm/run", arms)
+        run_parts(arm, "arm/run", arms, together)
         stages.compare(config, execution)
     comparison = store.open(planned)
     tracker.finish_ablation(config, run, comparison, store)
     show_comparison(config.name, comparison, run)
     return planned
+
+
+def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionConfig]:
+    """Return how many of so many arms run at the same time in this process's children, and how each is executed."""
+    if runtime.deployment.id is not None:
+        return 1, execution  # the work pool decides
+    processes = execution.processes or os.cpu_count() or 1
+    usual = 1 if choose_device(execution.device).type == "cuda" else processes
+    together = min(execution.arms or usual, arms)
+    return together, execution.model_copy(update={"processes": max(1, processes // together)})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--resend", action="store_true", help="send a finished ablation to MLflow again, and do no work"
     )
     parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
+    parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core on a CPU, one on a GPU")
     options = parser.parse_args(arguments)
     return report_errors(lambda: _run_command(options))
 
@@ -113,7 +128,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config=config, execution=ExecutionConfig(processes=options.processes))
+        ablation(config=config, execution=ExecutionConfig(processes=options.processes, arms=options.arms))
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)

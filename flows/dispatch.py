@@ -4,38 +4,75 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
+import torch
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import hydrated_context, serialize_context
 from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 
-from mzsane.errors import WorkerError
+from mzsane.errors import MzsaneError, WorkerError
+from mzsane.parallel import limit_threads, map_processes
 
 _POLL_SECONDS = 2.0
 
 
-def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, Any]]) -> None:
+def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, Any]], together: int = 1) -> None:
     """Run a flow once for each set of parameters, and wait for all of them.
 
     Args:
-        flow: the flow, called here one part after the other when this ablation was started by hand.
+        flow: the flow, called here when this ablation was started by hand.
         deployment: `flow/deployment`, whose runs the work pool schedules when this ablation is a deployment's run
             itself.
         parts: the parameters of each run.
+        together: how many run here at the same time, each in a process of its own and with its share of the threads;
+            the work pool has its own limit.
 
     Raises:
-        WorkerError: a flow run did not complete; the others have ended too.
+        MzsaneError: that of a flow that failed here; where several run at the same time, when the others have ended.
+        WorkerError: a flow run of the work pool did not complete, and the others have ended too; several failed here;
+            or a process was killed.
     """
     if runtime.deployment.id is None:
-        for parameters in parts:
-            flow(**parameters)
+        _run_here(flow, parts, together)
         return
     runs = [
         run_deployment(deployment, parameters=_to_json(parameters), timeout=0, flow_run_name=None)
         for parameters in parts
     ]
     _wait_for(runs)
+
+
+def _run_here(flow: Flow[..., Any], parts: Sequence[dict[str, Any]], together: int) -> None:
+    if min(together, len(parts)) == 1:
+        for parameters in parts:
+            flow(**parameters)
+        return
+    with get_client(sync_client=True) as client:
+        server = str(client.api_url)  # a temporary one is in no setting
+    with temporary_settings({PREFECT_API_URL: server}):
+        context = serialize_context()
+    threads = max(1, torch.get_num_threads() // together)
+    jobs = [cloudpickle.dumps((flow, parameters, context, threads)) for parameters in parts]
+    errors = [error for _, error in map_processes(_run_part, jobs, together) if error is not None]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise WorkerError(f"{len(errors)} of {len(parts)} runs failed: {'; '.join(map(str, errors))}")
+
+
+def _run_part(pickled: bytes) -> MzsaneError | None:
+    """Run a flow in this process, as a part of the flow run that another process is in; return why it failed."""
+    flow, parameters, context, threads = cloudpickle.loads(pickled)
+    try:
+        with limit_threads(threads), hydrated_context(context):
+            flow(**parameters)
+    except MzsaneError as error:
+        return error
+    return None
 
 
 def _wait_for(runs: list[FlowRun]) -> None:

@@ -40,7 +40,7 @@ def map_processes(
     count = processes or os.cpu_count() or 1
     if min(count, len(items)) <= 1:
         for position, item in enumerate(items):
-            with single_thread():
+            with limit_threads():
                 result = function(item)
             yield position, result
         return
@@ -65,10 +65,10 @@ def map_processes(
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch on one thread inside the block."""
+def limit_threads(count: int = 1) -> Iterator[None]:
+    """Run torch on so many threads inside the block."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

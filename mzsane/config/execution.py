@@ -13,6 +13,13 @@ class ExecutionConfig(Config):
     processes: int | None = Field(
         None, ge=1, le=1024, description="worker processes for populations; all cores if unset"
     )
+    arms: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="arms that run at the same time and share the cores, when an ablation is started by hand; if unset "
+        "one a core on a CPU, one on a GPU",
+    )
     checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
     chunk_models: int | None = Field(
         None, ge=1, description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU"
