@@ -8,7 +8,6 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 
 # The demo needs no server and uses none that is running: everything it makes is below .mzsane/.
 EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PREFECT_HOME=$(CURDIR)/.mzsane/prefect \
-	PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 \
 	MZSANE_ROOT=$(CURDIR)/.mzsane/store
 
 .PHONY: help setup demo test test-all lint up down status clean

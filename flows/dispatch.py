@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import hydrated_context, serialize_context
 from prefect.deployments import run_deployment
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import BaseModel
 
 from mzsane.errors import MzsaneError, WorkerError
@@ -52,8 +52,9 @@ def _run_here(flow: Flow[..., Any], parts: Sequence[dict[str, Any]], together: i
             flow(**parameters)
         return
     with get_client(sync_client=True) as client:
-        server = str(client.api_url)  # a temporary one is in no setting
-    with temporary_settings({PREFECT_API_URL: server}):
+        server = str(client.api_url)
+    # A temporary server is in no setting, and has no pages.
+    with temporary_settings({PREFECT_API_URL: server, PREFECT_UI_URL: PREFECT_UI_URL.value() or ""}):
         context = serialize_context()
     threads = max(1, torch.get_num_threads() // together)
     jobs = [cloudpickle.dumps((flow, parameters, context, threads)) for parameters in parts]

@@ -123,9 +123,6 @@ def environment(tmp_path) -> dict[str, str]:
     """The environment of a user without servers; the store is `tmp_path/store`."""
     return clean_environment() | {
         "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MZSANE_ROOT": str(tmp_path / "store"),
         "MZSANE_CACHE": str(tmp_path / "cache"),
