@@ -26,6 +26,7 @@ from tasks.terminal import print_comparison, report_errors
 from tasks.tracking import Tracker, resend
 
 quiet_expected_errors()
+_ARM_MEMORY = 4 * 2**30  # bytes that there are for each arm of several; a small one takes 1 GiB
 PresetName = Literal[tuple(list_presets())]  # type: ignore[valid-type]
 
 
@@ -97,7 +98,8 @@ def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionC
     if runtime.deployment.id is not None:
         return 1, execution  # the work pool decides
     processes = execution.processes or os.cpu_count() or 1
-    usual = 1 if choose_device(execution.device).type == "cuda" else processes
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usual = 1 if choose_device(execution.device).type == "cuda" else min(processes, max(1, memory // _ARM_MEMORY))
     together = min(execution.arms or usual, arms)
     return together, execution.model_copy(update={"processes": max(1, processes // together)})
 
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--resend", action="store_true", help="send a finished ablation to MLflow again, and do no work"
     )
     parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
-    parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core on a CPU, one on a GPU")
+    parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core (and 4 GiB), or one on a GPU")
     options = parser.parse_args(arguments)
     return report_errors(lambda: _run_command(options))
 

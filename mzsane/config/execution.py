@@ -18,7 +18,7 @@ class ExecutionConfig(Config):
         ge=1,
         le=1024,
         description="arms that run at the same time and share the cores, when an ablation is started by hand; if unset "
-        "one a core on a CPU, one on a GPU",
+        "one a core on a CPU, where each has 4 GiB of memory, and one on a GPU",
     )
     checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
     chunk_models: int | None = Field(

@@ -182,16 +182,14 @@ def test_two_ablations_at_once_share_one_root(tiny, reference_run, environment, 
 
 
 def test_arms_at_the_same_time_have_the_same_numbers(tiny, reference_run, served_environment, tmp_path):
-    changes = {"name": "together", "targets": tiny.targets[:1]}
-    together = tiny.model_copy(update=changes)
+    together = tiny.model_copy(update={"name": "together", "targets": tiny.targets[:1]})
     path = write_config(together, tmp_path / "together.yaml")
-    environment = served_environment | {"OMP_NUM_THREADS": "2"}  # one for each of two arms, as for the reference
-    output = run_command([str(path), "--processes", "2"], environment)
+    output = run_command([str(path), "--processes", "2", "--arms", "2"], served_environment)
     assert output.code == 0, output.err
     for composition in tiny.compositions:
         assert f"Beginning subflow run 'arm-{composition.name}-s0'" in output.err
     known = read_comparison(tiny, reference_run).filter(target=tiny.targets[0].name)
-    assert read_comparison(together, ArtifactStore(environment["MZSANE_ROOT"])).equals(known)
+    assert read_comparison(together, ArtifactStore(served_environment["MZSANE_ROOT"])).equals(known)
 
 
 def test_arms_that_fail_at_the_same_time_are_told_in_one_line(mini, served_environment):
