@@ -31,7 +31,7 @@ from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
-VERSION = 4
+VERSION = 5
 
 
 def plan_scores(
@@ -69,7 +69,7 @@ def score_samples(
     novelty: Novelty = records["novelty"].to_list()
     if target.tokens is None:
         scorer.add("zoo", populations["originals"])
-    scorer.add("reconstruction", populations["reconstruction"])
+    scorer.add("reconstruction", populations["reconstruction"], finetune=False)  # anchors tell that of decoded models
     scorer.add("samples", drawn, sees=records["sees"][0], novelty=novelty)
     scorer.add_chosen("selected", drawn, best, novelty)
     if len(anchors_AP):
