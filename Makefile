@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PREFECT_HOME=$(CURDIR)/.mzsane/prefect \
 	MZSANE_ROOT=$(CURDIR)/.mzsane/store
 
+# One process a core; tests that share a stack stay in one (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help setup demo test test-all lint up down status clean
 .DEFAULT_GOAL := help
 
@@ -36,10 +39,10 @@ demo: $(RUNS) ## run the zoo-composition ablation on embedded defaults
 	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
 
 test: $(STAMP) ## run the tests (minutes)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-all: $(STAMP) ## run all tests, those that need minutes, a browser or a real S3 endpoint too
-	@$(BIN)/python -m pytest -m ''
+	@$(PYTEST) -m ''
 
 lint: $(STAMP) ## check style, types and layers
 	@$(BIN)/ruff check .

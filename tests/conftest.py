@@ -22,6 +22,14 @@ settings.load_profile("mzsane")
 torch.set_num_threads(1)
 
 SERIAL = ExecutionConfig(processes=1)
+STACKS = ("browser", "infra", "pipeline")  # folders whose tests share what takes long to start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name what must stay in one process when the tests are shared by several: a file, or a folder with a stack."""
+    for item in items:
+        together = item.path.parent if item.path.parent.name in STACKS else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(item.config.rootpath))))
 
 
 @pytest.fixture(scope="session")
