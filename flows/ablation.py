@@ -18,6 +18,7 @@ from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
+from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
 from tasks import stages
 from tasks.logs import quiet_expected_errors
@@ -97,7 +98,7 @@ def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionC
     """Return how many of so many arms run at the same time in this process's children, and how each is executed."""
     if runtime.deployment.id is not None:
         return 1, execution  # the work pool decides
-    processes = execution.processes or os.cpu_count() or 1
+    processes = execution.processes or count_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     usual = 1 if choose_device(execution.device).type == "cuda" else min(processes, max(1, memory // _ARM_MEMORY))
     together = min(execution.arms or usual, arms)

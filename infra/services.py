@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -106,7 +107,7 @@ def list_services(settings: StackSettings) -> list[Step]:
                 *("--pool", POOL, "--type", "process", "--name", WORKER),
             ),
             folder=settings.project,
-            environment=environment,
+            environment=environment | _share_cores(settings.compute_slots),
             # Runs that wait in the queues start at once, and they use everything.
             needs=("bucket", "mlflow", "pool"),
             address=f"work pool {POOL}",
@@ -114,6 +115,14 @@ def list_services(settings: StackSettings) -> list[Step]:
             check=_is_polling,
         ),
     ]
+
+
+def _share_cores(slots: int) -> dict[str, str]:
+    """Return what tells each of several flow runs at a time how many cores are its own, in processes and in threads."""
+    if slots == 1:
+        return {}
+    each = str(max(1, (os.cpu_count() or 1) // slots))
+    return {"MZSANE_CORES": each, "OMP_NUM_THREADS": each}
 
 
 def list_jobs(settings: StackSettings, dead: set[str]) -> list[Step]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from mzsane.errors import WorkerError
+from mzsane.errors import ConfigError, WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ def map_processes(
     Args:
         function: a module-level function.
         items: its arguments.
-        processes: how many processes; all cores when None. With one, everything runs here.
+        processes: how many processes; one a core when None. With one, everything runs here.
 
     Yields:
         (position of the item, result), in the order in which they are ready.
@@ -37,7 +37,7 @@ def map_processes(
     Raises:
         WorkerError: a worker process was killed. Errors of the function itself pass through.
     """
-    count = processes or os.cpu_count() or 1
+    count = processes or count_cores()
     if min(count, len(items)) <= 1:
         for position, item in enumerate(items):
             with limit_threads():
@@ -62,6 +62,20 @@ def map_processes(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def count_cores() -> int:
+    """Return how many cores are for this process and its children: `MZSANE_CORES`, or all.
+
+    Raises:
+        ConfigError: the variable is not a whole number above 0.
+    """
+    given = os.environ.get("MZSANE_CORES", "")
+    if not given:
+        return os.cpu_count() or 1
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"MZSANE_CORES={given!r}: must be a whole number of cores above 0")
+    return int(given)
 
 
 @contextmanager

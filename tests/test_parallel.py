@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mzsane.errors import WorkerError
-from mzsane.parallel import map_processes
+from mzsane.errors import ConfigError, WorkerError
+from mzsane.parallel import count_cores, map_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the children through /proc")
@@ -64,6 +64,17 @@ def count_workers() -> int:
         with suppress(FileNotFoundError, ProcessLookupError):
             count += "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
     return count
+
+
+def test_all_cores_are_ours_unless_the_environment_says_how_many(monkeypatch):
+    monkeypatch.delenv("MZSANE_CORES", raising=False)
+    assert count_cores() == os.cpu_count()
+    monkeypatch.setenv("MZSANE_CORES", "1")
+    assert {pid for _, (_, _, pid) in map_processes(describe, range(4), None)} == {os.getpid()}
+    for wrong in ("0", "-1", "two"):
+        monkeypatch.setenv("MZSANE_CORES", wrong)
+        with pytest.raises(ConfigError, match=f"MZSANE_CORES='{wrong}'"):
+            count_cores()
 
 
 def test_one_process_works_here_in_order_on_one_thread():

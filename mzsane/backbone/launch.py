@@ -24,6 +24,7 @@ from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError, MzsaneError, WorkerError
 from mzsane.metrics import MetricSink
+from mzsane.parallel import count_cores
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import TokenSlice
 
@@ -81,7 +82,7 @@ def _watch(folder: Path, count: int, root: str, sink: MetricSink) -> None:
     """Run the processes and pass on what the first one tells."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", _MODULE, str(folder / "request.json")]
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, count_cores() // count))
     environment = {**os.environ, "MZSANE_ROOT": root, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     events = folder / EVENTS
     events.touch()

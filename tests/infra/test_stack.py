@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from infra import processes, stack
+from infra.services import list_services
 from infra.settings import VARIABLES, StackError, StackSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -136,6 +137,14 @@ def test_queues_have_their_limits(settings: StackSettings) -> None:
     limits = {queue["name"]: queue["concurrency_limit"] for queue in queues}
     assert limits["compute"] == 1
     assert limits["control"] is None
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_flow_runs_at_the_same_time_share_the_cores(tmp_path: Path, slots: int) -> None:
+    services = {step.name: step for step in list_services(make_settings(tmp_path, compute_slots=slots))}
+    names, given = ("MZSANE_CORES", "OMP_NUM_THREADS"), services["worker"].environment
+    share = str(max(1, os.cpu_count() // slots))
+    assert [given.get(name) for name in names] == ([None, None] if slots == 1 else [share, share])
 
 
 def test_env_file_is_private_and_reaches_the_stack(settings: StackSettings) -> None:
