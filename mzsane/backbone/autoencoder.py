@@ -118,30 +118,34 @@ class Autoencoder(nn.Module):
         self,
         tokens_BWD: Tensor,
         positions_BW3: Tensor,
-        real_BW: Tensor,
+        weights_BW: Tensor,
         plan: AttentionPlan | None,
         noise_BWL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents (B, W, L), reconstructed tokens (B, W, D) and projections of windows, for training.
 
-        `real_BW` is False in the padding. Noise is added to the latents that are decoded and projected.
+        `weights_BW` is how many weights each token has, none in the padding. Noise is added to the latents that are
+        decoded and projected.
         """
         places_BWM = self.positions(positions_BW3)
-        latents_BWL = self._encode(tokens_BWD, places_BWM, plan)
-        noisy_BWL = latents_BWL if noise_BWL is None else latents_BWL + noise_BWL
-        return latents_BWL, self._decode(noisy_BWL, places_BWM, plan), self.project(noisy_BWL, real_BW)
+        latents_BWL = cap_latents(self._encode(tokens_BWD, places_BWM, plan), weights_BW)
+        noisy_BWL = latents_BWL if noise_BWL is None else cap_latents(latents_BWL + noise_BWL, weights_BW)
+        return latents_BWL, self._decode(noisy_BWL, places_BWM, plan), self.project(noisy_BWL)
 
     def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
-        """Return the latents, (B, W, L). Without a plan each window is one model without padding."""
+        """Return the latents, (B, W, L), not capped. Without a plan each window is one model without padding."""
         return self._encode(tokens_BWD, self.positions(positions_BW3), plan)
 
     def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
         return self._decode(latents_BWL, self.positions(positions_BW3), plan)
 
-    def project(self, latents_BWL: Tensor, real_BW: Tensor) -> Tensor:
-        """Return the projection of whole windows that the contrast compares, (B, projection_dim)."""
-        projected: Tensor = self.projection(latents_BWL.masked_fill(~real_BW[:, :, None], 0).flatten(1))
+    def project(self, latents_BWL: Tensor) -> Tensor:
+        """Return the projection of whole windows that the contrast compares, (B, projection_dim).
+
+        The latents are those of `cap_latents`, so that nothing of the padding is in them.
+        """
+        projected: Tensor = self.projection(latents_BWL.flatten(1))
         return projected
 
     def _encode(self, tokens_BWD: Tensor, places_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
@@ -164,6 +168,15 @@ class Autoencoder(nn.Module):
                 else:
                     x_BWM = block(x_BWM, plan)
         return x_BWM
+
+
+def cap_latents(latents_BWL: Tensor, weights_BW: Tensor) -> Tensor:
+    """Return latents of which each token has no more than weights; those beyond are 0, and so are all in the padding.
+
+    What a short token cannot use counts for nothing in the latents per weight, and long ones can have it instead.
+    """
+    number_L = torch.arange(latents_BWL.shape[-1], device=latents_BWL.device)
+    return latents_BWL.masked_fill(number_L >= weights_BW[..., None], 0)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
-from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
+from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder, cap_latents
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig
 from mzsane.files import load_tensors
@@ -35,7 +35,8 @@ def encode_models(
     """Return the latents of whole models, (B, T, L), computed in windows with a halo, by default of a quarter."""
     tokens_BTD = layout.tokenize(flat_BP)
     positions_T3 = layout.positions_T3.to(flat_BP.device)
-    return map_windows(model.encode, tokens_BTD, positions_T3, window, window // 4 if halo is None else halo)
+    halo = window // 4 if halo is None else halo
+    return _cap(map_windows(model.encode, tokens_BTD, positions_T3, window, halo), layout)
 
 
 def decode_models(
@@ -45,4 +46,13 @@ def decode_models(
     with torch.set_grad_enabled(latents_BTL.requires_grad):
         positions_T3 = layout.positions_T3.to(latents_BTL.device)
         halo = window // 4 if halo is None else halo
-        return layout.detokenize(map_windows(model.decode, latents_BTL, positions_T3, window, halo))
+        return layout.detokenize(map_windows(model.decode, _cap(latents_BTL, layout), positions_T3, window, halo))
+
+
+def count_latents(layout: TokenLayout, latent_dim: int) -> int:
+    """Return how many latents stand for a model: of each token as many as it has weights, but no more than these."""
+    return int(layout.mask_TD.sum(dim=1).clamp(max=latent_dim).sum())
+
+
+def _cap(latents_BTL: Tensor, layout: TokenLayout) -> Tensor:
+    return cap_latents(latents_BTL, layout.mask_TD.sum(dim=1).to(latents_BTL.device))

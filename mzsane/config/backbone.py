@@ -66,7 +66,9 @@ class BackboneConfig(Config):
     d_model: int = Field(96, ge=8, description="width of the transformer")
     heads: int = Field(4, ge=1, description="attention heads; must divide d_model")
     layers: int = Field(2, ge=1, description="transformer blocks in the encoder, and as many in the decoder")
-    latent_dim: int = Field(32, ge=1, description="latent numbers a token")
+    latent_dim: int = Field(
+        32, ge=1, description="latent numbers a token; one with fewer weights has as many as weights"
+    )
     positions: Literal["learned", "sinusoidal"] = Field(
         "learned", description="embedding of a token's place: learned tables, or sines and cosines without a limit"
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from mzsane.backbone.attention import plan_attention
-from mzsane.backbone.autoencoder import Block, SinusoidalPositions, build_autoencoder
+from mzsane.backbone.autoencoder import Block, SinusoidalPositions, build_autoencoder, cap_latents
 from mzsane.config import BackboneConfig
 from mzsane.randomness import make_generator
 
@@ -46,10 +46,10 @@ def run(model, tokens, positions, segments=None):
     """Return latents, reconstructed tokens and, for whole windows, the projection."""
     segments = torch.ones(tokens.shape[:2], dtype=torch.int64) if segments is None else segments
     plan = plan_attention(segments)
-    latents = model.encode(tokens, positions, plan)
+    latents = cap_latents(model.encode(tokens, positions, plan), (segments > 0) * TOKEN_DIM)
     results = {"latents": latents, "tokens": model.decode(latents, positions, plan)}
     if tokens.shape[1] == CONFIG.window:
-        results["projection"] = model.project(latents, segments > 0)
+        results["projection"] = model.project(latents)
     return results
 
 
@@ -109,22 +109,45 @@ class TestPadding:
     def test_forward_is_the_three_parts(self, model):
         tokens, positions, segments = self.make_padded()
         with torch.no_grad():
-            outputs = model(tokens, positions, segments > 0, plan_attention(segments))
+            outputs = model(tokens, positions, (segments > 0) * TOKEN_DIM, plan_attention(segments))
         assert_same(
             dict(zip(("latents", "tokens", "projection"), outputs, strict=True)), run(model, *self.make_padded())
         )
 
     def test_noise_is_added_to_what_is_decoded_and_projected(self, model):
         tokens, positions, segments = self.make_padded()
-        plan, real = plan_attention(segments), segments > 0
+        plan, weights = plan_attention(segments), (segments > 0) * TOKEN_DIM
         with torch.no_grad():
-            latents = model.encode(tokens, positions, plan)
+            latents = cap_latents(model.encode(tokens, positions, plan), weights)
             noise = torch.randn(latents.shape, generator=make_generator(0))
-            got = model(tokens, positions, real, plan, noise)
-            noisy = latents + noise
-            expected = latents, model.decode(noisy, positions, plan), model.project(noisy, real)
+            got = model(tokens, positions, weights, plan, noise)
+            noisy = cap_latents(latents + noise, weights)
+            expected = latents, model.decode(noisy, positions, plan), model.project(noisy)
         for ours, theirs in zip(got, expected, strict=True):
             assert torch.equal(ours, theirs)
+
+
+class TestLatentsOfShortTokens:
+    """A token has no more latents than weights: nothing passes through those beyond, noise neither."""
+
+    WEIGHTS = torch.tensor([[TOKEN_DIM, 6, 5, 3, 1, 0, 6, 2, 4]] * 3)
+
+    def test_are_as_many_as_its_weights(self, model):
+        tokens, positions = make_window()
+        noise = torch.randn(3, 9, 6, generator=make_generator(0), dtype=torch.float64)
+        with torch.no_grad():
+            latents, decoded, _ = model(tokens, positions, self.WEIGHTS, None, noise)
+            used = (latents != 0).sum(dim=-1)
+            assert torch.equal(used, self.WEIGHTS.clamp(max=6))
+            noise[latents == 0] += 7.0
+            again = model(tokens, positions, self.WEIGHTS, None, noise)
+        assert torch.equal(decoded, again[1])
+        assert torch.equal(latents, again[0])
+
+    def test_have_no_gradient_beyond(self, model):
+        latents = torch.ones(3, 9, 6, requires_grad=True)
+        cap_latents(latents, self.WEIGHTS).sum().backward()
+        assert torch.equal(latents.grad.sum(dim=-1).long(), self.WEIGHTS.clamp(max=6))
 
 
 class TestPacking:
@@ -247,7 +270,7 @@ class TestRecompute:
         for block in (*model.encoder, *model.decoder):
             block.register_forward_pre_hook(lambda *_: calls.append(1))
         tokens, positions = make_window()
-        outputs = model(tokens, positions, segments > 0, plan_attention(segments))
+        outputs = model(tokens, positions, (segments > 0) * TOKEN_DIM, plan_attention(segments))
         sum(output.square().sum() for output in outputs).backward()
         return outputs, {name: parameter.grad for name, parameter in model.named_parameters()}, len(calls)
 
@@ -348,7 +371,7 @@ class TestInitialWeights:
         model = build_autoencoder(CONFIG, TOKEN_DIM, torch.Generator().manual_seed(0))
         tokens, positions = make_window()
         latents = model.encode(tokens.float(), positions)
-        projected = model.project(latents, torch.ones(3, 9, dtype=torch.bool))
+        projected = model.project(latents)
         (model.decode(latents, positions).square().sum() + projected.sum()).backward()
         without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
         assert without == []

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.inference import decode_models, encode_models
+from mzsane.backbone.autoencoder import build_autoencoder, cap_latents
+from mzsane.backbone.inference import count_latents, decode_models, encode_models
 from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 
@@ -29,7 +29,7 @@ def model(tiny_backbone_config):
 @torch.no_grad()
 def run_whole(model, layout, flat_BP):
     positions = layout.positions_T3.expand(len(flat_BP), -1, -1)
-    latents = model.encode(layout.tokenize(flat_BP), positions)
+    latents = cap_latents(model.encode(layout.tokenize(flat_BP), positions), layout.mask_TD.sum(dim=1))
     return latents, layout.detokenize(model.decode(latents, positions))
 
 
@@ -61,3 +61,16 @@ def test_windows_change_nothing_where_the_halo_covers_what_a_token_sees(model, t
         for window in range(1, 25):
             torch.testing.assert_close(encode_models(alone, layout, flat, window), whole, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(decode_models(alone, layout, whole, window), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_have_no_more_latents_than_weights(model, tiny_backbone_config):
+    """Rows of 8 weights are a full token of 6 and one of 2; latents beyond these say nothing to the decoder."""
+    layout, width = TokenLayout.from_network(nn.Linear(7, 3), TOKEN_DIM), tiny_backbone_config.latent_dim
+    flat = torch.randn(2, layout.weights, generator=make_generator(0))
+    latents = encode_models(model, layout, flat, 24)
+    weights_T = layout.mask_TD.sum(dim=1)
+    assert sorted(set(weights_T.tolist())) == [2, 6]
+    assert torch.equal((latents != 0).sum(dim=2), weights_T.expand(2, -1))
+    beyond = latents + 5.0 * (torch.arange(width) >= weights_T[:, None])
+    assert torch.equal(decode_models(model, layout, beyond, 24), decode_models(model, layout, latents, 24))
+    assert [count_latents(layout, width) for width in (1, 2, 4, 6, 8)] == [6, 12, 18, 24, 24]

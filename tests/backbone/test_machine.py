@@ -37,7 +37,7 @@ def count_for_real(config: BackboneConfig, segments: torch.Tensor) -> int:
     tokens = torch.randn(windows, window, 51, generator=generator)
     positions = torch.zeros(windows, window, 3, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        outputs = model(tokens, positions, segments > 0, plan_attention(segments))
+        outputs = model(tokens, positions, (segments > 0) * 51, plan_attention(segments))
         sum(output.sum() for output in outputs).backward()
     total: int = counter.get_total_flops()
     return total

@@ -154,14 +154,14 @@ class TestByHand:
         for name, value in (terms | {"behaviour": 1.5}).items():
             assert values[f"loss_{name}"] == pytest.approx(value), name
 
-    def test_the_model_sees_the_views_and_who_is_real(self, layout: TokenLayout) -> None:
+    def test_the_model_sees_the_views_and_how_full_tokens_are(self, layout: TokenLayout) -> None:
         feed = dataclasses.replace(make_feed(), noise_BWL=torch.rand(2, 3, 2))
         model = Answer(torch.tensor([LATENTS] * 2), torch.tensor([OUTPUT] * 2), torch.rand(2, 3))
         Objective(BackboneConfig(), [layout], None, 0, Ranks()).measure(model, feed, 0)
-        tokens, positions, real, plan, noise = model.given
+        tokens, positions, weights, plan, noise = model.given
         assert torch.equal(tokens, feed.input_BWD)
         assert torch.equal(positions, feed.positions_BW3)
-        assert real.tolist() == [[True, True, False]] * 2
+        assert weights.tolist() == [[2, 2, 0]] * 2
         assert plan is None
         assert noise is feed.noise_BWL
 
