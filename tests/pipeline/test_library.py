@@ -30,10 +30,8 @@ COLUMNS = (
     "learning_rate images_per_class n chosen_of accuracy_mean accuracy_std accuracy_interval loss_mean "
     "calibration_mean novelty_mean"
 )
-TUNED = {"zoo", "transfer", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average"} | {
-    "random_init"
-}
-METHODS = TUNED | {"best_anchor", "interpolation", "statistics"}
+TUNED = {"zoo", "transfer", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"}
+METHODS = TUNED | {"reconstruction", "best_anchor", "interpolation", "statistics"}
 
 ALONE = """
 import sys
