@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from mzsane.artifacts import Artifact
 from mzsane.errors import ConfigError, MzsaneError
 from mzsane.report.findings import find_findings
-from mzsane.report.table import comparison_table
+from mzsane.report.table import comparison_table, samples_table
 
 _WIDTH = 120  # of the table when the output is not a terminal
+_SIDE_BY_SIDE = 4  # compositions that fit in it
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -30,7 +31,8 @@ def print_comparison(comparison: Artifact) -> None:
     """Print the table, what was found, and, as the last line, the path of the page."""
     rows = pl.read_parquet(comparison.path("comparison.parquet"))
     console = Console(width=max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), highlight=False)
-    console.print(comparison_table(rows))
+    few = rows["composition"].n_unique() <= _SIDE_BY_SIDE
+    console.print(comparison_table(rows) if few else samples_table(rows))
     for sentence in find_findings(rows).overall:
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(f"\nartifact {comparison.address}", soft_wrap=True)

@@ -103,13 +103,7 @@ def comparison_table(rows: pl.DataFrame) -> Table:
         ConfigError: A column is missing.
     """
     lines = arrange_lines(rows)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        caption=Text(write_caption(lines)),
-        caption_justify="left",
-    )
+    table = _open_table(write_caption(lines))
     for heading in ("fine-tuned", "target", "method", "sees"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "target")
     for name in list_names(rows, "composition"):
@@ -129,6 +123,45 @@ def comparison_table(rows: pl.DataFrame) -> Table:
             *map(align_cell, line.cells),
         )
     return table
+
+
+def samples_table(rows: pl.DataFrame) -> Table:
+    """Lay out what samples reach, for comparisons of more compositions than there is room for side by side.
+
+    Args:
+        rows: One measurement a row.
+
+    Returns:
+        A table with one block for each number of fine-tuning epochs and value of `sees`, a line for each composition,
+        and a column for each target.
+
+    Raises:
+        ConfigError: A column is missing.
+    """
+    lines = [line for line in arrange_lines(rows) if (line.method, line.ensemble) == ("samples", 1)]
+    targets = list(dict.fromkeys(line.target for line in lines))
+    table = _open_table(f"Samples alone; the other methods are in the report. {write_caption(lines)}")
+    for heading in ("fine-tuned", "sees", "composition"):
+        table.add_column(heading, overflow="fold", no_wrap=True)
+    for target in targets:
+        table.add_column(Text(target), justify="right", overflow="fold")
+    blocks: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines:
+        blocks.setdefault((name_block(line), line.sees), {})[line.target] = line
+    for (heading, sees), by_target in blocks.items():
+        table.add_section()
+        for place, name in enumerate(list_names(rows, "composition")):
+            cells = [by_target[target].cells[place] if target in by_target else None for target in targets]
+            if any(cells):
+                table.add_row(heading, sees, Text(name), *map(align_cell, cells))
+                heading = sees = ""
+    return table
+
+
+def _open_table(caption: str) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=Text(caption), caption_justify="left"
+    )
 
 
 def escape_markdown(text: str) -> str:

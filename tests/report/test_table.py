@@ -9,12 +9,12 @@ from rich.console import Console
 
 from mzsane.errors import ConfigError
 from mzsane.report.cells import average_seeds
-from mzsane.report.table import comparison_markdown, comparison_table
+from mzsane.report.table import comparison_markdown, comparison_table, samples_table
 
 
-def print_table(rows, width=120):
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(comparison_table(rows))
+def print_table(rows, lay_out=comparison_table):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(lay_out(rows))
     return console.export_text()
 
 
@@ -109,6 +109,31 @@ def test_four_compositions_fit_120_columns_unbroken(row):
     assert max(map(len, text.splitlines())) <= 120
     assert find_line(text, "font-digits", "reconstruction", "labels").count("0.900 ±.020 •★") == 4
     assert find_line(text, "fine-tuned").split()[-4:] == compositions
+
+
+def test_many_compositions_have_a_line_each(row):
+    names = [f"mix-{number}" for number in range(9)]
+    rows = pl.DataFrame(
+        [
+            row(name, target, method, accuracy, epochs=epochs, inside=name == "mix-3")
+            for number, name in enumerate(names)
+            for target in ("digits", "fonts")
+            for method, accuracy in (("samples", 0.1 * number), ("zoo", 0.95))
+            for epochs in (0, 2)
+        ]
+    )
+    lines = print_table(rows, samples_table).strip().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[0].split() == ["fine-tuned", "sees", "composition", "digits", "fonts"]
+    shown = [line for line in lines if "mix-" in line]
+    assert [line[: line.index("mix-")].split() for line in shown[::9]] == [
+        ["zero-shot", "none"],
+        ["2", "epochs", "none"],
+    ]
+    assert [line[line.index("mix-") :].split()[0] for line in shown] == names * 2
+    assert all(line.count("0.300 ±.020 •") == 2 for line in shown if "mix-3" in line)
+    assert "0.950" not in "".join(lines)
+    assert samples_table(rows.filter(method="zoo")).row_count == 0
 
 
 def test_accuracy_that_is_not_finite_is_shown_and_counted(row):
