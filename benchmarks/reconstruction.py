@@ -36,12 +36,7 @@ COMMON: dict[str, Any] = {"preset": "tiny", "d_model": 128, "layers": 3, "learni
 # backbone learns the few models by heart.
 WIDE = {"token_dim": 51, "steps": 1000, "batch_size": 32}
 NARROW = {"token_dim": 67, "steps": 2000, "batch_size": 8, "weight_decay": 0.5, "noise": 0.0}
-RECIPES = {
-    48: WIDE,
-    29: NARROW,
-    13: NARROW,
-    7: NARROW,
-}  # by latents of a full token: 0.98, 0.66, 0.32 and 0.17 a weight
+RECIPES = {48: WIDE, 29: NARROW, 13: NARROW, 7: NARROW}  # by latents a token; 0.98, 0.66, 0.32, 0.17 a weight
 IMAGES = 10_000
 GAP_BARS = {48: 0.3, 29: 2.0}  # points
 
