@@ -51,8 +51,8 @@ def decode_models(
 
 def count_latents(layout: TokenLayout, latent_dim: int) -> int:
     """Return how many latents stand for a model: of each token as many as it has weights, but no more than these."""
-    return int(layout.mask_TD.sum(dim=1).clamp(max=latent_dim).sum())
+    return int(layout.weights_T.clamp(max=latent_dim).sum())
 
 
 def _cap(latents_BTL: Tensor, layout: TokenLayout) -> Tensor:
-    return cap_latents(latents_BTL, layout.mask_TD.sum(dim=1).to(latents_BTL.device))
+    return cap_latents(latents_BTL, layout.weights_T.to(latents_BTL.device))

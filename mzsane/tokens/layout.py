@@ -187,6 +187,11 @@ class TokenLayout(BaseModel):
         return self.gather_TD >= 0
 
     @cached_property
+    def weights_T(self) -> Tensor:
+        """Number of weights in each token."""
+        return self.mask_TD.sum(dim=1)
+
+    @cached_property
     def positions_T3(self) -> Tensor:
         """Position of each token: running number in the network, layer, row in the layer; int64."""
         pieces = []

@@ -104,7 +104,7 @@ def describe_tokens(layout: TokenLayout) -> pl.DataFrame:
 
 def _list_tokens(table: TokenTable, places: pl.DataFrame, row: int, flat_P: Tensor) -> pl.DataFrame:
     values = table.layout.tokenize(flat_P)[table.layout.mask_TD].numpy()
-    lengths = table.layout.mask_TD.sum(dim=1).numpy()
+    lengths = table.layout.weights_T.numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     lists = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)))
     keys = table.index[row].select(_KEYS)
