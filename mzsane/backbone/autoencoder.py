@@ -2,7 +2,8 @@
 
 MZ-SANE, arXiv 2504.10141; SANE, arXiv 2406.09997.
 
-Suffixes: B windows, W tokens of a window, D token width, M model width, L latent width, H heads.
+Suffixes: B windows, W tokens of a window, D token width, M model width, L latent width, H heads, X tokens of a batch,
+I and O numbers of a token before and after a linear map.
 """
 
 import math
@@ -76,6 +77,28 @@ class Block(nn.Module):
         return hidden
 
 
+class LayerLinear(nn.Module):
+    """A linear map of tokens for each layer of a network, without bias; they start at random and keep the scale."""
+
+    def __init__(self, layers: int, wide_in: int, wide_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(layers, wide_in, wide_out))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the maps anew."""
+        self.weight.normal_(0, self.weight.shape[1] ** -0.5, generator=generator)
+
+    def forward(self, x_BWI: Tensor, layer_BW: Tensor) -> Tensor:
+        """Map each token by its layer, (B, W, O)."""
+        layer_X, x_XI = layer_BW.flatten(), x_BWI.flatten(0, 1)
+        order_X = layer_X.argsort()
+        counts = torch.bincount(layer_X, minlength=len(self.weight)).tolist()
+        mapped = [part_XI @ map_IO for part_XI, map_IO in zip(x_XI[order_X].split(counts), self.weight, strict=True)]
+        mapped_XO = torch.cat(mapped)[order_X.argsort()]
+        return mapped_XO.view(*layer_BW.shape, -1)
+
+
 class Autoencoder(nn.Module):
     """Tokens to a latent per token and back.
 
@@ -103,6 +126,11 @@ class Autoencoder(nn.Module):
         self.decoder = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.token_out = nn.Linear(width, token_dim)
+        self.shortcut_in: LayerLinear | None = None
+        self.shortcut_out: LayerLinear | None = None
+        if config.shortcut:
+            self.shortcut_in = LayerLinear(config.max_positions[1], token_dim, latent)
+            self.shortcut_out = LayerLinear(config.max_positions[1], latent, token_dim)
         self.projection = nn.Sequential(
             nn.Linear(config.window * latent, config.projection_dim, bias=False),
             nn.LayerNorm(config.projection_dim),
@@ -127,18 +155,18 @@ class Autoencoder(nn.Module):
         `weights_BW` is how many weights each token has, none in the padding. Noise is added to the latents that are
         decoded and projected.
         """
-        places_BWM = self.positions(positions_BW3)
-        latents_BWL = cap_latents(self._encode(tokens_BWD, places_BWM, plan), weights_BW)
+        places_BWM, layer_BW = self.positions(positions_BW3), positions_BW3[..., 1]
+        latents_BWL = cap_latents(self._encode(tokens_BWD, places_BWM, layer_BW, plan), weights_BW)
         noisy_BWL = latents_BWL if noise_BWL is None else cap_latents(latents_BWL + noise_BWL, weights_BW)
-        return latents_BWL, self._decode(noisy_BWL, places_BWM, plan), self.project(noisy_BWL)
+        return latents_BWL, self._decode(noisy_BWL, places_BWM, layer_BW, plan), self.project(noisy_BWL)
 
     def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the latents, (B, W, L), not capped. Without a plan each window is one model without padding."""
-        return self._encode(tokens_BWD, self.positions(positions_BW3), plan)
+        return self._encode(tokens_BWD, self.positions(positions_BW3), positions_BW3[..., 1], plan)
 
     def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
-        return self._decode(latents_BWL, self.positions(positions_BW3), plan)
+        return self._decode(latents_BWL, self.positions(positions_BW3), positions_BW3[..., 1], plan)
 
     def project(self, latents_BWL: Tensor) -> Tensor:
         """Return the projection of whole windows that the contrast compares, (B, projection_dim).
@@ -148,15 +176,15 @@ class Autoencoder(nn.Module):
         projected: Tensor = self.projection(latents_BWL.flatten(1))
         return projected
 
-    def _encode(self, tokens_BWD: Tensor, places_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+    def _encode(self, tokens_BWD: Tensor, places_BWM: Tensor, layer_BW: Tensor, plan: AttentionPlan | None) -> Tensor:
         x_BWM = self._transform(self.encoder, self.token_in(tokens_BWD) + places_BWM, plan)
         latents_BWL: Tensor = self.latent_out(self.encoder_norm(x_BWM))
-        return latents_BWL
+        return latents_BWL if self.shortcut_in is None else latents_BWL + self.shortcut_in(tokens_BWD, layer_BW)
 
-    def _decode(self, latents_BWL: Tensor, places_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
+    def _decode(self, latents_BWL: Tensor, places_BWM: Tensor, layer_BW: Tensor, plan: AttentionPlan | None) -> Tensor:
         x_BWM = self._transform(self.decoder, self.latent_in(latents_BWL) + places_BWM, plan)
         tokens_BWD: Tensor = self.token_out(self.decoder_norm(x_BWM))
-        return tokens_BWD
+        return tokens_BWD if self.shortcut_out is None else tokens_BWD + self.shortcut_out(latents_BWL, layer_BW)
 
     def _transform(self, blocks: nn.ModuleList, x_BWM: Tensor, plan: AttentionPlan | None) -> Tensor:
         # The parts outside are small, and what they give is the loss's and the samplers' data.
@@ -190,6 +218,9 @@ def build_autoencoder(config: BackboneConfig, token_dim: int, generator: torch.G
     model.to_empty(device="cpu")
     residual_scale = 1 / math.sqrt(2 * config.layers)
     for module_name, module in model.named_modules():
+        if isinstance(module, LayerLinear):
+            module.initialise(generator)
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 2:
                 scale = residual_scale if module_name.endswith((".out", ".down")) else 1.0

@@ -50,6 +50,8 @@ def count_flops(config: BackboneConfig, token_dim: int, tokens: int, attended: i
     """
     blocks = 2 * config.layers
     per_token = blocks * 12 * config.d_model**2 + 2 * config.d_model * (token_dim + config.latent_dim)
+    if config.shortcut:
+        per_token += 2 * token_dim * config.latent_dim
     return 3 * 2 * (per_token * tokens + blocks * 2 * config.d_model * attended)
 
 

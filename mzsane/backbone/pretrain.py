@@ -80,8 +80,7 @@ def pretrain(
     ranks = ranks or Ranks(device=choose_device(execution.device))
     with _explain_memory(config, ranks):
         chosen = choose_checkpoints(slices, seed, store)
-        if config.positions == "learned":
-            check_positions([part.table.layout for part in chosen], config.max_positions)
+        check_positions([part.table.layout for part in chosen], config.position_limits)
         with Training(config, seed, chosen, mixture, Checkpoints(store.partial(work)), execution, sink, ranks) as run:
             run.resume()
             run.train()

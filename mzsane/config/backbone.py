@@ -1,5 +1,6 @@
 """The autoencoder and its pre-training."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -74,6 +75,11 @@ class BackboneConfig(Config):
     )
     max_positions: tuple[int, int, int] = Field(
         (256, 32, 64), description="sizes of the learned position tables: token in network, layer, row in layer"
+    )
+    shortcut: bool = Field(
+        False,
+        description="a linear code for each layer beside the transformer, which then need not learn what is linear: "
+        "more is kept where latents are scarce",
     )
     projection_dim: int = Field(30, ge=1, description="outputs of the projection head that the contrast sees")
     normalisation: Literal["token", "layer", "window", "batch", "none"] = Field(
@@ -161,6 +167,13 @@ class BackboneConfig(Config):
     validations: int = Field(
         8, ge=1, description="times in a training that models which were not trained on are reconstructed and probed"
     )
+
+    @property
+    def position_limits(self) -> tuple[float, float, float]:
+        """Up to which token in network, layer and row there is a table; sines and cosines have no limit."""
+        if self.positions == "learned":
+            return self.max_positions
+        return math.inf, self.max_positions[1] if self.shortcut else math.inf, math.inf
 
     @model_validator(mode="before")
     @classmethod

@@ -137,8 +137,7 @@ def _read_zoos(work: Work, store: ArtifactStore, sink: MetricSink) -> tuple[list
         table = read_tokens(store.open(ref))
         label = _name_zoo(table, ref, [zoo.label for zoo in zoos])
         try:
-            if config.positions == "learned":
-                check_positions([table.layout], config.max_positions)
+            check_positions([table.layout], config.position_limits)
         except ConfigError as error:
             rows.append(_leave_out(label, ref.fingerprint, bool(own), "all properties", str(error)))
             continue

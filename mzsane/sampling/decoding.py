@@ -54,8 +54,7 @@ class Decoder:
         self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)
         own = TokenLayout.from_network(self.network, known[0].token_dim, known[0].running_statistics)
         self.layout = next((layout for layout in known if _list_shapes(layout) == _list_shapes(own)), own)
-        if self.config.positions == "learned":
-            check_positions([self.layout], self.config.max_positions)
+        check_positions([self.layout], self.config.position_limits)
         self.mapped = any(layout.digest != self.layout.digest for layout in known)
         self.new_head = any(needs_head(layout, self.layout, dataset.classes) for layout in known)
         self.conditioned = self.layout.running_statistics == "conditioned" and has_statistics(self.network)

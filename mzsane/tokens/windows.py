@@ -85,18 +85,16 @@ def check_composition(layouts: Sequence[TokenLayout], counts: Sequence[int], wei
         raise ConfigError(f"the slices have tokens of different widths: {sorted(widths)}; tokenize them alike")
 
 
-def check_positions(layouts: Sequence[TokenLayout], max_positions: Sequence[int]) -> None:
-    """Check that all positions have an entry in the position tables.
+def check_positions(layouts: Sequence[TokenLayout], limits: Sequence[float]) -> None:
+    """Check that all positions are below the limits of token in network, layer and row (see `BackboneConfig`).
 
     Raises:
         ConfigError: one does not.
     """
     for layout in layouts:
         largest = layout.positions_T3.amax(dim=0).tolist()
-        if any(value >= size for value, size in zip(largest, max_positions, strict=True)):
-            raise ConfigError(
-                f"max_positions {list(max_positions)} is too small: the layout has positions up to {largest}"
-            )
+        if any(value >= size for value, size in zip(largest, limits, strict=True)):
+            raise ConfigError(f"max_positions {list(limits)} is too small: the layout has positions up to {largest}")
 
 
 def map_windows(

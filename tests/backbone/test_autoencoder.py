@@ -8,7 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from mzsane.backbone.attention import plan_attention
-from mzsane.backbone.autoencoder import Block, SinusoidalPositions, build_autoencoder, cap_latents
+from mzsane.backbone.autoencoder import (
+    Block,
+    LayerLinear,
+    SinusoidalPositions,
+    build_autoencoder,
+    cap_latents,
+)
 from mzsane.config import BackboneConfig
 from mzsane.randomness import make_generator
 
@@ -28,9 +34,9 @@ def make_model(**settings):
     return built
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
+@pytest.fixture(scope="module", params=[False, True], ids=["transformer", "shortcut"])
+def model(request):
+    return make_model(shortcut=request.param)
 
 
 def make_window(batch=3, window=9, seed=0):
@@ -227,6 +233,54 @@ def test_decoding_uses_positions_of_its_own(model):
     with torch.no_grad():
         tokens = model.decode(torch.zeros(1, 9, 6, dtype=torch.float64), positions)
     assert len(tokens[0].round(decimals=6).unique(dim=0)) == 9
+
+
+class TestShortcut:
+    """A linear code for each layer beside the transformer."""
+
+    def test_each_token_is_mapped_by_its_layer(self):
+        maps = LayerLinear(4, 5, 3).double()
+        maps.initialise(make_generator(0))
+        tokens = torch.randn(2, 6, 5, generator=make_generator(1), dtype=torch.float64)
+        layers = torch.tensor([[0, 3, 3, 1, 0, 1], [1, 1, 0, 0, 3, 3]])  # layer 2 has no tokens
+        expected = torch.einsum("bwi,bwio->bwo", tokens, maps.weight[layers])
+        torch.testing.assert_close(maps(tokens, layers), expected, atol=1e-12, rtol=0)
+
+    def test_gradients_are_those_of_the_plain_product(self):
+        maps = LayerLinear(3, 4, 2).double()
+        maps.initialise(make_generator(0))
+        tokens = torch.randn(2, 3, 4, generator=make_generator(1), dtype=torch.float64, requires_grad=True)
+        layers = torch.tensor([[0, 2, 2], [1, 1, 0]])
+        assert torch.autograd.gradcheck(
+            lambda x, weight: torch.func.functional_call(maps, {"weight": weight}, (x, layers)), (tokens, maps.weight)
+        )
+
+    def test_is_what_is_left_without_the_transformer(self):
+        """With its outputs at zero, tokens become latents and come back by two matrices a layer."""
+        model = make_model(shortcut=True)
+        with torch.no_grad():
+            for layer in (model.latent_out, model.token_out):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        tokens, positions = make_window()
+        found, layers = run(model, tokens, positions), positions[..., 1]
+        latents = torch.einsum("bwi,bwio->bwo", tokens, model.shortcut_in.weight[layers])
+        torch.testing.assert_close(found["latents"], latents, atol=1e-12, rtol=0)
+        decoded = torch.einsum("bwi,bwio->bwo", latents, model.shortcut_out.weight[layers])
+        torch.testing.assert_close(found["tokens"], decoded, atol=1e-12, rtol=0)
+
+    def test_keeps_scale_at_the_start(self):
+        maps = LayerLinear(2, 64, 64)
+        maps.initialise(make_generator(0))
+        tokens = torch.randn(1, 100, 64, generator=make_generator(1))
+        assert maps(tokens, torch.zeros(1, 100, dtype=torch.int64)).std().item() == pytest.approx(1, rel=0.1)
+
+    def test_without_it_there_are_no_weights_for_it(self):
+        names = {name for name, _ in make_model(shortcut=True).named_parameters()}
+        assert names - {name for name, _ in make_model().named_parameters()} == {
+            "shortcut_in.weight",
+            "shortcut_out.weight",
+        }
 
 
 class TestSinusoidalPositions:

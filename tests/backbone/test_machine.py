@@ -44,10 +44,21 @@ def count_for_real(config: BackboneConfig, segments: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize(
-    ("window", "d_model", "heads", "layers"), [(66, 128, 4, 2), (100, 64, 2, 4), (20, 160, 4, 3), (120, 192, 8, 1)]
+    ("window", "d_model", "heads", "layers", "shortcut"),
+    [
+        (66, 128, 4, 2, False),
+        (100, 64, 2, 4, False),
+        (20, 160, 4, 3, False),
+        (120, 192, 8, 1, False),
+        (20, 32, 4, 1, True),
+    ],
 )
-def test_operations_are_those_of_a_real_step(window: int, d_model: int, heads: int, layers: int) -> None:
-    config = BackboneConfig(window=window, d_model=d_model, heads=heads, layers=layers, latent_dim=48)
+def test_operations_are_those_of_a_real_step(
+    window: int, d_model: int, heads: int, layers: int, shortcut: bool
+) -> None:
+    config = BackboneConfig(
+        window=window, d_model=d_model, heads=heads, layers=layers, latent_dim=48, shortcut=shortcut
+    )
     real = count_for_real(config, torch.ones(4, window, dtype=torch.int64))
     assert count_flops(config, 51, 4 * window, 4 * window**2) == pytest.approx(real, rel=0.02)
 

@@ -649,8 +649,12 @@ class TestComposition:
             drawn.add(tuple(pl.read_parquet(backbone.path("composition.parquet"))["model"].unique().sort()))
         assert len(drawn) > 1
 
-    def test_positions_beyond_the_tables_are_refused(self, config, slices, trained_store):
-        small = config.model_copy(update={"max_positions": (20, 32, 64)})
+    @pytest.mark.parametrize(
+        "settings",
+        [{"max_positions": (20, 32, 64)}, {"max_positions": (1, 2, 1), "positions": "sinusoidal", "shortcut": True}],
+    )
+    def test_positions_beyond_the_tables_are_refused(self, config, slices, trained_store, settings):
+        small = config.model_copy(update=settings)
         with pytest.raises(ConfigError, match="max_positions"):
             pretrain(small, slices, 0, trained_store)
 
