@@ -78,16 +78,11 @@ class Block(nn.Module):
 
 
 class LayerLinear(nn.Module):
-    """A linear map of tokens for each layer of a network, without bias; they start at random and keep the scale."""
+    """A linear map of tokens for each layer of a network, without bias."""
 
     def __init__(self, layers: int, wide_in: int, wide_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(layers, wide_in, wide_out))
-
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the maps anew."""
-        self.weight.normal_(0, self.weight.shape[1] ** -0.5, generator=generator)
 
     def forward(self, x_BWI: Tensor, layer_BW: Tensor) -> Tensor:
         """Map each token by its layer, (B, W, O)."""
@@ -218,11 +213,8 @@ def build_autoencoder(config: BackboneConfig, token_dim: int, generator: torch.G
     model.to_empty(device="cpu")
     residual_scale = 1 / math.sqrt(2 * config.layers)
     for module_name, module in model.named_modules():
-        if isinstance(module, LayerLinear):
-            module.initialise(generator)
-            continue
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 2:
+            if parameter.ndim >= 2:
                 scale = residual_scale if module_name.endswith((".out", ".down")) else 1.0
                 parameter.normal_(0, _INITIAL_DEVIATION * scale, generator=generator)
             else:
