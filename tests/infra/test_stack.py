@@ -74,15 +74,24 @@ def await_true(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
+def ask(settings: StackSettings, method: str, path: str, **given: object) -> dict:
+    """Ask Prefect's server, again where its database is busy (503), as Prefect's own client does."""
+    for _ in range(10):
+        answer = httpx.request(method, f"{settings.prefect_url}/api/{path}", timeout=30, **given)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(1)
+    return answer.raise_for_status().json()
+
+
 def start_run(settings: StackSettings, queue: str, path: Path, seconds: float = 0.0) -> str:
-    api = f"{settings.prefect_url}/api"
-    deployment = httpx.get(f"{api}/deployments/name/greeting/{queue}").raise_for_status().json()["id"]
+    deployment = ask(settings, "GET", f"deployments/name/greeting/{queue}")["id"]
     body = {"state": {"type": "SCHEDULED"}, "parameters": {"path": str(path), "seconds": seconds}}
-    return httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()["id"]
+    return ask(settings, "POST", f"deployments/{deployment}/create_flow_run", json=body)["id"]
 
 
 def read_state(settings: StackSettings, run: str) -> str:
-    return httpx.get(f"{settings.prefect_url}/api/flow_runs/{run}").raise_for_status().json()["state_type"]
+    return ask(settings, "GET", f"flow_runs/{run}")["state_type"]
 
 
 def start_command(settings: StackSettings, command: str) -> subprocess.Popen:
