@@ -301,6 +301,7 @@ class TestSettings:
             {"mix_up": 0.5},
             {"cut_mix": 0.5},
             {"positions": "sinusoidal"},
+            {"shortcut": True},
             {"accumulation": 2},
             {"learning_rate": 2e-3},
             {"weight_decay": 0.5},
@@ -426,7 +427,7 @@ class TestPublished:
     def test_resumed_equals_uninterrupted_with_everything_on(self, config, slices, make_store, validate):
         """The best validation, the second, is before or after the interruption, or between it and the checkpoint."""
         settings = {"steps": 70, "accumulation": 2, "averaging": 0.8, "publish": "best", "validations": 4}
-        everything = config.model_copy(update=settings | {"schedule": "one-cycle", "mix_up": 0.3})
+        everything = config.model_copy(update=settings | {"schedule": "one-cycle", "mix_up": 0.3, "shortcut": True})
         execution, values = ExecutionConfig(checkpoint_steps=15), [0.1, 0.9, 0.5, 0.3]
         validate(values)
         whole = hash_files(pretrain(everything, slices, 0, make_store(), execution))

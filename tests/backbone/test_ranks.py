@@ -50,6 +50,7 @@ def config(tiny_backbone_config):
         "batch_size": 8,
         "accumulation": 2,
         "validations": 1,
+        "shortcut": True,
     }
     return tiny_backbone_config.model_copy(update=settings)
 
