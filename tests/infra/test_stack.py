@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import boto3
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from infra import processes, stack
 from infra.services import list_services
@@ -74,24 +76,21 @@ def await_true(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def ask(settings: StackSettings, method: str, path: str, **given: object) -> dict:
-    """Ask Prefect's server, again where its database is busy (503), as Prefect's own client does."""
-    for _ in range(10):
-        answer = httpx.request(method, f"{settings.prefect_url}/api/{path}", timeout=30, **given)
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            break
-        time.sleep(1)
-    return answer.raise_for_status().json()
+def open_prefect(settings: StackSettings) -> SyncPrefectClient:
+    # Asks again where the server's database is busy (503).
+    return SyncPrefectClient(api=f"{settings.prefect_url}/api")
 
 
-def start_run(settings: StackSettings, queue: str, path: Path, seconds: float = 0.0) -> str:
-    deployment = ask(settings, "GET", f"deployments/name/greeting/{queue}")["id"]
-    body = {"state": {"type": "SCHEDULED"}, "parameters": {"path": str(path), "seconds": seconds}}
-    return ask(settings, "POST", f"deployments/{deployment}/create_flow_run", json=body)["id"]
+def start_run(settings: StackSettings, queue: str, path: Path, seconds: float = 0.0) -> UUID:
+    with open_prefect(settings) as client:
+        deployment = client.read_deployment_by_name(f"greeting/{queue}")
+        parameters = {"path": str(path), "seconds": seconds}
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
 
-def read_state(settings: StackSettings, run: str) -> str:
-    return ask(settings, "GET", f"flow_runs/{run}")["state_type"]
+def read_state(settings: StackSettings, run: UUID) -> str | None:
+    with open_prefect(settings) as client:
+        return client.read_flow_run(run).state_type
 
 
 def start_command(settings: StackSettings, command: str) -> subprocess.Popen:
