@@ -74,7 +74,9 @@ class BackboneConfig(Config):
         "learned", description="embedding of a token's place: learned tables, or sines and cosines without a limit"
     )
     max_positions: tuple[int, int, int] = Field(
-        (256, 32, 64), description="sizes of the learned position tables: token in network, layer, row in layer"
+        (256, 32, 64),
+        description="sizes of the learned position tables: token in network, layer, row in layer; a shortcut has as "
+        "many codes as layers",
     )
     shortcut: bool = Field(
         False,
