@@ -4,7 +4,9 @@
 
 For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
 the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of the test split's models
-on test images, which nothing was trained or chosen on. Zoos, tokens and backbones are artifacts: what is there is used.
+on test images, which nothing was trained or chosen on. With the behavioural loss twice: the latents are the encoder's,
+or refined from there (`mzsane.backbone.refinement`), for which unlabelled training images are seen. Zoos, tokens and
+backbones are artifacts: what is there is used.
 """
 
 import argparse
@@ -18,10 +20,12 @@ from measuring import make_row, report_rows
 from flows.presets import load_zoo_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import Artifact, ArtifactStore
+from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge, read_activations
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.pretrain import pretrain
+from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage
 from mzsane.tokens.build import build_tokens
@@ -41,6 +45,7 @@ LINEAR = NARROW | {"steps": 4000, "weight_decay": 1.0, "shortcut": True}
 RECIPES = {48: WIDE, 29: LINEAR, 13: NARROW, 7: NARROW}  # by latents a token; 0.98, 0.66, 0.32, 0.17 a weight
 IMAGES = 10_000
 GAP_BARS = {48: 0.3, 29: 2.0}  # points
+REFINED = ", refined"
 
 
 def train(
@@ -64,16 +69,17 @@ def train(
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
 
 
-@torch.no_grad()
-def measure(tokens: Artifact, backbone: Artifact) -> dict[str, float]:
+def measure(tokens: Artifact, backbone: Artifact, refined: bool) -> dict[str, float]:
     """Compare the test models at their last epoch with their reconstructions, on test images."""
     table = read_tokens(tokens)
     rows = table.pick_rows("test", last_epochs=1)
     flat_BP = table.load(rows)
     model, config = load_backbone(backbone)
-    decoded_BP = decode_models(
-        model, table.layout, encode_models(model, table.layout, flat_BP, config.window), config.window
-    )
+    latents_BTL = encode_models(model, table.layout, flat_BP, config.window)
+    if refined:
+        behaviour = open_network_behaviour(config, table, "the zoo")
+        latents_BTL = refine_latents(model, config, table.layout, flat_BP, latents_BTL, behaviour)
+    decoded_BP = decode_models(model, table.layout, latents_BTL, config.window)
     judge = Judge(table, "test", IMAGES)
     originals, decoded = (judge.classify(flat, read_activations(table, rows)) for flat in (flat_BP, decoded_BP))
     return {
@@ -86,14 +92,14 @@ def measure(tokens: Artifact, backbone: Artifact) -> dict[str, float]:
     }
 
 
-def draw(found: dict[tuple[str, float], list[dict[str, float]]]) -> bytes:
-    """Draw gap, disagreement and unexplained variance over latents per weight; a line a zoo and loss."""
+def draw(found: dict[tuple[str, str], list[dict[str, float]]]) -> bytes:
+    """Draw gap, disagreement and unexplained variance over latents per weight; a line a zoo and way."""
     figure = create_figure(
         13.0,
         5.0,
         "What reconstruction costs, by latents per weight",
         "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
-        "with the behavioural loss.",
+        "with the behavioural loss; dotted: its latents refined on unlabelled training images.",
     )
     shown = {
         "accuracy lost (points)": lambda row: max(row["gap"], 0.01),
@@ -103,16 +109,16 @@ def draw(found: dict[tuple[str, float], list[dict[str, float]]]) -> bytes:
     zoos = sorted({zoo for zoo, _ in found})
     for axes, (label, value) in zip(figure.subplots(1, 3), shown.items(), strict=True):
         style_axes(axes, label)
-        for (zoo, behaviour), rows in found.items():
-            color = COLORS[zoos.index(zoo) % len(COLORS)]
+        for (zoo, way), rows in found.items():
+            color, refined = COLORS[zoos.index(zoo) % len(COLORS)], way.endswith(REFINED)
             axes.plot(
                 [row["latents"] for row in rows],
                 [value(row) for row in rows],
                 color=color,
-                marker="o",
-                markerfacecolor="white" if behaviour else color,
-                linestyle="--" if behaviour else "-",
-                label=f"{zoo}{', behaviour' if behaviour else ''}",
+                marker="s" if refined else "o",
+                markerfacecolor="white" if way else color,
+                linestyle=":" if refined else "--" if way else "-",
+                label=f"{zoo}{way}",
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -142,18 +148,19 @@ def main() -> int:
     for name in options.zoos:
         zoo = load_zoo_preset(name, [])
         for behaviour in options.behaviours:
-            measured = found.setdefault((zoo.name, behaviour), [])
             for latent_dim in options.latents:
                 settings = COMMON | RECIPES[latent_dim] | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
                 made = train(zoo, settings, options.seed, store, options.models, options.last_epochs)
-                measured.append(measure(*made))
-                last = measured[-1]
-                print({key: round(value, 4) for key, value in last.items()}, flush=True)
-                what = f"{zoo.name}, {last['latents']:.2f} latents a weight{', behaviour' if behaviour else ''}"
-                bar = None if behaviour else GAP_BARS.get(latent_dim)
-                rows.append(make_row(f"{what}: accuracy lost", last["gap"], "points", last["accuracy"], bar, True))
-                rows.append(make_row(f"{what}: agreement", last["agreement"], "%"))
-                rows.append(make_row(f"{what}: R2", last["r2"], "R2"))
+                ways = (f", behaviour {behaviour}", f", behaviour {behaviour}{REFINED}") if behaviour else ("",)
+                for way in ways:
+                    last = measure(*made, refined=way.endswith(REFINED))
+                    print({key: round(value, 4) for key, value in last.items()}, flush=True)
+                    found.setdefault((zoo.name, way), []).append(last)
+                    what = f"{zoo.name}, {last['latents']:.2f} latents a weight{way}"
+                    bar = GAP_BARS.get(latent_dim)
+                    rows.append(make_row(f"{what}: accuracy lost", last["gap"], "points", last["accuracy"], bar, True))
+                    rows.append(make_row(f"{what}: agreement", last["agreement"], "%"))
+                    rows.append(make_row(f"{what}: R2", last["r2"], "R2"))
     if options.plot:
         options.plot.write_bytes(draw(found))
     return report_rows(rows, options.json)

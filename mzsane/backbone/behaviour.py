@@ -222,7 +222,7 @@ def open_behaviour(config: BackboneConfig, tables: Sequence[TokenTable]) -> Beha
     zoos: dict[str, NetworkBehaviour] = {}
     for number, table in enumerate(tables):
         if (name := str(table.artifact.ref)) not in zoos:
-            zoos[name] = _open_zoo(config, table, f"slice {number} of the composition")
+            zoos[name] = open_network_behaviour(config, table, f"slice {number} of the composition")
     names = list(zoos)
     return Behaviour(list(zoos.values()), [names.index(str(table.artifact.ref)) for table in tables])
 
@@ -244,8 +244,17 @@ def compare_outputs(original_MSK: Tensor, reconstructed_MSK: Tensor, output: Out
     return (reconstructed_MSK - original_MSK).square().mean(dim=(1, 2)) / variance_M.clamp(min=_VARIANCE_FLOOR)
 
 
-def _open_zoo(config: BackboneConfig, table: TokenTable, which: str) -> NetworkBehaviour:
-    """Return the behaviour of a zoo's models, or say why it cannot be had."""
+def open_network_behaviour(config: BackboneConfig, table: TokenTable, which: str) -> NetworkBehaviour:
+    """Prepare to run one zoo's models on its training images.
+
+    Args:
+        config: the backbone's settings.
+        table: the zoo's tokens.
+        which: what messages call them.
+
+    Raises:
+        ConfigError: as `open_behaviour`.
+    """
     wanted, otherwise = f"backbone.behaviour ({config.behaviour})", "set backbone.behaviour to 0"
     zoo = table.artifact.manifest.inputs["zoo"]
     origin = find_origin(table.artifact)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.backbone.refinement import descend
 from mzsane.config import ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
@@ -83,26 +84,15 @@ class Guidance:
         self, start_SX: Tensor, deviation_X: Tensor, share_SA: Tensor, decode: Callable[[Tensor], Tensor]
     ) -> Tensor:
         generator = make_generator(self.seed, "guidance")
-        step_SX = torch.zeros_like(start_SX, requires_grad=True)
-        optimizer = torch.optim.Adam([step_SX], lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        finite_S = torch.ones(len(start_SX), dtype=torch.bool)
-        for _ in range(self.steps):
+
+        def measure(moved_SX: Tensor) -> Tensor:
             chosen = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
             goals_SNK = torch.einsum("sa,ank->snk", share_SA, self.lessons_ANK[:, chosen])
-            logits_SNK = self.network.run_models(decode(start_SX + step_SX * deviation_X), self.images_NCHW[chosen])
-            loss_S = (
-                functional.cross_entropy(logits_SNK.flatten(0, 1), goals_SNK.flatten(0, 1), reduction="none")
-                .view(len(start_SX), -1)
-                .mean(dim=1)
-            )
-            finite_S &= loss_S.detach().isfinite()
-            (gradient_SX,) = torch.autograd.grad(loss_S.where(finite_S, 0.0).sum(), step_SX)
-            step_SX.grad = gradient_SX.nan_to_num(0.0, 0.0, 0.0)
-            optimizer.step()
-            schedule.step()
-        end_SX = (start_SX + step_SX * deviation_X).detach()
-        return end_SX.where(finite_S.view(-1, *[1] * (start_SX.ndim - 1)), start_SX)
+            logits_SNK = self.network.run_models(decode(moved_SX), self.images_NCHW[chosen])
+            loss = functional.cross_entropy(logits_SNK.flatten(0, 1), goals_SNK.flatten(0, 1), reduction="none")
+            return loss.view(len(start_SX), -1).mean(dim=1)
+
+        return descend(start_SX, deviation_X, self.steps, self.learning_rate, measure)
 
 
 @torch.no_grad()
