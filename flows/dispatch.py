@@ -3,14 +3,22 @@
 import time
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import cloudpickle
 import torch
 from prefect import Flow, get_run_logger, runtime
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.context import hydrated_context, serialize_context
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import BaseModel
 
@@ -18,6 +26,7 @@ from mzsane.errors import MzsaneError, WorkerError
 from mzsane.parallel import limit_threads, map_processes
 
 _POLL_SECONDS = 2.0
+_ENDED = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
 
 
 def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, Any]], together: int = 1) -> None:
@@ -43,7 +52,7 @@ def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, A
         run_deployment(deployment, parameters=_to_json(parameters), timeout=0, flow_run_name=None)
         for parameters in parts
     ]
-    _wait_for(runs)
+    wait_for_runs(runs)
 
 
 def _run_here(flow: Flow[..., Any], parts: Sequence[dict[str, Any]], together: int) -> None:
@@ -76,23 +85,41 @@ def _run_part(pickled: bytes) -> MzsaneError | None:
     return None
 
 
-def _wait_for(runs: list[FlowRun]) -> None:
+def wait_for_runs(runs: Sequence[FlowRun]) -> None:
+    """Wait until flow runs have ended, and tell of each.
+
+    Raises:
+        WorkerError: some did not complete, or were deleted while they were waited for; all have ended.
+    """
     logger = get_run_logger()
     waiting = {run.id: run.name for run in runs}
     failed = []
     with get_client(sync_client=True) as client:
         while waiting:
-            for run_id in list(waiting):
-                run = client.read_flow_run(run_id)
-                if run.state is None or not run.state.is_final():
-                    continue
-                del waiting[run_id]
+            # One question about all of them: asking for each keeps the server busy while a long queue waits.
+            ids = FlowRunFilterId(any_=list(waiting))
+            for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids, state=_ENDED)):
+                del waiting[run.id]
+                assert run.state is not None  # the filter has looked at it
                 logger.info("%s: %s; %d of %d ended", run.name, run.state.name, len(runs) - len(waiting), len(runs))
                 if not run.state.is_completed():
                     failed.append(f"{run.name} {run.state.name.lower()} ({run.state.message})")
+            ids = FlowRunFilterId(any_=list(waiting))
+            if waiting and client.count_flow_runs(flow_run_filter=FlowRunFilter(id=ids)) < len(waiting):
+                failed += [f"{waiting.pop(run_id)} was deleted" for run_id in _find_deleted(client, list(waiting))]
             time.sleep(_POLL_SECONDS if waiting else 0)
     if failed:
         raise WorkerError(f"{'; '.join(failed)}. Run the same ablation again: it continues where these stopped")
+
+
+def _find_deleted(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> list[UUID]:
+    deleted = []
+    for run_id in run_ids:
+        try:
+            client.read_flow_run(run_id)
+        except ObjectNotFound:
+            deleted.append(run_id)
+    return deleted
 
 
 def _to_json(parameters: dict[str, Any]) -> dict[str, Any]:

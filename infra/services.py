@@ -73,6 +73,9 @@ def list_services(settings: StackSettings) -> list[Step]:
             environment=environment
             | {
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.home}/prefect/prefect.db",
+                # Parts of an ablation wait for their turn, which is not late; and marking many at once locks the
+                # database for those that run.
+                "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
                 "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             },
             address=settings.prefect_url,

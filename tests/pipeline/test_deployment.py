@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 import yaml
 
+from flows.dispatch import wait_for_runs
 from mzsane.config import DownloadConfig, ReadConfig
+from mzsane.errors import WorkerError
 from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.shards import read_index
@@ -93,6 +95,27 @@ def test_refused_parameter_starts_no_run(running_stack):
         deployment = client.read_deployment_by_name("ablation/zoo-composition")
         with pytest.raises(PrefectHTTPStatusError, match="processes"):
             client.create_flow_run_from_deployment(deployment.id, parameters={"execution": {"processes": 0}})
+
+
+def test_runs_that_fail_or_are_deleted_are_named_when_all_have_ended(running_stack):
+    from prefect import flow
+    from prefect.logging.loggers import disable_run_logger
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Completed, Failed, Pending
+
+    @flow
+    def part():
+        pass
+
+    states = {"good": Completed(), "bad": Failed(message="no images"), "gone": Pending()}
+    with running_stack.open_prefect() as client:
+        runs = [client.create_flow_run(part, name=name, state=state) for name, state in states.items()]
+        client.delete_flow_run(runs[-1].id)
+    served = temporary_settings({PREFECT_API_URL: f"{running_stack.settings.prefect_url}/api"})
+    with served, disable_run_logger():
+        wait_for_runs(runs[:1])
+        with pytest.raises(WorkerError, match=r"^bad failed \(no images\); gone was deleted\. Run the same"):
+            wait_for_runs(runs)
 
 
 def test_watched_run_and_its_parts_are_completed(running_stack, watched, tiny):
