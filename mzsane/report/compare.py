@@ -31,7 +31,7 @@ from mzsane.report.provenance import plot_provenance
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
 from mzsane.tokens.build import plan_tokens
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,15 @@ def plot_effects(rows: pl.DataFrame) -> Figure:
     )
     panels = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
     for axes, epochs in zip(panels, stages, strict=True):
-        tuned = f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning"
-        style_axes(axes, tuned if epochs else "zero-shot")
+        shown = [effect for effect in effects if effect.epochs == epochs]
+        equal = ", at equal novelty" * all(effect.at_equal_novelty for effect in shown)
+        style_axes(
+            axes, (f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning" if epochs else "zero-shot") + equal
+        )
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
-        for effect in effects:
-            if effect.epochs == epochs:
-                _draw_effect(axes, effect, factors.index(effect.factor))
+        for effect in shown:
+            _draw_effect(axes, effect, factors.index(effect.factor))
         axes.set_xlabel("change of accuracy (percentage points)", fontsize=10)
     panels[0].set_yticks(range(len(factors)), [CHANGES[factor] for factor in factors])
     panels[0].set_ylim(len(factors) - 0.5, -0.5)

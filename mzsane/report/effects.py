@@ -2,7 +2,9 @@
 
 Least squares on the mean accuracies of samples, one for each arm and target: the accuracy is that of its block, a
 target with a seed, plus a number for each doubling of the models, each added dataset and each added architecture. So
-an effect is at equal values of the other two: of more datasets at an equal number of models. In and out of
+an effect is at equal values of the other two: of more datasets at an equal number of models. Zero-shot it is at equal
+novelty too, where there are measurements enough to tell: bandwidths come in steps, so that the samples of one
+composition are nearer to its models than those of another, and nearer ones are more accurate. In and out of
 distribution are estimated apart. The measurements are not independent, since an arm is measured on several targets and
 a composition with several seeds.
 So the interval is a jackknife that leaves out one composition at a time, with Student's t (MacKinnon, Nielsen and Webb
@@ -14,6 +16,7 @@ Suffixes: M measurements, F factors, G groups that are left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -27,6 +30,7 @@ CHANGES = {
     "datasets": "each added dataset",
     "architectures": "each added architecture",
 }
+_LEAST_MEASUREMENTS = 10  # beyond one a block, for each number that is estimated, where novelty is one of them
 _LEAST_SHARE = 1e-9  # of a factor's variance, that must be left when the blocks and the other factors are known
 
 
@@ -43,6 +47,7 @@ class Effect:
         high: Upper end.
         over: What the interval leaves out one at a time: `compositions`, `seeds`, or nothing.
         reason: Why there is no estimate; empty when there is one.
+        at_equal_novelty: Whether a difference in the novelty of the samples is taken out.
     """
 
     factor: str
@@ -53,6 +58,7 @@ class Effect:
     high: float | None = None
     over: str = ""
     reason: str = ""
+    at_equal_novelty: bool = False
 
     @property
     def verdict(self) -> str:
@@ -90,25 +96,34 @@ def estimate_effects(rows: pl.DataFrame) -> list[Effect]:
 
 
 def _estimate(part: pl.DataFrame, factor: str, factors: Sequence[str], epochs: int, inside: bool) -> Effect:
-    estimate = _fit(part, factor, factors)
+    known = _tells_novelty(part, factors)
+    others = [other for other in factors if other != factor] + ["novelty_mean"] * known
+    effect = partial(Effect, factor, epochs, inside, at_equal_novelty=known)
+    estimate = _fit(part, factor, others)
     if estimate is None:
-        return Effect(factor, epochs, inside, reason=_find_reason(part, factor, factors))
+        return effect(reason=_find_reason(part, factor, factors))
     for over, column in (("compositions", "composition"), ("seeds", "seed")):
         groups = part[column].unique(maintain_order=True)
-        left = [_fit(part.filter(pl.col(column) != group), factor, factors) for group in groups]
+        left = [_fit(part.filter(pl.col(column) != group), factor, others) for group in groups]
         found_G = np.array([value for value in left if value is not None])
         if len(groups) > 1 and len(found_G) == len(groups):
             spread = np.sqrt((len(groups) - 1) / len(groups) * ((found_G - found_G.mean()) ** 2).sum())
             half = t_quantile(len(groups)) * float(spread)
-            return Effect(factor, epochs, inside, estimate, estimate - half, estimate + half, over)
-    return Effect(factor, epochs, inside, estimate)
+            return effect(estimate, estimate - half, estimate + half, over)
+    return effect(estimate)
 
 
-def _fit(part: pl.DataFrame, factor: str, factors: Sequence[str]) -> float | None:
-    """Return the least-squares coefficient of a factor; None if these measurements do not determine it."""
-    accuracy_M, values_MF = _center(part, factors)
-    own_M = values_MF[:, factors.index(factor)]
-    others_MF = np.delete(values_MF, factors.index(factor), axis=1)
+def _tells_novelty(part: pl.DataFrame, factors: Sequence[str]) -> bool:
+    """Tell whether the novelty of all samples is known, and its share in their accuracy can be estimated."""
+    spare = len(part) - part.select("target", "seed").n_unique()
+    enough = spare >= _LEAST_MEASUREMENTS * (len(factors) + 1)
+    return enough and bool(part["novelty_mean"].is_finite().fill_null(False).all())
+
+
+def _fit(part: pl.DataFrame, factor: str, others: Sequence[str]) -> float | None:
+    """Return the least-squares coefficient of a factor at equal others; None if these do not determine it."""
+    accuracy_M, own_M, *others_FM = _center(part, ["accuracy_mean", factor, *others])
+    others_MF = np.stack(others_FM, axis=1) if others_FM else np.empty((len(own_M), 0))
     # What is left of the factor when the others are known carries its coefficient (Frisch, Waugh and Lovell).
     alone_M = own_M - others_MF @ np.linalg.lstsq(others_MF, own_M, rcond=None)[0] if others_MF.size else own_M
     if alone_M @ alone_M <= _LEAST_SHARE * max(len(part), 1):
@@ -116,14 +131,13 @@ def _fit(part: pl.DataFrame, factor: str, factors: Sequence[str]) -> float | Non
     return float(alone_M @ accuracy_M / (alone_M @ alone_M))
 
 
-def _center(part: pl.DataFrame, factors: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return accuracies and factors, models as their logarithm to base 2, less their means over the block."""
-    values = part.select("target", "seed", "accuracy_mean", *factors).with_columns(pl.col(*factors).cast(pl.Float64))
-    if "models" in factors:
+def _center(part: pl.DataFrame, columns: Sequence[str]) -> list[np.ndarray]:
+    """Return columns, models as their logarithm to base 2, less their means over the block."""
+    values = part.select("target", "seed", *columns).with_columns(pl.col(*columns).cast(pl.Float64))
+    if "models" in columns:
         values = values.with_columns(pl.col("models").log(2))
-    columns = ("accuracy_mean", *factors)
     centred = values.select((pl.col(name) - pl.col(name).mean().over("target", "seed")).alias(name) for name in columns)
-    return centred["accuracy_mean"].to_numpy(), centred.select(factors).to_numpy()
+    return [centred[name].to_numpy() for name in columns]
 
 
 def _find_reason(part: pl.DataFrame, factor: str, factors: Sequence[str]) -> str:
@@ -175,7 +189,9 @@ def _describe_factor(effects: Sequence[Effect], factor: str) -> str:
     stages = []
     for epochs in dict.fromkeys(effect.epochs for effect in found):
         when = "zero-shot" if epochs == 0 else f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning"
-        stages.append(f"{when} {join_names([_describe_estimate(e) for e in found if e.epochs == epochs])}")
+        estimates = [effect for effect in found if effect.epochs == epochs]
+        when += ", at equal novelty," * all(effect.at_equal_novelty for effect in estimates)
+        stages.append(f"{when} {join_names([_describe_estimate(effect) for effect in estimates])}")
     sentences = [f"{text} {'; '.join(stages)}."] if stages else []
     for reason in dict.fromkeys(effect.reason for effect in of_factor if effect.reason):
         places = {effect.in_distribution for effect in of_factor if effect.reason == reason}

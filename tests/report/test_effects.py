@@ -147,3 +147,32 @@ def test_other_methods_and_selection_do_not_count(ablate, row):
         row("a-25", "a", "samples", 0.99, models=25, ensemble=5),
     ]
     assert estimate_effects(pl.concat([rows, pl.DataFrame(more, schema=rows.schema)])) == estimate_effects(rows)
+
+
+def change_novelty(rows, change):
+    """Return the rows with samples whose novelty depends on their composition, and whose accuracy depends on that."""
+    novelty = 0.25 + 0.04 * pl.struct("models", "datasets").map_elements(change, pl.Float64)
+    return rows.with_columns(novelty_mean=novelty).with_columns(
+        accuracy_mean=pl.col("accuracy_mean") - 1.5 * (pl.col("novelty_mean") - 0.25)
+    )
+
+
+def test_zero_shot_effects_are_at_equal_novelty(ablate):
+    """Samples of large compositions went a step further: that is not what their size does."""
+    rows = change_novelty(
+        ablate(doubling=-0.01, noise=0.002), lambda c: float(c["models"] == 100 or c["datasets"] == 2)
+    )
+    effect = pick(estimate_effects(rows), "models", True)
+    assert effect.at_equal_novelty
+    assert effect.estimate == pytest.approx(0.01, abs=0.003)
+    assert "zero-shot, at equal novelty, by +" in describe_effects(rows)
+    unknown = rows.with_columns(novelty_mean=pl.when(pl.col("seed") == 0).then(None).otherwise(pl.col("novelty_mean")))
+    confounded = pick(estimate_effects(unknown), "models", True)
+    assert not confounded.at_equal_novelty
+    assert confounded.estimate < -0.005
+    assert "novelty" not in describe_effects(unknown)
+
+
+def test_few_measurements_do_not_tell_what_novelty_does(ablate):
+    rows = change_novelty(ablate(doubling=-0.01, sizes=(25, 50), seeds=(0,)), lambda c: float(c["models"] == 50))
+    assert not pick(estimate_effects(rows), "models", True).at_equal_novelty
