@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PREFECT_HOME=$(CURDIR)/.mzsane/prefect \
 	MZSANE_ROOT=$(CURDIR)/.mzsane/store
 
-# One process a core; tests that share a stack stay in one (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# One process a core; what is shared among them is named in tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test test-all lint up down status clean
 .DEFAULT_GOAL := help

@@ -3,12 +3,14 @@
 import logging
 import shutil
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
+from xdist.scheduler import LoadScopeScheduling
 
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, TokensConfig, ZooConfig
@@ -25,11 +27,24 @@ SERIAL = ExecutionConfig(processes=1)
 STACKS = ("browser", "infra", "pipeline")  # folders whose tests share what takes long to start
 
 
+class SharedStacks(LoadScopeScheduling):
+    """Shares the tests among processes: each file, or folder with a stack, is one's."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in STACKS else file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadScopeScheduling:
+    """Name what pytest-xdist shares the tests with."""
+    return SharedStacks(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name what must stay in one process when the tests are shared by several: a file, or a folder with a stack."""
-    for item in items:
-        together = item.path.parent if item.path.parent.name in STACKS else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(item.config.rootpath))))
+    """Put the folders with a stack first: a process that began one last would be the last to end."""
+    items.sort(key=lambda item: item.path.parent.name not in STACKS)
 
 
 @pytest.fixture(scope="session")
