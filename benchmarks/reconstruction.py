@@ -1,15 +1,18 @@
 """How well backbones reconstruct held-out models, over latents per weight.
 
-`MZSANE_ROOT=... python benchmarks/reconstruction.py [ZOO ...] [--json FILE] [--plot FILE] [--set KEY=VALUE ...]`
+`MZSANE_ROOT=... python benchmarks/reconstruction.py [ZOO ...] [--seeds N ...] [--json FILE] [--plot FILE]
+[--set KEY=VALUE ...]`
 
 For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
 the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of the test split's models
-on test images, which nothing was trained or chosen on. With the behavioural loss twice: the latents are the encoder's,
-or refined from there (`mzsane.backbone.refinement`), for which unlabelled training images are seen. Zoos, tokens and
-backbones are artifacts: what is there is used.
+on test images, which nothing was trained or chosen on; mean and range over the seeds of the backbone. With the
+behavioural loss twice: the latents are the encoder's, or refined from there (`mzsane.backbone.refinement`), for which
+unlabelled training images are seen. Zoos, tokens and backbones are artifacts: what is there is used.
 """
 
 import argparse
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +38,16 @@ from tasks.terminal import TerminalSink
 
 BEHAVIOURS = (0.0, 0.3)
 COMMON: dict[str, Any] = {"preset": "tiny", "d_model": 128, "layers": 3, "learning_rate": 2e-3}
-# Chosen on validation models, but for the steps of LINEAR, which they do not tell from half as many. Where a latent
-# is nearly as large as a token, exactness counts, and narrow tokens win. Where it is not, tokens of 67 (three to a
-# row of the second convolution) are reconstructed best, without decay the backbone learns the few models by heart,
-# and a linear code beside it keeps more.
+# Chosen on validation models. Where a latent is nearly as large as a token, exactness counts, and narrow tokens win.
+# Where it is not, tokens of 67 (three to a row of the second convolution) are reconstructed best, and without decay the
+# backbone learns the few models by heart. A linear code beside it keeps more at 29 latents, and less at 13.
 WIDE = {"token_dim": 51, "steps": 1000, "batch_size": 32}
 NARROW = {"token_dim": 67, "steps": 2000, "batch_size": 8, "weight_decay": 0.5, "noise": 0.0}
-LINEAR = NARROW | {"steps": 4000, "weight_decay": 1.0, "shortcut": True}
+LINEAR = NARROW | {"weight_decay": 1.0, "shortcut": True}
 RECIPES = {48: WIDE, 29: LINEAR, 13: NARROW, 7: NARROW}  # by latents a token; 0.98, 0.66, 0.32, 0.17 a weight
 IMAGES = 10_000
 GAP_BARS = {48: 0.3, 29: 2.0}  # points
+LEAST_GAP = 0.01  # points that are drawn, on a logarithmic scale
 REFINED = ", refined"
 
 
@@ -69,31 +72,53 @@ def train(
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
 
 
-def measure(tokens: Artifact, backbone: Artifact, refined: bool) -> dict[str, float]:
-    """Compare the test models at their last epoch with their reconstructions, on test images."""
+def measure(tokens: Artifact, backbone: Artifact) -> dict[str, dict[str, float]]:
+    """Compare the test models at their last epoch with their reconstructions, on test images, by the kind of latents.
+
+    These are the encoder's, called "", and with a behavioural loss those that are refined from there.
+    """
     table = read_tokens(tokens)
     rows = table.pick_rows("test", last_epochs=1)
-    flat_BP = table.load(rows)
+    flat_BP, activations = table.load(rows), read_activations(table, rows)
     model, config = load_backbone(backbone)
-    latents_BTL = encode_models(model, table.layout, flat_BP, config.window)
-    if refined:
+    latents = {"": encode_models(model, table.layout, flat_BP, config.window)}
+    if config.behaviour:
         behaviour = open_network_behaviour(config, table, "the zoo")
-        latents_BTL = refine_latents(model, config, table.layout, flat_BP, latents_BTL, behaviour)
-    decoded_BP = decode_models(model, table.layout, latents_BTL, config.window)
+        latents[REFINED] = refine_latents(model, config, table.layout, flat_BP, latents[""], behaviour)
     judge = Judge(table, "test", IMAGES)
-    originals, decoded = (judge.classify(flat, read_activations(table, rows)) for flat in (flat_BP, decoded_BP))
-    return {
-        "models": len(rows),
-        "latents": count_latents(table.layout, config.latent_dim) / table.layout.weights,
-        "r2": explained_variance(decoded_BP, flat_BP, torch.ones_like(flat_BP, dtype=torch.bool)),
-        "accuracy": 100 * judge.score(originals),
-        "gap": 100 * (judge.score(originals) - judge.score(decoded)),
-        "agreement": 100 * float((originals == decoded).double().mean()),
-    }
+    originals = judge.classify(flat_BP, activations)
+    found = {}
+    for kind, latents_BTL in latents.items():
+        decoded_BP = decode_models(model, table.layout, latents_BTL, config.window)
+        decoded = judge.classify(decoded_BP, activations)
+        found[kind] = {
+            "models": len(rows),
+            "latents": count_latents(table.layout, config.latent_dim) / table.layout.weights,
+            "r2": explained_variance(decoded_BP, flat_BP, torch.ones_like(flat_BP, dtype=torch.bool)),
+            "accuracy": 100 * judge.score(originals),
+            "gap": 100 * (judge.score(originals) - judge.score(decoded)),
+            "agreement": 100 * float((originals == decoded).double().mean()),
+        }
+    return found
 
 
-def draw(found: dict[tuple[str, str], list[dict[str, float]]]) -> bytes:
-    """Draw gap, disagreement and unexplained variance over latents per weight; a line a zoo and way."""
+def describe(name: str, measured: list[dict[str, float]], bar: float | None) -> list[dict[str, Any]]:
+    """Make the rows of what was measured with some seeds: means, and how far apart the seeds are."""
+    means = {key: statistics.mean(one[key] for one in measured) for key in measured[0]}
+    rows = [make_row(f"{name}: accuracy lost", means["gap"], "points", means["accuracy"], bar, True)]
+    if len(measured) > 1:
+        gaps = [one["gap"] for one in measured]
+        rows.append(make_row(f"{name}: accuracy lost, range over {len(gaps)} seeds", max(gaps) - min(gaps), "points"))
+    rows.append(make_row(f"{name}: agreement", means["agreement"], "%"))
+    rows.append(make_row(f"{name}: R2", means["r2"], "R2"))
+    return rows
+
+
+def draw(found: dict[tuple[str, str], list[list[dict[str, float]]]]) -> bytes:
+    """Draw gap, disagreement and unexplained variance over latents per weight.
+
+    A line a zoo and way through the means over seeds, and a vertical one from the least to the largest.
+    """
     figure = create_figure(
         13.0,
         5.0,
@@ -101,28 +126,32 @@ def draw(found: dict[tuple[str, str], list[dict[str, float]]]) -> bytes:
         "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
         "with the behavioural loss; dotted: its latents refined on unlabelled training images.",
     )
-    shown = {
-        "accuracy lost (points)": lambda row: max(row["gap"], 0.01),
-        "disagreement with the original (%)": lambda row: 100 - row["agreement"],
-        "variance of weights not explained": lambda row: 1 - row["r2"],
+    shown: dict[str, Callable[[dict[str, float]], float]] = {
+        "accuracy lost (points)": lambda one: max(one["gap"], LEAST_GAP),
+        "disagreement with the original (%)": lambda one: 100 - one["agreement"],
+        "variance of weights not explained": lambda one: 1 - one["r2"],
     }
     zoos = sorted({zoo for zoo, _ in found})
     for axes, (label, value) in zip(figure.subplots(1, 3), shown.items(), strict=True):
         style_axes(axes, label)
-        for (zoo, way), rows in found.items():
+        for (zoo, way), points in found.items():
             color, refined = COLORS[zoos.index(zoo) % len(COLORS)], way.endswith(REFINED)
+            latents = [measured[0]["latents"] for measured in points]
+            values = [[value(one) for one in measured] for measured in points]
+            means = [statistics.mean(of_point) for of_point in values]
             axes.plot(
-                [row["latents"] for row in rows],
-                [value(row) for row in rows],
+                latents,
+                means,
                 color=color,
                 marker="s" if refined else "o",
                 markerfacecolor="white" if way else color,
                 linestyle=":" if refined else "--" if way else "-",
                 label=f"{zoo}{way}",
             )
+            axes.vlines(latents, [min(v) for v in values], [max(v) for v in values], color=color)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks([row["latents"] for row in rows], [f"{row['latents']:.2f}" for row in rows])
+        axes.set_xticks(latents, [f"{each:.2f}" for each in latents])
         axes.minorticks_off()
         axes.set_xlabel("latents per weight", color=INK)
     axes.legend(frameon=False)
@@ -138,7 +167,7 @@ def main() -> int:
     parser.add_argument("--models", type=int, help="training models; all of the zoo's if not given")
     parser.add_argument("--last-epochs", type=int, help="epochs of each that are trained on; all if not given")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the backbones")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -150,17 +179,20 @@ def main() -> int:
         for behaviour in options.behaviours:
             for latent_dim in options.latents:
                 settings = COMMON | RECIPES[latent_dim] | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
-                made = train(zoo, settings, options.seed, store, options.models, options.last_epochs)
-                ways = (f", behaviour {behaviour}", f", behaviour {behaviour}{REFINED}") if behaviour else ("",)
-                for way in ways:
-                    last = measure(*made, refined=way.endswith(REFINED))
-                    print({key: round(value, 4) for key, value in last.items()}, flush=True)
-                    found.setdefault((zoo.name, way), []).append(last)
-                    what = f"{zoo.name}, {last['latents']:.2f} latents a weight{way}"
-                    bar = GAP_BARS.get(latent_dim)
-                    rows.append(make_row(f"{what}: accuracy lost", last["gap"], "points", last["accuracy"], bar, True))
-                    rows.append(make_row(f"{what}: agreement", last["agreement"], "%"))
-                    rows.append(make_row(f"{what}: R2", last["r2"], "R2"))
+                by_seed = [
+                    measure(*train(zoo, settings, seed, store, options.models, options.last_epochs))
+                    for seed in options.seeds
+                ]
+                for kind in by_seed[0]:
+                    way = f", behaviour {behaviour}{kind}" if behaviour else ""
+                    measured = [by_kind[kind] for by_kind in by_seed]
+                    found.setdefault((zoo.name, way), []).append(measured)
+                    print({key: [round(one[key], 4) for one in measured] for key in measured[0]}, flush=True)
+                    rows += describe(
+                        f"{zoo.name}, {measured[0]['latents']:.2f} latents a weight{way}",
+                        measured,
+                        GAP_BARS.get(latent_dim),
+                    )
     if options.plot:
         options.plot.write_bytes(draw(found))
     return report_rows(rows, options.json)
