@@ -17,6 +17,7 @@ from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.tokens.composition import TokenSlice
 
 EXECUTION = ExecutionConfig(device="cpu", checkpoint_steps=4)
+LATEST = 16  # steps, about, between a line of progress and a kill
 SCRIPT = """
 import os
 import sys
@@ -104,14 +105,17 @@ def test_killed_at_random_moments_and_run_to_the_end_equals_uninterrupted(
     lines: tuple[int, int],
     seed: int,
 ) -> None:
-    whole, store, moments = hash_files(pretrain(config, slices, 0, make_store())), make_store(), random.Random(seed)
+    started = time.perf_counter()
+    whole = hash_files(pretrain(config, slices, 0, make_store()))
+    step_seconds = (time.perf_counter() - started) / config.steps
+    store, moments = make_store(), random.Random(seed)
     work, begun, (part,) = plan_backbone(config, slices, 0), list[int](), slices
     given = [store.root, part.tokens.model_dump_json(), part.part.model_dump_json()]
     given += [config.model_dump_json(), EXECUTION.model_dump_json()]
     command, pipe = [sys.executable, "-c", SCRIPT, *given], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as server:
         for _ in range(kills):
-            told, killed = run_and_kill(server, moments.randint(*lines), moments.uniform(0.0, 0.12))
+            told, killed = run_and_kill(server, moments.randint(*lines), moments.uniform(0, LATEST) * step_seconds)
             assert killed != store.exists(work.ref)
             if not killed:
                 break
