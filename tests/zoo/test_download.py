@@ -123,7 +123,10 @@ def test_any_other_file_is_stored_in_parts(server, store, tmp_path, ranges, hide
     assert len(artifact.manifest.files) == 8
     assert read_parts(artifact, tmp_path) == TAR
     assert archive_paths(artifact, tmp_path)[0].name == "zoo.tar"
-    assert server.sent <= len(TAR) + 4 + (1 << 16)
+    if ranges:
+        assert server.sent == len(TAR) + 4
+    else:  # of what the first answer had too much, nobody knows how much got on its way
+        assert len(server.requests) == 2
 
 
 def test_a_zip_whose_checksum_is_given_is_stored_as_it_is(server, store, tmp_path):
@@ -181,7 +184,8 @@ def test_killed_at_any_point_it_goes_on_at_the_piece(server, store, tmp_path, fi
         process.wait(timeout=10)
     there = [json.loads(path.read_bytes()[32:])["entry"]["bytes"] for path in notes.glob("[mp]*.json")]
     assert sum(there) > 0
-    time.sleep(0.2)  # the server notices that nobody listens
+    while server.busy:  # until it notices that nobody listens
+        time.sleep(0.005)
     server.forget()
     artifact = download(config, store)
     whole = sum(entry.bytes for entry in artifact.manifest.files.values())
@@ -331,7 +335,7 @@ def test_epochs_of_a_zip_need_ranges(server, store):
         ConfigError, match=r"sends no byte ranges, .* whole file \(2 MB\).*leave out epochs and members"
     ):
         download(make_config(server, epochs=(4,)), store)
-    assert server.sent < 100_000
+    assert len(server.requests) == 1
 
 
 def test_the_catalogue_and_the_address_name_the_same_work():
