@@ -124,7 +124,8 @@ def draw(found: dict[tuple[str, str], list[list[dict[str, float]]]]) -> bytes:
         5.0,
         "What reconstruction costs, by latents per weight",
         "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
-        "with the behavioural loss; dotted: its latents refined on unlabelled training images.",
+        "with the behavioural loss; dotted: its latents refined on unlabelled training images. Vertical: range over "
+        f"seeds, where there are several. Less than {LEAST_GAP} points is drawn there.",
     )
     shown: dict[str, Callable[[dict[str, float]], float]] = {
         "accuracy lost (points)": lambda one: max(one["gap"], LEAST_GAP),
