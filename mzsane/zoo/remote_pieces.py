@@ -6,8 +6,10 @@ A note is a partial file that names the uploaded piece. Killed at any point, the
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from mzsane.artifacts import ArtifactStore, FileEntry, Work
 from mzsane.errors import CorruptArtifactError, StoreError
@@ -135,21 +137,32 @@ def fetch_pieces(pieces: Sequence[Piece], remote: RemoteFile, notes: PieceNotes,
     done = progress.total - sum(piece.size for piece in missing)
     progress.say(done, note)
     moved = remote.moved
+    # Not `concurrent.futures.wait`: interrupted at the wrong moment it keeps locks that the threads then wait for.
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download") as pool:
-        waiting = {pool.submit(_fetch_piece, piece, notes) for piece in missing}
         try:
-            while waiting:
-                ready, waiting = wait(waiting, timeout=_SAY_SECONDS, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    future.result()
+            for piece in missing:
+                pool.submit(_fetch_piece, piece, notes, ended)
+            left = len(missing)
+            while left:
+                with suppress(Empty):
+                    error = ended.get(timeout=_SAY_SECONDS)
+                    left -= 1
+                    if error is not None:
+                        raise error
                 progress.say(done + remote.moved - moved)
         except BaseException:
             remote.stop()
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     progress.say(progress.total, "fetched")
 
 
-def _fetch_piece(piece: Piece, notes: PieceNotes) -> None:
-    notes.save(piece.name, piece.fetch())
+def _fetch_piece(piece: Piece, notes: PieceNotes, ended: SimpleQueue[BaseException | None]) -> None:
+    """Fetch a piece, in a thread, and tell what went wrong, if anything did."""
+    error: BaseException | None = None
+    try:
+        notes.save(piece.name, piece.fetch())
+    except BaseException as caught:
+        error = caught
+    ended.put(error)
