@@ -6,9 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
@@ -46,13 +47,16 @@ def map_processes(
         return
     pool = _open_pool(count)
     waiting: dict[Future[Result], int] = {}
+    # Not `concurrent.futures.wait`: interrupted at the wrong moment it keeps locks that the pool then waits for.
+    ended: SimpleQueue[Future[Result]] = SimpleQueue()
     try:
         for position, item in enumerate(items):
-            waiting[pool.submit(function, item)] = position
+            future = pool.submit(function, item)
+            waiting[future] = position
+            future.add_done_callback(ended.put)
         while waiting:
-            ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield waiting.pop(future), future.result()
+            future = ended.get()
+            yield waiting.pop(future), future.result()
     except BrokenProcessPool:
         _close_pool()
         raise WorkerError(

@@ -6,7 +6,7 @@ A note is a partial file that names the uploaded piece. Killed at any point, the
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -138,18 +138,16 @@ def fetch_pieces(pieces: Sequence[Piece], remote: RemoteFile, notes: PieceNotes,
     progress.say(done, note)
     moved = remote.moved
     # Not `concurrent.futures.wait`: interrupted at the wrong moment it keeps locks that the threads then wait for.
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    ended: SimpleQueue[Future[None]] = SimpleQueue()
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download") as pool:
         try:
             for piece in missing:
-                pool.submit(_fetch_piece, piece, notes, ended)
+                pool.submit(_fetch_piece, piece, notes).add_done_callback(ended.put)
             left = len(missing)
             while left:
                 with suppress(Empty):
-                    error = ended.get(timeout=_SAY_SECONDS)
+                    ended.get(timeout=_SAY_SECONDS).result()
                     left -= 1
-                    if error is not None:
-                        raise error
                 progress.say(done + remote.moved - moved)
         except BaseException:
             remote.stop()
@@ -158,11 +156,5 @@ def fetch_pieces(pieces: Sequence[Piece], remote: RemoteFile, notes: PieceNotes,
     progress.say(progress.total, "fetched")
 
 
-def _fetch_piece(piece: Piece, notes: PieceNotes, ended: SimpleQueue[BaseException | None]) -> None:
-    """Fetch a piece, in a thread, and tell what went wrong, if anything did."""
-    error: BaseException | None = None
-    try:
-        notes.save(piece.name, piece.fetch())
-    except BaseException as caught:
-        error = caught
-    ended.put(error)
+def _fetch_piece(piece: Piece, notes: PieceNotes) -> None:
+    notes.save(piece.name, piece.fetch())

@@ -61,6 +61,7 @@ with zipfile.ZipFile(TARGET, "w") as packed:
         packed.writestr(name, data)
 ZIP = TARGET.getvalue()
 TAR = random.Random(2).randbytes(1_000_001)
+SLOW = 0.03  # seconds a block: a client that goes away is noticed before much more is sent
 
 
 @pytest.fixture
@@ -118,15 +119,13 @@ def test_a_whole_zip_is_repacked_into_pieces(server, store, tmp_path):
 def test_any_other_file_is_stored_in_parts(server, store, tmp_path, ranges, hide_size):
     server.faults.ranges = ranges
     server.faults.hide_size = hide_size
+    server.faults.seconds_a_block = 0.0 if ranges else SLOW
     config = make_config(server, "zoo.tar", md5=hashlib.md5(TAR).hexdigest(), sha256=hashlib.sha256(TAR).hexdigest())
     artifact = download(config, store, Log())
     assert len(artifact.manifest.files) == 8
     assert read_parts(artifact, tmp_path) == TAR
     assert archive_paths(artifact, tmp_path)[0].name == "zoo.tar"
-    if ranges:
-        assert server.sent == len(TAR) + 4
-    else:  # of what the first answer had too much, nobody knows how much got on its way
-        assert len(server.requests) == 2
+    assert server.sent <= len(TAR) + 4 + (1 << 16)
 
 
 def test_a_zip_whose_checksum_is_given_is_stored_as_it_is(server, store, tmp_path):
@@ -331,11 +330,12 @@ def test_what_cannot_be_fetched_is_explained(server, store, file, settings, text
 
 def test_epochs_of_a_zip_need_ranges(server, store):
     server.faults.ranges = False
+    server.faults.seconds_a_block = SLOW
     with pytest.raises(
         ConfigError, match=r"sends no byte ranges, .* whole file \(2 MB\).*leave out epochs and members"
     ):
         download(make_config(server, epochs=(4,)), store)
-    assert len(server.requests) == 1
+    assert server.sent < 100_000
 
 
 def test_the_catalogue_and_the_address_name_the_same_work():
