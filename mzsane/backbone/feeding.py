@@ -1,9 +1,10 @@
-"""The batches of pre-training, made while the step before them is computed.
+"""The batches of pre-training, made while the steps before them are computed.
 
 A batch is a function of the seed, the step and the part of the step alone, whatever came before it and however many
-processes share it: each makes the whole part and takes its windows of it.
+processes share it: each makes the whole part and takes its windows of it. Small parts are made several at a time, in
+blocks of a fixed length: a batch is many small operations, each of which holds up those of the training.
 
-Suffixes: V versions, B windows (rows of both views in a `Feed`), W tokens of a window, D token width.
+Suffixes: V versions, B windows (rows of both views in a `Feed`), W tokens of a window, D token width, L latent width.
 """
 
 import math
@@ -25,6 +26,7 @@ from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.stream import TokenStream, stream_table
 from mzsane.tokens.windows import WindowBatch, WindowSource
 
+_BLOCK = 2**20  # numbers of both views that are made at once, if a part has fewer
 _MOST_REUSED = 16  # windows of a long model that is streamed, before it is read again
 
 
@@ -36,6 +38,7 @@ class Feed:
         input_BWD: the views, with noise and gaps.
         clean_BWD: the same without.
         mask_BWD: True where there is a weight.
+        weights_BW: how many weights a token has.
         positions_BW3: position of each token.
         segments_BW: which model of its window a token is of, from 1; 0 in the padding.
         source_BW: index of the slice that a token is of; -1 in the padding.
@@ -48,6 +51,7 @@ class Feed:
     input_BWD: Tensor
     clean_BWD: Tensor
     mask_BWD: Tensor
+    weights_BW: Tensor
     positions_BW3: Tensor
     segments_BW: Tensor
     source_BW: Tensor
@@ -64,8 +68,12 @@ def open_windows(
     mixture: Mixture,
     device: torch.device | str = "cpu",
 ) -> TokenBank | TokenStream:
-    """Return the source of training windows: in memory, the device's, when the composition fits, else streamed."""
-    held, batch = int(config.memory_gib * 2**30), config.batch_size // config.accumulation
+    """Return the source of training windows: in memory, the device's, when the composition fits, else streamed.
+
+    A batch of it is a block: the windows of one part of a step or of some.
+    """
+    held, part = int(config.memory_gib * 2**30), config.batch_size // config.accumulation
+    batch = part * max(1, _BLOCK // (2 * part * config.window * chosen[0].table.layout.token_dim))
     if sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen) <= held:
         sources = [
             WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
@@ -85,11 +93,11 @@ def open_windows(
 
 
 class Feeder:
-    """Makes the parts of the steps in turn, one ahead of the training, in a thread.
+    """Makes the parts of the steps in turn, a block ahead of the training, in a thread.
 
     Args:
         config: windows, augmentations.
-        windows: where the windows come from.
+        windows: where the windows come from, a block at a time.
         seed: the training's.
         ranks: the processes that share a batch.
 
@@ -99,22 +107,27 @@ class Feeder:
 
     def __init__(self, config: BackboneConfig, windows: TokenBank | TokenStream, seed: int, ranks: Ranks) -> None:
         self.config, self.windows, self.seed, self.ranks = config, windows, seed, ranks
-        self.share = ranks.share(config.batch_size // config.accumulation)
+        self.part = config.batch_size // config.accumulation
+        self.share = ranks.share(self.part)
         self.waited = 0.0
-        self._next: tuple[int, Future[Feed]] | None = None
+        self._length = windows.batch_size // self.part
+        self._block: tuple[int, list[Feed]] | None = None
+        self._next: tuple[int, Future[list[Feed]]] | None = None
         # One thread of its own: the training's matrix products need the others.
         self._thread = ThreadPoolExecutor(1, "feeder", initializer=torch.set_num_threads, initargs=(1,))
 
     def take(self, step: int, part: int) -> Feed:
-        """Return a part of a step, and begin with the one after it."""
-        started, number = time.perf_counter(), step * self.config.accumulation + part
-        if self._next is None or self._next[0] != number:
-            self._next = (number, self._thread.submit(self._make, number))
-        feed = self._next[1].result()
-        self.waited += time.perf_counter() - started
-        ahead = number + 1 < self.config.steps * self.config.accumulation
-        self._next = (number + 1, self._thread.submit(self._make, number + 1)) if ahead else None
-        return feed
+        """Return a part of a step; with the first of its block, begin to make the block after it."""
+        block, place = divmod(step * self.config.accumulation + part, self._length)
+        if self._block is None or self._block[0] != block:
+            started = time.perf_counter()
+            if self._next is None or self._next[0] != block:
+                self._next = (block, self._thread.submit(self._make, block))
+            self._block = (block, self._next[1].result())
+            self.waited += time.perf_counter() - started
+            ahead = (block + 1) * self._length < self.config.steps * self.config.accumulation
+            self._next = (block + 1, self._thread.submit(self._make, block + 1)) if ahead else None
+        return self._block[1][place]
 
     def close(self) -> None:
         """Stop the thread, and the processes that read a stream."""
@@ -122,30 +135,40 @@ class Feeder:
         if isinstance(self.windows, TokenStream):
             self.windows.close()
 
-    def _make(self, number: int) -> Feed:
-        with torch.no_grad():
-            batch = self.windows.draw(number).to(self.ranks.device)
-            generator = make_generator(self.seed, "backbone", "step", number)
-            clean_VBWD, views_VBWD = augment(batch, self.config, generator)
-            noise_VBWL = self._draw_latent_noise(batch, generator)
-            own = self.share
-            segments = batch.segments_BW[own].repeat(2, 1)
-            plan = plan_attention(segments)
-            longest = (plan.shape if plan else segments.shape)[1]
-            # Queries in the padding of a row are computed in vain, and are not counted.
-            real = int((segments > 0).sum())
-            return Feed(
-                views_VBWD[:, own].flatten(0, 1),
-                clean_VBWD[:, own].flatten(0, 1),
-                batch.mask_BWD[own].repeat(2, 1, 1),
-                batch.positions_BW3[own].repeat(2, 1, 1),
-                segments,
-                batch.source_BW[own].repeat(2, 1),
-                plan,
-                None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
-                2 * int(batch.mask_BWD.sum()),
-                (real, real * longest),
-            )
+    @torch.no_grad()
+    def _make(self, number: int) -> list[Feed]:
+        batch = self.windows.draw(number).to(self.ranks.device)
+        generator = make_generator(self.seed, "backbone", "block", number)
+        clean_VBWD, views_VBWD = augment(batch, self.config, generator)
+        noise_VBWL = self._draw_latent_noise(batch, generator)
+        return [
+            self._cut(slice(first, first + self.part), batch, clean_VBWD, views_VBWD, noise_VBWL)
+            for first in range(0, self.windows.batch_size, self.part)
+        ]
+
+    def _cut(
+        self, part: slice, batch: WindowBatch, clean_VBWD: Tensor, views_VBWD: Tensor, noise_VBWL: Tensor | None
+    ) -> Feed:
+        """Return what this process computes on of a part of a block."""
+        own = slice(part.start + self.share.start, part.start + self.share.stop)
+        segments = _double(batch.segments_BW[own])
+        plan = plan_attention(segments)
+        longest = (plan.shape if plan else segments.shape)[1]
+        # Queries in the padding of a row are computed in vain, and are not counted.
+        real = int((segments > 0).sum())
+        return Feed(
+            views_VBWD[:, own].flatten(0, 1),
+            clean_VBWD[:, own].flatten(0, 1),
+            _double(batch.mask_BWD[own]),
+            _double(batch.weights_BW[own]),
+            _double(batch.positions_BW3[own]),
+            segments,
+            _double(batch.source_BW[own]),
+            plan,
+            None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
+            2 * int(batch.weights_BW[part].sum()),
+            (real, real * longest),
+        )
 
     def _draw_latent_noise(self, batch: WindowBatch, generator: torch.Generator) -> Tensor | None:
         if not self.config.latent_noise:
@@ -153,6 +176,11 @@ class Feeder:
         shape = (2, *batch.segments_BW.shape, self.config.latent_dim)
         noise_VBWL = torch.randn(shape, generator=generator, device=generator.device) * self.config.latent_noise
         return noise_VBWL.to(self.ranks.device)
+
+
+def _double(of_views: Tensor) -> Tensor:
+    """Return what both views share, once for each."""
+    return torch.cat([of_views, of_views])  # `repeat` takes ten times as long for a mask
 
 
 def augment(batch: WindowBatch, config: BackboneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

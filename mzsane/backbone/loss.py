@@ -121,7 +121,7 @@ def _measure_tokens(tokens_BWD: Tensor, mask_BWD: Tensor) -> tuple[Tensor, Tenso
 
     Twice over the weights, because a mean of squares less the square of the mean loses all digits of a small deviation.
     """
-    count_BW = mask_BWD.sum(dim=-1).to(tokens_BWD.dtype)
+    count_BW = mask_BWD.sum(dim=-1, dtype=tokens_BWD.dtype)
     mean_BW = torch.where(mask_BWD, tokens_BWD, 0.0).sum(dim=-1) / count_BW.clamp(min=1)
     squares_BW = torch.where(mask_BWD, tokens_BWD - mean_BW[..., None], 0.0).square().sum(dim=-1)
     return count_BW, mean_BW, squares_BW

@@ -75,7 +75,7 @@ class Objective:
         config, ranks = self.config, self.ranks
         real_BW = feed.segments_BW > 0
         latents_BWL, output_BWD, projected = model(
-            feed.input_BWD, feed.positions_BW3, feed.mask_BWD.sum(dim=-1), feed.plan, feed.noise_BWL
+            feed.input_BWD, feed.positions_BW3, feed.weights_BW, feed.plan, feed.noise_BWL
         )
         target_BWD = feed.input_BWD if config.target == "augmented" else feed.clean_BWD
         errors_BWD = weigh_errors(

@@ -83,6 +83,7 @@ class Training:
             self.model.compile()
         self.spread = spread(self.model, ranks, execution.sharding == "shard")
         self.optimizer = make_optimizer(self.model, config)
+        self.parameters = list(self.model.parameters())
         self.average = {name: value.clone() for name, value in self.model.state_dict().items() if config.averaging}
         self.apart = bool(config.averaging) or is_sharded(self.model)  # what is published is not what is trained
         self.step = self.resumed_from = 0
@@ -182,7 +183,7 @@ class Training:
                 # The processes' gradients are averaged, and the loss is the sum of what they have.
                 (losses.own * (self.ranks.count / parts)).backward()
             self.clock.count(feed)
-        norm = clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        norm = clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimizer.step()
         if self.average:
             state = self.model.state_dict()

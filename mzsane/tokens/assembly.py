@@ -113,6 +113,7 @@ class _Frame:
         piece_X: which piece fills each place, one past the last in padding.
         padding_X: the places of padding.
         mask_XD: see `WindowBatch`, as the others.
+        weights_X: the same.
         positions_X3: the same.
         segments_X: the same.
     """
@@ -120,6 +121,7 @@ class _Frame:
     piece_X: Tensor
     padding_X: Tensor
     mask_XD: Tensor
+    weights_X: Tensor
     positions_X3: Tensor
     segments_X: Tensor
 
@@ -182,6 +184,7 @@ class WindowAssembler:
         return WindowBatch(
             views_VXD.view(versions, batch, window, -1),
             frame.mask_XD.view(batch, window, -1),
+            frame.weights_X.view(batch, window),
             frame.positions_X3.view(batch, window, 3),
             frame.segments_X.view(batch, window),
             source_X.view(batch, window),
@@ -205,10 +208,12 @@ class WindowAssembler:
         piece_X[filled] = filling
         token_X[filled] = token_K[filling] + within
         token_X = token_X.to(self._device)
+        mask_XD = self._mask_XD.index_select(0, token_X)
         return _Frame(
             piece_X,
             (piece_X == len(first_K)).nonzero().squeeze(1).to(self._device),
-            self._mask_XD.index_select(0, token_X),
+            mask_XD,
+            mask_XD.sum(dim=1),
             self._positions_X3.index_select(0, token_X),
             torch.cat([segment_K, torch.tensor([0])])[piece_X].to(self._device),
         )
@@ -241,11 +246,15 @@ class WindowAssembler:
             place_X = torch.cat(places)
             order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
             order_X[place_X] = torch.arange(len(place_X))
+            in_order = torch.equal(place_X, torch.arange(len(order_X)))
             order_X = order_X.to(self._device)
             for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
                 tokens = [part_VXD[version] for part_VXD in cut_VXD]
-                source_XD = (tokens[0] if len(tokens) == 1 else torch.cat(tokens)).to(out_XD.dtype)
-                torch.index_select(source_XD, 0, order_X, out=out_XD)
+                source_XD = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+                if in_order:
+                    out_XD.copy_(source_XD)
+                else:
+                    torch.index_select(source_XD.to(out_XD.dtype), 0, order_X, out=out_XD)
         for piece in long:  # each has a window to itself
             number, place = int(pieces.source_K[piece]), int(first_K[piece])
             (flat_P,) = fetch(number, pieces.draw_K[piece : piece + 1])

@@ -140,7 +140,7 @@ class TokenBank:
         self.seed = seed
         self._device = torch.device(device) if device is not None else sources[0].flat_NP.device
         self._flat = [source.flat_NP.to(self._device) for source in sources]
-        self._batch = batch_size
+        self.batch_size = batch_size
         self._room = [flat_NP[:0] for flat_NP in self._flat]
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
         cutters = [WindowCutter(source.layout, source.groups, window, self._device) for source in sources]
@@ -149,7 +149,7 @@ class TokenBank:
 
     def draw(self, step: int) -> WindowBatch:
         """Draw the windows of a step: the same ones whenever it is asked for."""
-        pieces = self.plan.place(step, self._batch)
+        pieces = self.plan.place(step, self.batch_size)
         return self._assembler.assemble(pieces, self._fetch, make_generator(self.seed, "windows", "step", step))
 
     def _fetch(self, source: int, draws_K: Tensor) -> Tensor:

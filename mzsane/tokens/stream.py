@@ -146,7 +146,7 @@ class TokenStream:
         layouts, weights = [source.layout for source in sources], [source.weight for source in sources]
         check_composition(layouts, counts, weights)
         self.seed = seed
-        self._batch, self._device = batch_size, device
+        self.batch_size, self._device = batch_size, device
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
         cutters = [WindowCutter(source.layout, source.groups, window) for source in sources]
         self._assembler = WindowAssembler(cutters, (versions, batch_size, window))
@@ -159,7 +159,7 @@ class TokenStream:
 
     def draw(self, step: int) -> WindowBatch:
         """Draw the windows of a step: the same ones whenever it is asked for."""
-        pieces = self.plan.place(step, self._batch)
+        pieces = self.plan.place(step, self.batch_size)
         generator = make_generator(self.seed, "windows", "step", step)
         return self._assembler.assemble(pieces, self._fetch, generator).to(self._device)
 

@@ -51,6 +51,7 @@ class WindowBatch:
         views_VBWD: tokens, float32, zero in the padding. Version 0 is the models as stored, the others are random
             permutations of them that keep their function.
         mask_BWD: True where there is a weight.
+        weights_BW: how many weights a token has, int64; none in the padding.
         positions_BW3: position of each token (see `TokenLayout`), zero in the padding.
         segments_BW: which model of its window a token is of, int64: 1, 2, ...; 0 in the padding.
         source_BW: index of the source that a token is of, int64; -1 in the padding.
@@ -58,6 +59,7 @@ class WindowBatch:
 
     views_VBWD: Tensor
     mask_BWD: Tensor
+    weights_BW: Tensor
     positions_BW3: Tensor
     segments_BW: Tensor
     source_BW: Tensor

@@ -5,6 +5,7 @@ Suffixes: as in `mzsane.backbone.feeding`.
 
 import dataclasses
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mzsane.backbone.feeding
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.attention import AttentionPlan
 from mzsane.backbone.feeding import Feed, Feeder, augment, open_windows
@@ -24,6 +26,7 @@ from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.tokens.windows import WindowBatch
 
+PART = 2 * 4 * 130 * 51  # numbers of a part of both views
 AUGMENTED = {"noise": 0.2, "additive_noise": 0.01, "erasing": 0.2, "mix_up": 0.3, "cut_mix": 0.2}
 
 
@@ -33,6 +36,14 @@ def config() -> BackboneConfig:
     return BackboneConfig.model_validate(
         {"window": 130, "d_model": 16, "batch_size": 8, "accumulation": 2, "steps": 6, "latent_noise": 0.5, **AUGMENTED}
     )
+
+
+@pytest.fixture(autouse=True)
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many parts are made at once: one if the test does not ask for more."""
+    count: int = getattr(request, "param", 1)
+    monkeypatch.setattr(mzsane.backbone.feeding, "_BLOCK", count * PART)
+    return count
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +58,7 @@ class Slow:
     def __init__(self, windows: Any, seconds: float = 0.0, fail_at: int | None = None) -> None:
         self.windows, self.seconds, self.fail_at = windows, seconds, fail_at
         self.drawn: list[int] = []
+        self.batch_size = windows.batch_size
 
     def draw(self, number: int) -> WindowBatch:
         self.drawn.append(number)
@@ -90,6 +102,7 @@ def are_equal(one: Feed, other: Feed) -> bool:
 
 
 class TestFunctionOfTheStep:
+    @pytest.mark.parametrize("parts", [1, 5, 100], indirect=True)
     def test_in_any_order_and_twice(self, open_feeder: Any) -> None:
         feeder, places = open_feeder(), list(itertools.product(range(6), range(2)))
         forward = {place: feeder.take(*place) for place in places}
@@ -104,26 +117,47 @@ class TestFunctionOfTheStep:
     def test_and_of_the_seed(self, open_feeder: Any) -> None:
         assert not torch.equal(open_feeder().take(0, 0).clean_BWD, open_feeder(seed=1).take(0, 0).clean_BWD)
 
+    @pytest.mark.parametrize("parts", [1, 5], indirect=True)
     def test_parts_without_accumulation_are_the_steps(self, open_feeder: Any, config: BackboneConfig) -> None:
         whole = config.model_copy(update={"accumulation": 1, "batch_size": 4, "steps": 12})
         for number in range(4):
             step, part = divmod(number, 2)
             assert are_equal(open_feeder().take(step, part), open_feeder(config=whole).take(number, 0))
 
-    def test_nothing_is_made_past_the_end(self, open_feeder: Any) -> None:
+    @pytest.mark.parametrize("parts", [1, 4, 5, 100], indirect=True)
+    def test_nothing_is_made_past_the_end(self, open_feeder: Any, parts: int) -> None:
         feeder = open_feeder(wrap=Slow)
         for step, part in itertools.product(range(6), range(2)):
             feeder.take(step, part)
         time.sleep(0.2)
-        assert feeder.windows.drawn == list(range(12))
+        assert feeder.windows.drawn == list(range(math.ceil(12 / parts)))
+
+    @pytest.mark.parametrize("parts", [5], indirect=True)
+    def test_no_checkpoint_is_seen_again_before_all_were(
+        self, open_feeder: Any, chosen: list[ChosenSlice], config: BackboneConfig
+    ) -> None:
+        plain = config.model_copy(update=dict.fromkeys(AUGMENTED, 0.0))
+        feeder, one = open_feeder(config=plain), chosen[1:]
+        feeder.windows = open_windows(plain, one, 0, "checkpoints")
+        seen = [
+            tuple(window_WD[segments_W == number].flatten().tolist())
+            for step, part in itertools.product(range(4), range(2))
+            for feed in [feeder.take(step, part)]
+            for window_WD, segments_W in zip(feed.clean_BWD[:4], feed.segments_BW[:4], strict=True)
+            for number in (1, 2)
+        ]
+        models = len(one[0].rows_N)
+        assert len(seen) > models
+        assert len(set(seen[:models])) == models
 
 
 class TestShared:
+    @pytest.mark.parametrize("parts", [1, 3], indirect=True)
     @pytest.mark.parametrize("count", [2, 4])
     def test_ranks_together_have_what_one_has(self, open_feeder: Any, count: int) -> None:
         alone = open_feeder().take(2, 1)
         feeds = [open_feeder(Ranks(rank, count)).take(2, 1) for rank in range(count)]
-        names = ["input_BWD", "clean_BWD", "mask_BWD", "positions_BW3", "segments_BW", "source_BW", "noise_BWL"]
+        names = [name for name in list_tensors(alone) if name.endswith(("BWD", "BW", "BW3", "BWL"))]
         for name in names:
             views = [getattr(feed, name).unflatten(0, (2, 4 // count)) for feed in feeds]
             assert torch.equal(torch.cat(views, dim=1).flatten(0, 1), getattr(alone, name)), name
@@ -135,7 +169,7 @@ class TestContents:
     def test_both_versions_follow_one_another(self, open_feeder: Any) -> None:
         feed = open_feeder().take(0, 0)
         assert feed.input_BWD.shape == feed.clean_BWD.shape == feed.mask_BWD.shape == (8, 130, 51)
-        for shared in (feed.mask_BWD, feed.positions_BW3, feed.segments_BW, feed.source_BW):
+        for shared in (feed.mask_BWD, feed.weights_BW, feed.positions_BW3, feed.segments_BW, feed.source_BW):
             assert torch.equal(shared[:4], shared[4:])
         assert not torch.equal(feed.clean_BWD[:4], feed.clean_BWD[4:])  # a permutation of the same networks
         assert not torch.equal(feed.input_BWD, feed.clean_BWD)
@@ -143,6 +177,7 @@ class TestContents:
     def test_counts(self, open_feeder: Any, chosen: list[ChosenSlice]) -> None:
         feed, layout = open_feeder().take(0, 0), chosen[0].table.layout
         assert feed.weights == int(feed.mask_BWD.sum())
+        assert torch.equal(feed.weights_BW, feed.mask_BWD.sum(dim=2))
         models = int(feed.segments_BW.amax(dim=1).sum())
         assert models == 16
         assert feed.weights == models * layout.weights
@@ -174,6 +209,7 @@ class TestContents:
         assert torch.equal(clean, before) != mixing  # mixed samples are what is to be reconstructed
         assert torch.equal(views, clean) == mixing
 
+    @pytest.mark.parametrize("parts", [1, 2], indirect=True)
     def test_each_part_has_noise_of_its_own(self, open_feeder: Any, config: BackboneConfig) -> None:
         noisy = config.model_copy(update=dict.fromkeys(AUGMENTED, 0.0) | {"noise": 0.2})
         feeder = open_feeder(config=noisy)
@@ -195,6 +231,7 @@ class TestContents:
         fitting = config.model_copy(update={"memory_gib": weights / 2**30})
         assert isinstance(open_windows(fitting, chosen, 0, "checkpoints"), TokenBank)
 
+    @pytest.mark.parametrize("parts", [1, 2], indirect=True)
     def test_latent_noise_has_its_deviation_and_differs_by_part(self, open_feeder: Any, config: BackboneConfig) -> None:
         feeder = open_feeder()
         first, second = (feeder.take(0, part).noise_BWL for part in (0, 1))
@@ -221,9 +258,11 @@ class TestAhead:
         feeder.take(1, 0)  # asked for at once
         assert feeder.waited - second > 0.1
 
-    def test_one_part_is_made_ahead(self, open_feeder: Any) -> None:
+    @pytest.mark.parametrize("parts", [1, 3], indirect=True)
+    def test_one_block_is_made_ahead(self, open_feeder: Any, parts: int) -> None:
         feeder = open_feeder(wrap=Slow)
-        feeder.take(0, 0)
+        for number in range(parts):
+            feeder.take(*divmod(number, 2))
         time.sleep(0.3)
         assert feeder.windows.drawn == [0, 1]
 
@@ -254,9 +293,9 @@ class TestAhead:
             feeder = open_feeder()
             make = feeder._make
 
-            def note_threads(number: int) -> Feed:
+            def note_threads(number: int) -> list[Feed]:
                 seen.append(torch.get_num_threads())
-                made: Feed = make(number)
+                made: list[Feed] = make(number)
                 return made
 
             feeder._make = note_threads

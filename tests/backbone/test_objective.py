@@ -62,6 +62,7 @@ def make_feed() -> Feed:
         input_BWD=views,
         clean_BWD=clean,
         mask_BWD=real[..., None].expand(2, 3, 2),
+        weights_BW=2 * real,
         positions_BW3=positions,
         segments_BW=real.long(),
         source_BW=real.long() - 1,

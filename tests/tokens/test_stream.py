@@ -100,7 +100,7 @@ def test_the_mixture_is_that_of_the_bank(chosen, window, batch_size, step):
     there = TokenBank(same, window, batch_size, 5, versions=1).draw(step)
     with open_stream(sources, window, batch_size, seed=5) as stream:
         here = stream.draw(step)
-    for name in ("mask_BWD", "positions_BW3", "segments_BW", "source_BW"):
+    for name in ("mask_BWD", "weights_BW", "positions_BW3", "segments_BW", "source_BW"):
         assert torch.equal(getattr(here, name), getattr(there, name))
 
 

@@ -109,8 +109,9 @@ def test_unpacking_the_segments_gives_back_the_models(packing, versions, seed):
     assert not result.positions_BW3[~filled].any()
     assert not result.segments_BW[~filled].any()
     assert (result.source_BW[~filled] == -1).all()
-    kinds = (result.mask_BWD, result.positions_BW3, result.segments_BW, result.source_BW)
-    assert [kind.dtype for kind in kinds] == [torch.bool, torch.int64, torch.int64, torch.int64]
+    assert torch.equal(result.weights_BW, result.mask_BWD.sum(dim=2))
+    kinds = (result.mask_BWD, result.weights_BW, result.positions_BW3, result.segments_BW, result.source_BW)
+    assert [kind.dtype for kind in kinds] == [torch.bool] + 4 * [torch.int64]
 
 
 def test_permuted_versions_keep_the_function_and_differ():

@@ -124,7 +124,8 @@ def cut_views(
         raise ConfigError(f"{versions} versions of {len(starts_B)} windows of {len(flat_BP)} models cannot be cut")
     plan = make_plan(layout, groups, flat_BP.device)
     flat_BP = flat_BP.detach()
-    views_BVWD = flat_BP.new_empty(len(flat_BP), versions, window, layout.token_dim)
+    # Version by version in memory, as windows are used.
+    views_BVWD = flat_BP.new_empty(versions, len(flat_BP), window, layout.token_dim).transpose(0, 1)
     for start in starts_B.unique().tolist():
         visible = plan.find_visible(start, start + window)
         touched = sorted({member.group for tensor, _, _ in visible for member in tensor.members})
@@ -157,7 +158,7 @@ def _cut(
     base = min(tensor.offset + first * tensor.row_size for tensor, first, _ in visible)
     top = max(tensor.offset + last * tensor.row_size for tensor, _, last in visible)
     # The permuted rows lie where they are in the flat weights; one place more holds the value of the padding.
-    around_BVH = flat_BP.new_empty(len(models_B), versions, top - base + 1)
+    around_BVH = flat_BP.new_empty(versions, len(models_B), top - base + 1).transpose(0, 1)
     around_BVH[..., -1] = padding
     scratch = _make_scratch(plan, flat_BP)
     for tensor, first, last in visible:
@@ -173,8 +174,12 @@ def _cut(
         for around_H, out_WD in zip(around_BVH[0], out_BVWD[models_B[0]], strict=True):
             torch.index_select(around_H, 0, places, out=out_WD[:tokens].view(-1))
     else:
-        cut_NX = around_BVH.flatten(0, 1).index_select(1, places)
-        out_BVWD[models_B, :, :tokens] = cut_NX.view(len(models_B), versions, *places_WD.shape)
+        around_NH = around_BVH.transpose(0, 1).flatten(0, 1)
+        out_VBWD = out_BVWD.transpose(0, 1)
+        if len(models_B) == len(out_BVWD) and tokens == window and out_VBWD.is_contiguous():
+            torch.index_select(around_NH, 1, places, out=out_VBWD.view(len(around_NH), -1))
+        else:
+            out_VBWD[:, models_B, :tokens] = around_NH.index_select(1, places).view(versions, -1, *places_WD.shape)
     out_BVWD[models_B, :, tokens:] = padding
 
 
