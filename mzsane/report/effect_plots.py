@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, create_message, quote, style_axes
 from mzsane.report.cells import SEES, Cell, average_seeds, format_accuracy, list_names
-from mzsane.report.effects import CHANGES, Effect, estimate_effects
+from mzsane.report.effects import CHANGES, Effect, estimate_effects, name_stage
 from mzsane.report.table import MISSING
 
 _HEAT = "YlGnBu"
@@ -53,10 +53,7 @@ def plot_effects(rows: pl.DataFrame) -> Figure:
     panels = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
     for axes, epochs in zip(panels, stages, strict=True):
         shown = [effect for effect in effects if effect.epochs == epochs]
-        equal = ", at equal novelty" * all(effect.at_equal_novelty for effect in shown)
-        style_axes(
-            axes, (f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning" if epochs else "zero-shot") + equal
-        )
+        style_axes(axes, name_stage(shown))
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
         for effect in shown:

@@ -177,6 +177,13 @@ def describe_effects(rows: pl.DataFrame) -> str:
     return f"Size and diversity of the composition: {' '.join(sentences)}"
 
 
+def name_stage(effects: Sequence[Effect]) -> str:
+    """Return when effects of the same epochs were estimated: `zero-shot, at equal novelty`, `after 1 epoch of ...`."""
+    epochs = effects[0].epochs
+    stage = f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning" if epochs else "zero-shot"
+    return stage + ", at equal novelty" * all(effect.at_equal_novelty for effect in effects)
+
+
 def _describe_constant(rows: pl.DataFrame, factor: str) -> str:
     count = rows[factor].drop_nulls()[0]
     return f"{count} {factor if count != 1 else factor.removesuffix('s')}"
@@ -188,10 +195,9 @@ def _describe_factor(effects: Sequence[Effect], factor: str) -> str:
     text = f"{CHANGES[factor].capitalize()} changes the accuracy of samples"
     stages = []
     for epochs in dict.fromkeys(effect.epochs for effect in found):
-        when = "zero-shot" if epochs == 0 else f"after {epochs} epoch{'s' * (epochs > 1)} of fine-tuning"
         estimates = [effect for effect in found if effect.epochs == epochs]
-        when += ", at equal novelty," * all(effect.at_equal_novelty for effect in estimates)
-        stages.append(f"{when} {join_names([_describe_estimate(effect) for effect in estimates])}")
+        stage = name_stage(estimates)
+        stages.append(f"{stage}{',' * (',' in stage)} {join_names([_describe_estimate(effect) for effect in estimates])}")
     sentences = [f"{text} {'; '.join(stages)}."] if stages else []
     for reason in dict.fromkeys(effect.reason for effect in of_factor if effect.reason):
         places = {effect.in_distribution for effect in of_factor if effect.reason == reason}
