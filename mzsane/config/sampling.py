@@ -46,7 +46,7 @@ class SamplingConfig(Config):
         description="how far from the anchors: noise in deviations of their latents; for interpolation the share of "
         "the way; for neighbourhood the step in distances to the nearest anchors; for flow the share of noise. Of a "
         "list the one whose samples have the best mean accuracy on validation images is taken, of those that reach "
-        "least_novelty",
+        "least_novelty; where the narrower ones do not, some between them are tried too",
     )
     bandwidth_samples: int = Field(10, ge=1, description="models drawn at each bandwidth of a list to choose one")
     least_novelty: float = Field(

@@ -46,7 +46,7 @@ from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
