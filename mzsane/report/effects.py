@@ -197,7 +197,8 @@ def _describe_factor(effects: Sequence[Effect], factor: str) -> str:
     for epochs in dict.fromkeys(effect.epochs for effect in found):
         estimates = [effect for effect in found if effect.epochs == epochs]
         stage = name_stage(estimates)
-        stages.append(f"{stage}{',' * (',' in stage)} {join_names([_describe_estimate(effect) for effect in estimates])}")
+        found_there = join_names([_describe_estimate(effect) for effect in estimates])
+        stages.append(f"{stage}{',' * (',' in stage)} {found_there}")
     sentences = [f"{text} {'; '.join(stages)}."] if stages else []
     for reason in dict.fromkeys(effect.reason for effect in of_factor if effect.reason):
         places = {effect.in_distribution for effect in of_factor if effect.reason == reason}
