@@ -176,7 +176,8 @@ def _cut(
     else:
         around_NH = around_BVH.transpose(0, 1).flatten(0, 1)
         out_VBWD = out_BVWD.transpose(0, 1)
-        if len(models_B) == len(out_BVWD) and tokens == window and out_VBWD.is_contiguous():
+        everything = len(models_B) == len(out_BVWD) and tokens == window  # chosen models are in their order
+        if everything and out_VBWD.is_contiguous():
             torch.index_select(around_NH, 1, places, out=out_VBWD.view(len(around_NH), -1))
         else:
             out_VBWD[:, models_B, :tokens] = around_NH.index_select(1, places).view(versions, -1, *places_WD.shape)

@@ -132,33 +132,37 @@ def test_window_index_cuts_the_tokens_of_the_permuted_weights(large, case, data,
         assert (index_BWD[model, : len(expected_WD)] >= 0).equal(layout.mask_TD[start : start + window])
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("large", [False, True])
 @QUICK
 @given(case=draw_case(), data=st.data(), seed=st.integers(0, 99))
-def test_views_are_the_model_and_permuted_versions_of_it(large, case, data, seed):
+def test_views_are_the_model_and_permuted_versions_of_it(large, together, case, data, seed):
     layout, groups = case
-    starts_B = torch.tensor(data.draw(st.lists(st.integers(0, layout.length - 1), min_size=1, max_size=4)))
+    places = st.just(data.draw(st.integers(0, layout.length - 1))) if together else st.integers(0, layout.length - 1)
+    starts_B = torch.tensor(data.draw(st.lists(places, min_size=1, max_size=4)))
     window = data.draw(st.integers(1, layout.length + 2))
     flat_BP = torch.randn(len(starts_B), layout.weights, generator=make_generator(seed))
-    calls = []  # the groups that were drawn for each model, and their permutations
+    drawn = []  # for each model, the groups that were drawn and the permutations of each version
 
     def draw_all(chosen, batch, generator):
         permutations = draw_permutations(chosen, batch, generator)
-        calls.append((chosen, permutations))
+        for first in range(0, batch, 2):
+            drawn.append((chosen, [permutation[first : first + 2] for permutation in permutations]))
         return permutations
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(permute, "draw_permutations", draw_all)
         if large:
             patch.setattr(permute, "_LARGE", 0)
-        patch.setattr(permute, "_CHUNK", 1)  # one call a model, in the order of starts
+        if not together:
+            patch.setattr(permute, "_CHUNK", 1)  # one call a model, in the order of starts
         views_BVWD = cut_views(layout, groups, flat_BP, starts_B, window, 3, make_generator(seed))
     assert views_BVWD[:, 0].equal(cut(layout.tokenize(flat_BP), starts_B, window))
     order = [m for start in starts_B.unique().tolist() for m in (starts_B == start).nonzero().squeeze(1).tolist()]
-    for model, (chosen, permutations) in zip(order, calls, strict=True):
+    for model, (chosen, permutations) in zip(order, drawn, strict=True):
         for version in (1, 2):
-            drawn = [permutation[version - 1 : version] for permutation in permutations]
-            permuted_1P = permute_weights(layout, chosen, drawn, flat_BP[model : model + 1])
+            own = [permutation[version - 1 : version] for permutation in permutations]
+            permuted_1P = permute_weights(layout, chosen, own, flat_BP[model : model + 1])
             expected_1WD = cut(layout.tokenize(permuted_1P), starts_B[model : model + 1], window)
             assert views_BVWD[model, version].equal(expected_1WD[0])
 
