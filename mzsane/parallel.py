@@ -19,6 +19,8 @@ from mzsane.errors import ConfigError, WorkerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_GRACE_SECONDS = 5.0  # from the request to end until the end
+
 
 def map_processes(
     function: Callable[[Item], Result], items: Sequence[Item], processes: int | None
@@ -111,6 +113,17 @@ def _close_pool() -> None:
     while _pools:
         _, pool = _pools.popitem()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def end_workers() -> None:
+    """End the worker processes, whatever they compute: what they have written stays, and a rerun goes on from there."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+        child.kill()
 
 
 def _start_worker(parent: int) -> None:

@@ -1,8 +1,11 @@
 """What commands print: a comparison, a zoo's card, progress."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import NoReturn
 
 import polars as pl
 from rich.console import Console
@@ -11,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mzsane.artifacts import Artifact
 from mzsane.errors import ConfigError, MzsaneError
+from mzsane.parallel import end_workers
 from mzsane.report.findings import find_findings
 from mzsane.report.table import comparison_table, samples_table
 
@@ -19,12 +23,28 @@ _SIDE_BY_SIDE = 4  # compositions that fit in it
 
 
 def report_errors(command: Callable[[], int]) -> int:
-    """Run a command; an expected error becomes one line, and exit code 2 for a wrong setting or 1 for the rest."""
+    """Run a command; an expected error becomes one line, and exit code 2 for a wrong setting or 1 for the rest.
+
+    Asked to terminate it ends in order, with 143, as it does at Ctrl-C, and its workers with it. By default it would be
+    gone at once, and the temporary server that Prefect has started for it would stay.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    # Polars handles SIGINT so that waiting goes on after it: without this Ctrl-C is heard when what was waited for ends.
+    signal.siginterrupt(signal.SIGINT, True)
     try:
         return command()
     except MzsaneError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except (KeyboardInterrupt, SystemExit):
+        end_workers()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def print_comparison(comparison: Artifact) -> None:

@@ -1,8 +1,10 @@
 """The command `python -m flows.ablation`: what it refuses and how, what it plans, and two of them at once."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import polars as pl
 import pytest
 
 from flows.presets import list_presets, load_preset
+from infra import processes
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK
@@ -23,6 +26,7 @@ from tests.pipeline.harness import (
     read_comparison,
     run_command,
     start_command,
+    wait_until,
     write_config,
 )
 
@@ -144,6 +148,27 @@ def test_full_disk_is_reported(mini, served_environment, tmp_path):
     assert "partial/zoo/" in output.errors[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_nothing_is_left_of_a_command_that_is_stopped(number, code, environment, tmp_path):
+    compositions = [{"name": f"of-{n}", "slices": [{"zoo": "letters", "models": n}]} for n in (2, 3)]
+    endless = MINI | {"compositions": compositions, "backbone": MINI["backbone"] | {"steps": 10**6}}
+    path = write_config(AblationConfig.model_validate(endless), tmp_path / "endless.yaml")
+    marker = f"test-stopped-{uuid.uuid4().hex}"
+    own = {"PREFECT_HOME": str(tmp_path / "prefect"), processes.MARKER: marker}
+    command = start_command([str(path), "--arms", "2"], environment | own)
+    try:
+        backbones = Path(environment["MZSANE_ROOT"]) / "partial" / "backbone"
+        wait_until(lambda: len(list(backbones.glob("*/*"))) >= 2, "both backbones are trained")
+        assert len(processes.find_members(marker)) >= 4  # itself, Prefect's temporary server, two workers
+        command.send_signal(number)
+        command.communicate(timeout=60)
+        assert command.returncode == code
+        wait_until(lambda: not processes.find_members(marker), "all that it started has ended", seconds=10)
+    finally:
+        processes.terminate(marker)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_two_ablations_at_once_share_one_root(tiny, reference_run, environment, tmp_path):
@@ -151,14 +176,14 @@ def test_two_ablations_at_once_share_one_root(tiny, reference_run, environment, 
     digits, both = tiny.compositions
     near, far = tiny.targets
     parts = {"first": (digits, near), "second": (both, far)}
-    configs, processes = {}, {}
+    configs, commands = {}, {}
     for name, (composition, target) in parts.items():
         changes = {"name": name, "compositions": (composition,), "targets": (target,)}
         configs[name] = tiny.model_copy(update=changes)
         path = write_config(configs[name], tmp_path / f"{name}.yaml")
         home = {"PREFECT_HOME": str(tmp_path / f"prefect-{name}")}
-        processes[name] = start_command([str(path), "--processes", "1"], environment | home)
-    outputs = {name: finish_command(process) for name, process in processes.items()}
+        commands[name] = start_command([str(path), "--processes", "1"], environment | home)
+    outputs = {name: finish_command(process) for name, process in commands.items()}
 
     store = ArtifactStore(environment["MZSANE_ROOT"])
     known = read_comparison(tiny, reference_run)
