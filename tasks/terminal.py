@@ -29,7 +29,7 @@ def report_errors(command: Callable[[], int]) -> int:
     gone at once, and the temporary server that Prefect has started for it would stay.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
-    # Polars handles SIGINT so that waiting goes on after it: without this Ctrl-C is heard when what was waited for ends.
+    # Polars handles SIGINT so that waiting goes on after it: Ctrl-C would be heard when what was waited for has ended.
     signal.siginterrupt(signal.SIGINT, True)
     try:
         return command()
