@@ -72,8 +72,8 @@ def open_windows(
 
     A batch of it is a block: the windows of one part of a step or of some.
     """
-    held, part = int(config.memory_gib * 2**30), config.batch_size // config.accumulation
-    batch = part * max(1, _BLOCK // (2 * part * config.window * chosen[0].table.layout.token_dim))
+    held, windows = int(config.memory_gib * 2**30), config.part_windows
+    batch = windows * max(1, _BLOCK // (2 * windows * config.window * chosen[0].table.layout.token_dim))
     if sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen) <= held:
         sources = [
             WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
@@ -107,10 +107,9 @@ class Feeder:
 
     def __init__(self, config: BackboneConfig, windows: TokenBank | TokenStream, seed: int, ranks: Ranks) -> None:
         self.config, self.windows, self.seed, self.ranks = config, windows, seed, ranks
-        self.part = config.batch_size // config.accumulation
-        self.share = ranks.share(self.part)
+        self.share = ranks.share(config.part_windows)
         self.waited = 0.0
-        self._length = windows.batch_size // self.part
+        self._length = windows.batch_size // config.part_windows
         self._block: tuple[int, list[Feed]] | None = None
         self._next: tuple[int, Future[list[Feed]]] | None = None
         # One thread of its own: the training's matrix products need the others.
@@ -141,9 +140,10 @@ class Feeder:
         generator = make_generator(self.seed, "backbone", "block", number)
         clean_VBWD, views_VBWD = augment(batch, self.config, generator)
         noise_VBWL = self._draw_latent_noise(batch, generator)
+        windows = self.config.part_windows
         return [
-            self._cut(slice(first, first + self.part), batch, clean_VBWD, views_VBWD, noise_VBWL)
-            for first in range(0, self.windows.batch_size, self.part)
+            self._cut(slice(first, first + windows), batch, clean_VBWD, views_VBWD, noise_VBWL)
+            for first in range(0, self.windows.batch_size, windows)
         ]
 
     def _cut(

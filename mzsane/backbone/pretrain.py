@@ -105,7 +105,7 @@ def _explain_memory(config: BackboneConfig, ranks: Ranks) -> Iterator[None]:
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not full:
             raise
-        windows = config.batch_size // config.accumulation // ranks.count
+        windows = config.part_windows // ranks.count
         raise OutOfMemoryError(
             f"pre-training does not fit in the memory of {ranks.device}: a part of a step has {windows} windows of "
             f"{config.window} tokens, with d_model {config.d_model} and {config.layers} layers; raise "

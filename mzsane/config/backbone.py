@@ -171,6 +171,11 @@ class BackboneConfig(Config):
     )
 
     @property
+    def part_windows(self) -> int:
+        """Windows in a part of a step, over all devices."""
+        return self.batch_size // self.accumulation
+
+    @property
     def position_limits(self) -> tuple[float, float, float]:
         """Up to which token in network, layer and row there is a table; sines and cosines have no limit."""
         if self.positions == "learned":
@@ -193,7 +198,7 @@ class BackboneConfig(Config):
     def _check_sizes(self) -> "BackboneConfig":
         if self.d_model % (2 * self.heads):
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of twice the heads ({self.heads})")
-        if self.batch_size % self.accumulation or self.batch_size // self.accumulation < 2:
+        if self.batch_size % self.accumulation or self.part_windows < 2:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}), with at "
                 "least 2 windows a part"

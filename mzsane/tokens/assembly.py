@@ -244,14 +244,15 @@ class WindowAssembler:
                 long += chosen.tolist()
         if places:
             place_X = torch.cat(places)
-            order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
-            order_X[place_X] = torch.arange(len(place_X))
-            in_order = torch.equal(place_X, torch.arange(len(order_X)))
-            order_X = order_X.to(self._device)
+            order_X: Tensor | None = None  # of the rows, unless they are in order already
+            if not torch.equal(place_X, torch.arange((end - begin) * window)):
+                order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
+                order_X[place_X] = torch.arange(len(place_X))
+                order_X = order_X.to(self._device)
             for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
                 tokens = [part_VXD[version] for part_VXD in cut_VXD]
                 source_XD = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-                if in_order:
+                if order_X is None:
                     out_XD.copy_(source_XD)
                 else:
                     torch.index_select(source_XD.to(out_XD.dtype), 0, order_X, out=out_XD)

@@ -65,6 +65,8 @@ def test_without_a_measure_of_novelty_accuracy_decides():
 def test_without_accuracy_the_least_new_of_the_new_enough_is_taken():
     chosen, between = choose((None,) * 4, (0.0, 0.4, 0.6, 1.1), least_novelty=0.42)
     assert (chosen, between) == (0.2375, [0.35, 0.275, 0.2375])
+    chosen, between = choose((None,) * 4, (0.0, 0.9, 0.51, 1.1))  # not the narrowest
+    assert (chosen, between) == (0.5, [0.1, 0.15, 0.125])
 
 
 def test_all_that_was_tried_is_in_the_record():
