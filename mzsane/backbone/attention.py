@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _SHORT = 128  # tokens; up to here a CPU computes plain products faster than the fused kernel
@@ -85,9 +86,8 @@ def attend(qkv_BWF: Tensor, heads: int, plan: AttentionPlan | None) -> Tensor:
     qkv = qkv_BWF.flatten(0, 1)
     if plan and plan.take_X is not None and plan.back_X is not None:
         qkv = _regroup(qkv, plan.take_X, plan.back_X, plan.padding_X1)
-    q_KHSE, k_KHSE, v_KHSE = qkv.view(rows, length, 3, heads, features // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed_KHSE = _mix(q_KHSE, k_KHSE, v_KHSE, plan.keys_K11S if plan else None)
-    mixed = mixed_KHSE.transpose(1, 2).reshape(rows * length, features // 3)
+    qkv_KS3HE = qkv.view(rows, length, 3, heads, features // 3 // heads)
+    mixed = _mix(qkv_KS3HE, plan.keys_K11S if plan else None).reshape(rows * length, features // 3)
     if plan and plan.take_X is not None and plan.back_X is not None:
         absent = None if plan.keys_K11S is None else ~plan.keys_K11S.reshape(rows * length, 1)
         mixed = _regroup(mixed, plan.back_X, plan.take_X, absent)
@@ -96,16 +96,56 @@ def attend(qkv_BWF: Tensor, heads: int, plan: AttentionPlan | None) -> Tensor:
     return mixed.view(windows, window, features // 3)
 
 
-def _mix(q_KHSE: Tensor, k_KHSE: Tensor, v_KHSE: Tensor, keys_K11S: Tensor | None) -> Tensor:
-    low = q_KHSE.dtype == torch.bfloat16
-    if q_KHSE.device.type != "cpu" or not (low or q_KHSE.shape[2] <= _SHORT):
-        return functional.scaled_dot_product_attention(q_KHSE, k_KHSE, v_KHSE, attn_mask=keys_K11S)
+def _mix(qkv_KS3HE: Tensor, keys_K11S: Tensor | None) -> Tensor:
+    """Return the mixtures of values, (K, S, H, E)."""
+    low = qkv_KS3HE.dtype == torch.bfloat16
+    if qkv_KS3HE.device.type != "cpu" or not (low or qkv_KS3HE.shape[1] <= _SHORT):
+        q_KHSE, k_KHSE, v_KHSE = qkv_KS3HE.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_KHSE = functional.scaled_dot_product_attention(q_KHSE, k_KHSE, v_KHSE, attn_mask=keys_K11S)
+        return mixed_KHSE.transpose(1, 2)
     # On a CPU the fused kernel is slower than this for short rows, and its backward pass in bfloat16 many times so.
-    scores_KHSS: Tensor = (q_KHSE * q_KHSE.shape[3] ** -0.5) @ k_KHSE.transpose(2, 3)
-    if keys_K11S is not None:
-        scores_KHSS = scores_KHSS.masked_fill(~keys_K11S, float("-inf"))
-    mixed_KHSE: Tensor = scores_KHSS.softmax(dim=3) @ v_KHSE
-    return mixed_KHSE
+    mixed: Tensor = _ShortMix.apply(qkv_KS3HE, keys_K11S)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+class _ShortMix(torch.autograd.Function):
+    """Attention as plain products of all heads of all rows (Y), with one copy of what they take and give each way."""
+
+    @staticmethod
+    def forward(ctx, qkv_KS3HE: Tensor, keys_K11S: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        """Return the mixtures of values, (K, S, H, E)."""
+        rows, length, _, heads, width = qkv_KS3HE.shape
+        qkv_3YSE = qkv_KS3HE.permute(2, 0, 3, 1, 4).reshape(3, rows * heads, length, width)
+        q_YSE, k_YSE, v_YSE = qkv_3YSE.unbind(0)
+        scores_YSS = _multiply(q_YSE, k_YSE.transpose(1, 2), width**-0.5)
+        if keys_K11S is not None:
+            scores_YSS.view(rows, heads, length, length).masked_fill_(~keys_K11S, float("-inf"))
+        shares_YSS = scores_YSS.softmax(dim=2)
+        ctx.save_for_backward(qkv_3YSE, shares_YSS)
+        return (shares_YSS @ v_YSE).view(rows, heads, length, width).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_KSHE: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        """Return the gradient of queries, keys and values."""
+        qkv_3YSE, shares_YSS = ctx.saved_tensors
+        q_YSE, k_YSE, v_YSE = qkv_3YSE.unbind(0)
+        rows, length, heads, width = gradient_KSHE.shape
+        gradient_YSE = gradient_KSHE.transpose(1, 2).reshape(rows * heads, length, width)
+        shares_gradient_YSS = gradient_YSE @ v_YSE.transpose(1, 2)
+        scores_YSS = torch._softmax_backward_data(shares_gradient_YSS, shares_YSS, 2, shares_YSS.dtype)
+        given_3YSE = torch.empty_like(qkv_3YSE)
+        _multiply(scores_YSS, k_YSE, width**-0.5, given_3YSE[0])
+        _multiply(scores_YSS.transpose(1, 2), q_YSE, width**-0.5, given_3YSE[1])
+        torch.bmm(shares_YSS.transpose(1, 2), gradient_YSE, out=given_3YSE[2])
+        return given_3YSE.view(3, rows, heads, length, width).permute(1, 3, 0, 2, 4), None
+
+
+def _multiply(a_YSX: Tensor, b_YXE: Tensor, factor: float, out_YSE: Tensor | None = None) -> Tensor:
+    """Return factor * a @ b, in one operation."""
+    if out_YSE is None:
+        out_YSE = a_YSX.new_empty(*a_YSX.shape[:2], b_YXE.shape[2])
+    return torch.baddbmm(out_YSE, a_YSX, b_YXE, beta=0, alpha=factor, out=out_YSE)
 
 
 def _regroup(rows_XF: Tensor, take_Y: Tensor, back_X: Tensor | None, padding_X1: Tensor | None) -> Tensor:

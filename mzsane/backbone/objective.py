@@ -92,8 +92,8 @@ class Objective:
         parts = {"reconstruction": errors_BWD.sum() / feed.weights}
         own = (1 - config.gamma) * parts["reconstruction"]
         if config.gamma:
-            first, second = (ranks.gather(half) for half in projected.chunk(2))
             # Each process computes the whole contrast, with gradients for its own windows.
+            first, second = ranks.gather(torch.stack(projected.chunk(2), dim=1)).unbind(dim=1)
             contrast = contrast_loss(first, second, config.temperature, config.contrast)
             own = own + config.gamma * contrast
             parts["contrast"] = contrast / ranks.count

@@ -22,7 +22,7 @@ def spread(model: Autoencoder, ranks: Ranks, shard: bool) -> nn.Module:
     if ranks.count == 1:
         return model
     if not shard:
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
