@@ -6,8 +6,9 @@
 For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
 the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of the test split's models
 on test images, which nothing was trained or chosen on; mean and range over the seeds of the backbone. With the
-behavioural loss twice: the latents are the encoder's, or refined from there (`mzsane.backbone.refinement`), for which
-unlabelled training images are seen. Zoos, tokens and backbones are artifacts: what is there is used.
+behavioural loss three times: the latents are the encoder's, or refined from there (`mzsane.backbone.refinement`) with
+noise in the place of images, so that a model is all that is seen, or with unlabelled training images. Zoos, tokens and
+backbones are artifacts: what is there is used.
 """
 
 import argparse
@@ -27,10 +28,12 @@ from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge, read_activations
 from mzsane.backbone.loss import explained_variance
+from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage
+from mzsane.randomness import make_generator
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
@@ -48,7 +51,9 @@ RECIPES = {48: WIDE, 29: LINEAR, 13: NARROW, 7: NARROW}  # by latents a token; 0
 IMAGES = 10_000
 GAP_BARS = {48: 0.3, 29: 2.0}  # points
 LEAST_GAP = 0.01  # points that are drawn, on a logarithmic scale
-REFINED = ", refined"
+ON_NOISE, ON_IMAGES = ", refined on noise", ", refined"
+NOISE_IMAGES = 2000
+STYLES = {"": ("--", "o"), ON_NOISE: ("-.", "D"), ON_IMAGES: (":", "s")}  # with the behavioural loss; line and marker
 
 
 def train(
@@ -75,7 +80,8 @@ def train(
 def measure(tokens: Artifact, backbone: Artifact) -> dict[str, dict[str, float]]:
     """Compare the test models at their last epoch with their reconstructions, on test images, by the kind of latents.
 
-    These are the encoder's, called "", and with a behavioural loss those that are refined from there.
+    These are the encoder's, called "", and with a behavioural loss those that are refined from there, on noise and on
+    unlabelled training images.
     """
     table = read_tokens(tokens)
     rows = table.pick_rows("test", last_epochs=1)
@@ -84,7 +90,9 @@ def measure(tokens: Artifact, backbone: Artifact) -> dict[str, dict[str, float]]
     latents = {"": encode_models(model, table.layout, flat_BP, config.window)}
     if config.behaviour:
         behaviour = open_network_behaviour(config, table, "the zoo")
-        latents[REFINED] = refine_latents(model, config, table.layout, flat_BP, latents[""], behaviour)
+        noise_NCHR = draw_noise_images(NOISE_IMAGES, behaviour.image_shape, make_generator(0, "noise images"))
+        for kind, seen in ((ON_NOISE, behaviour.look_at(noise_NCHR)), (ON_IMAGES, behaviour)):
+            latents[kind] = refine_latents(model, config, table.layout, flat_BP, latents[""], seen)
     judge = Judge(table, "test", IMAGES)
     originals = judge.classify(flat_BP, activations)
     found = {}
@@ -114,29 +122,36 @@ def describe(name: str, measured: list[dict[str, float]], bar: float | None) -> 
     return rows
 
 
-def draw(found: dict[tuple[str, str], list[list[dict[str, float]]]]) -> bytes:
+def name_way(behaviour: float, kind: str) -> str:
+    """Name the loss that a backbone had, and the kind of its latents."""
+    return f", behaviour {behaviour}{kind}" if behaviour else ""
+
+
+def draw(found: dict[tuple[str, float, str], list[list[dict[str, float]]]]) -> bytes:
     """Draw gap, disagreement and unexplained variance over latents per weight.
 
-    A line a zoo and way through the means over seeds, and a vertical one from the least to the largest.
+    A line a zoo, behavioural loss and kind of latents through the means over seeds, and a vertical one from the least
+    to the largest.
     """
     figure = create_figure(
         13.0,
         5.0,
         "What reconstruction costs, by latents per weight",
         "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
-        "with the behavioural loss; dotted: its latents refined on unlabelled training images. Vertical: range over "
-        f"seeds, where there are several. Less than {LEAST_GAP} points is drawn there.",
+        "with the behavioural loss; dash-dotted and dotted: its latents refined on noise, and on unlabelled training "
+        f"images. Vertical: range over seeds, where there are several. Less than {LEAST_GAP} points is drawn there.",
     )
     shown: dict[str, Callable[[dict[str, float]], float]] = {
         "accuracy lost (points)": lambda one: max(one["gap"], LEAST_GAP),
         "disagreement with the original (%)": lambda one: 100 - one["agreement"],
         "variance of weights not explained": lambda one: 1 - one["r2"],
     }
-    zoos = sorted({zoo for zoo, _ in found})
+    zoos = sorted({zoo for zoo, _, _ in found})
     for axes, (label, value) in zip(figure.subplots(1, 3), shown.items(), strict=True):
         style_axes(axes, label)
-        for (zoo, way), points in found.items():
-            color, refined = COLORS[zoos.index(zoo) % len(COLORS)], way.endswith(REFINED)
+        for (zoo, behaviour, kind), points in found.items():
+            color = COLORS[zoos.index(zoo) % len(COLORS)]
+            line, marker = STYLES[kind] if behaviour else ("-", "o")
             latents = [measured[0]["latents"] for measured in points]
             values = [[value(one) for one in measured] for measured in points]
             means = [statistics.mean(of_point) for of_point in values]
@@ -144,10 +159,10 @@ def draw(found: dict[tuple[str, str], list[list[dict[str, float]]]]) -> bytes:
                 latents,
                 means,
                 color=color,
-                marker="s" if refined else "o",
-                markerfacecolor="white" if way else color,
-                linestyle=":" if refined else "--" if way else "-",
-                label=f"{zoo}{way}",
+                marker=marker,
+                markerfacecolor="white" if behaviour else color,
+                linestyle=line,
+                label=f"{zoo}{name_way(behaviour, kind)}",
             )
             axes.vlines(latents, [min(v) for v in values], [max(v) for v in values], color=color)
         axes.set_xscale("log")
@@ -185,12 +200,11 @@ def main() -> int:
                     for seed in options.seeds
                 ]
                 for kind in by_seed[0]:
-                    way = f", behaviour {behaviour}{kind}" if behaviour else ""
                     measured = [by_kind[kind] for by_kind in by_seed]
-                    found.setdefault((zoo.name, way), []).append(measured)
+                    found.setdefault((zoo.name, behaviour, kind), []).append(measured)
                     print({key: [round(one[key], 4) for one in measured] for key in measured[0]}, flush=True)
                     rows += describe(
-                        f"{zoo.name}, {measured[0]['latents']:.2f} latents a weight{way}",
+                        f"{zoo.name}, {measured[0]['latents']:.2f} latents a weight{name_way(behaviour, kind)}",
                         measured,
                         GAP_BARS.get(latent_dim),
                     )

@@ -58,6 +58,18 @@ class NetworkBehaviour:
         self._images_NCHR, self._images = images_NCHR, images
         self._numbers = _count_kept_numbers(self._network, images_NCHR[:images])
 
+    def look_at(self, images_NCHR: Tensor) -> "NetworkBehaviour":
+        """Return the same for other images, of which a step sees as many."""
+        other = copy.copy(self)
+        other._images_NCHR = images_NCHR
+        return other
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self._images_NCHR.shape[1:]
+        return channels, height, width
+
     def draw_images(self, device: torch.device, generator: torch.Generator) -> Tensor:
         """Draw the images of a step, (S, C, H, R), without replacement; all images move to the device at first use."""
         self._images_NCHR = self._images_NCHR.to(device)

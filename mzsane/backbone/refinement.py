@@ -2,7 +2,7 @@
 
 An encoder answers for all models in one pass, and what its latents lose against the best ones of a model is the
 amortisation gap (arXiv 1801.03558). Gradient descent that starts at its answer closes some of it, as in semi-amortised
-inference (arXiv 1802.02550). With the behavioural loss it sees unlabelled images of the model's zoo.
+inference (arXiv 1802.02550). With the behavioural loss it sees unlabelled images of the model's zoo, or noise alone.
 
 Suffixes: B models, X numbers that are moved, P weights of a model, T tokens, D token width, L latent width, S images
 of a step, K classes, C channels, H height, R width.
@@ -81,7 +81,8 @@ def refine_latents(
         flat_BP: the models.
         latents_BTL: where to start: what `encode_models` returned for them.
         behaviour: runs models of the zoo on its unlabelled images, which each step draws anew (see
-            `open_network_behaviour`); without it no image is seen.
+            `open_network_behaviour`), or on others (`look_at`): on `draw_noise_images` no data is seen. Without it only
+            weights count.
         steps: steps of Adam; 0 returns the start.
         rate: of the first step, in deviations of the model's latents.
         seed: of the draw of images.

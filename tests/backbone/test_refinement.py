@@ -7,6 +7,7 @@ from mzsane.backbone import refinement
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.inference import decode_models, encode_models
+from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import descend, refine_latents
 from mzsane.config import NetworkConfig
 from mzsane.randomness import make_generator
@@ -75,6 +76,23 @@ def test_with_behaviour_they_do_what_their_models_do_on_images_never_seen(model,
         losses.append(compare_outputs(outputs_BSK, behaviour.run_models(decoded_BP, unseen_SCHR), "logits"))
     assert (losses[2] < 0.7 * losses[0]).all()
     assert (losses[2] < losses[1]).all()
+
+
+def test_on_noise_models_do_more_of_what_they_did_and_no_image_of_the_zoo_is_seen(model, config, flat_BP, behaviour):
+    behaviour._images_NCHR.fill_(float("nan"))
+    seen_NCHR, unseen_SCHR = (draw_noise_images(100, behaviour.image_shape, make_generator(seed)) for seed in (0, 1))
+    start_BTL = encode_models(model, LAYOUT, flat_BP, config.window)
+    refined_BTL = refine_latents(model, config, LAYOUT, flat_BP, start_BTL, behaviour.look_at(seen_NCHR), rate=0.1)
+    outputs_BSK = behaviour.run_models(flat_BP, unseen_SCHR)
+    before_B, after_B = (
+        compare_outputs(
+            outputs_BSK,
+            behaviour.run_models(decode_models(model, LAYOUT, latents, config.window), unseen_SCHR),
+            "logits",
+        )
+        for latents in (start_BTL, refined_BTL)
+    )
+    assert (after_B < 0.9 * before_B).all()
 
 
 @pytest.mark.parametrize("normalisation", ["token", "batch"])
