@@ -41,6 +41,12 @@ class SamplingConfig(Config):
     anchor_models: tuple[Annotated[str, Field(pattern="^[^/]+/.+$")], ...] = Field(
         (), description="the anchors when they are given, by zoo/model; as many as anchors says"
     )
+    refine_anchors: bool = Field(
+        False,
+        description="move the anchors' latents until they decode to networks that are nearer to the anchors, in their "
+        "weights and in what they do on noise: no data is seen. It takes 60 passes forward and backward through "
+        "decoder and networks, and is not done for anchors of another architecture or with other classes",
+    )
     bandwidth: Bandwidths = Field(
         (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
         description="how far from the anchors: noise in deviations of their latents; for interpolation the share of "

@@ -1,6 +1,6 @@
 """Anchors: the training models of a composition that a sampler starts from, and what choosing them looked at.
 
-Suffixes: A anchors, P weights of a model, T tokens, L latent width.
+Suffixes: A anchors, P weights of a model, T tokens, L latent width, N images, C channels, H height, W width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
+from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.backbone.noise_images import draw_noise_images
+from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyImagesConfig, FilesConfig, GlyphsConfig, ImagesConfig, SamplingConfig
 from mzsane.errors import ConfigError
 from mzsane.evaluation.novelty import list_trained
+from mzsane.metrics import MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
 from mzsane.tokens.composition import TokenSlice
@@ -22,6 +26,8 @@ from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable
 
 _METRIC = "val_accuracy"
+_BEHAVIOUR = 0.3  # weight of the behavioural loss in refinement, if the backbone has none
+_NOISE_IMAGES = 500
 _PRIOR_MODELS = 100  # training models whose latents stand for all where a sampler starts from no anchor
 
 
@@ -110,6 +116,22 @@ def load_anchors(chosen: ChosenModels, tables: Mapping[int, TokenTable], decoder
             flat_AP[places] = fit_weights(table.layout, layout, loaded_AP)
             latents_ATL[places] = decoder.encode(loaded_AP, table.layout)[:, map_tokens(table.layout, layout)]
     return flat_AP, latents_ATL
+
+
+def refine_anchors(decoder: Decoder, flat_AP: Tensor, latents_ATL: Tensor, seed: int, sink: MetricSink) -> Tensor:
+    """Return latents, (A, T, L), that decode to networks nearer to the anchors than the encoder's do.
+
+    They are moved down the backbone's own loss (`refine_latents`), where networks look at noise in the place of images:
+    no data is seen. What a backbone that was trained without the behavioural loss leaves out is given some weight.
+    """
+    config = decoder.config
+    if not config.behaviour:
+        config = config.model_copy(update={"behaviour": _BEHAVIOUR})
+    noise_NCHW = draw_noise_images(_NOISE_IMAGES, decoder.image_shape, make_generator(seed, "samples", "noise images"))
+    behaviour = NetworkBehaviour(
+        decoder.network, decoder.layout, noise_NCHW, config.behaviour_images, config.behaviour_output
+    )
+    return refine_latents(decoder.model, config, decoder.layout, flat_AP, latents_ATL, behaviour, seed=seed, sink=sink)
 
 
 def _list_models(backbone: Artifact, tables: Mapping[int, TokenTable]) -> pl.DataFrame:

@@ -34,6 +34,7 @@ class Decoder:
 
     Attributes:
         layout: the target's layout.
+        image_shape: channels, height and width of the target's images.
         mapped: whether models to start from are of another layout.
         new_head: whether the head, the last layer, is initialised anew, since models to start from have other classes.
         conditioned: whether running statistics are computed on unlabelled images of the target.
@@ -52,6 +53,7 @@ class Decoder:
         self.model, self.config = load_backbone(backbone)
         self.latent_dim = self.config.latent_dim
         self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)
+        self.image_shape = (dataset.channels, dataset.size, dataset.size)
         own = TokenLayout.from_network(self.network, known[0].token_dim, known[0].running_statistics)
         self.layout = next((layout for layout in known if _list_shapes(layout) == _list_shapes(own)), own)
         check_positions([self.layout], self.config.position_limits)

@@ -11,9 +11,10 @@ of, the anchors that it was `made_of`, the anchor that its weights are nearest t
 validation images and rank by that, and its memorisation card (`make_card`). `sees` says what drawing it looked at of
 the target, `anchors_see` what choosing its anchors did: `none`; `images`, without labels, where running statistics are
 computed on them (`conditioned`) or samples were `guided` by them (`mzsane.sampling.guidance`); `labels`, where anchors
-or bandwidth were chosen by them, and in every round after the first. `positions` are `mapped` when anchors of another
-architecture lent their latents, and the `head` is `new` when they have other classes. `bandwidths.parquet` has the
-bandwidths that were tried, none when one was given.
+or bandwidth were chosen by them, and in every round after the first. It says whether the anchors' latents were
+`refined`, for which nothing is seen (`refine_anchors`). `positions` are `mapped` when anchors of another architecture
+lent their latents, and the `head` is `new` when they have other classes. `bandwidths.parquet` has the bandwidths that
+were tried, none when one was given.
 
 Suffixes: A anchors, S samples, P weights of a model, T tokens, L latent width.
 """
@@ -34,7 +35,7 @@ from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.anchors import choose_anchors, load_anchors, resolve_given
+from mzsane.sampling.anchors import choose_anchors, load_anchors, refine_anchors, resolve_given
 from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.sampling.card import make_card
 from mzsane.sampling.decoding import Decoder
@@ -117,7 +118,11 @@ def draw_samples(
     flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
     guidance = None
     # What has another architecture or other classes cannot teach the target's.
-    if config.guidance_steps and not decoder.mapped and not decoder.new_head:
+    comparable = not decoder.mapped and not decoder.new_head
+    refined = config.refine_anchors and comparable
+    if refined:
+        latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
+    if config.guidance_steps and comparable:
         guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
     desk = _Desk(config, target, decoder, guidance, known, seed, execution, sink)
     anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1])
@@ -152,6 +157,7 @@ def draw_samples(
         "head": "new" if decoder.new_head else "decoded",
         "conditioned": decoder.conditioned,
         "guided": guidance is not None,
+        "refined": refined,
     }
     records = pl.DataFrame(
         {

@@ -184,6 +184,23 @@ def test_anchors_chosen_by_labels_are_said_to_be(arm):
     assert records.select("sees", "anchors_see", "anchor_choice").unique().rows() == [("labels", "labels", "best")]
 
 
+def test_refined_anchors_are_nearer_to_their_models_and_saw_nothing(arm):
+    store, slices, backbone, target, samples = arm
+    config = SAMPLING.model_copy(update={"refine_anchors": True})
+    refined = draw_samples(config, target, backbone.ref, slices, [0], 0, store, SERIAL)
+    assert refined.ref != samples.ref
+    (plain, plain_records, _), (moved, records, _) = read_populations(samples), read_populations(refined)
+    assert not plain_records["refined"].any()
+    assert records["refined"].all()
+    assert records.select("sees", "anchors_see", "guided").unique().rows() == [("none", "none", False)]
+    assert records["made_of"].to_list() == plain_records["made_of"].to_list()
+    for name in ("anchor_weights", "originals", "reconstruction"):
+        assert torch.equal(plain[name], moved[name])
+    before, after = ((p["anchors"] - p["anchor_weights"]).square().mean(dim=1) for p in (plain, moved))
+    assert (after < before).all()
+    assert not torch.equal(plain["samples"], moved["samples"])
+
+
 def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_images(arm):
     store, slices, backbone, target, _ = arm
 
