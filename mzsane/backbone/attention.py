@@ -117,7 +117,7 @@ class _ShortMix(torch.autograd.Function):
         rows, length, _, heads, width = qkv_KS3HE.shape
         qkv_3YSE = qkv_KS3HE.permute(2, 0, 3, 1, 4).reshape(3, rows * heads, length, width)
         q_YSE, k_YSE, v_YSE = qkv_3YSE.unbind(0)
-        scores_YSS = _multiply(q_YSE, k_YSE.transpose(1, 2), width**-0.5)
+        scores_YSS = _multiply(q_YSE, k_YSE.transpose(1, 2), width**-0.5, q_YSE.new_empty(len(q_YSE), length, length))
         if keys_K11S is not None:
             scores_YSS.view(rows, heads, length, length).masked_fill_(~keys_K11S, float("-inf"))
         shares_YSS = scores_YSS.softmax(dim=2)
@@ -132,19 +132,17 @@ class _ShortMix(torch.autograd.Function):
         q_YSE, k_YSE, v_YSE = qkv_3YSE.unbind(0)
         rows, length, heads, width = gradient_KSHE.shape
         gradient_YSE = gradient_KSHE.transpose(1, 2).reshape(rows * heads, length, width)
-        shares_gradient_YSS = gradient_YSE @ v_YSE.transpose(1, 2)
-        scores_YSS = torch._softmax_backward_data(shares_gradient_YSS, shares_YSS, 2, shares_YSS.dtype)
-        given_3YSE = torch.empty_like(qkv_3YSE)
-        _multiply(scores_YSS, k_YSE, width**-0.5, given_3YSE[0])
-        _multiply(scores_YSS.transpose(1, 2), q_YSE, width**-0.5, given_3YSE[1])
-        torch.bmm(shares_YSS.transpose(1, 2), gradient_YSE, out=given_3YSE[2])
-        return given_3YSE.view(3, rows, heads, length, width).permute(1, 3, 0, 2, 4), None
+        of_shares_YSS = gradient_YSE @ v_YSE.transpose(1, 2)
+        of_scores_YSS = torch._softmax_backward_data(of_shares_YSS, shares_YSS, 2, shares_YSS.dtype)
+        of_qkv_3YSE = torch.empty_like(qkv_3YSE)
+        _multiply(of_scores_YSS, k_YSE, width**-0.5, of_qkv_3YSE[0])
+        _multiply(of_scores_YSS.transpose(1, 2), q_YSE, width**-0.5, of_qkv_3YSE[1])
+        torch.bmm(shares_YSS.transpose(1, 2), gradient_YSE, out=of_qkv_3YSE[2])
+        return of_qkv_3YSE.view(3, rows, heads, length, width).permute(1, 3, 0, 2, 4), None
 
 
-def _multiply(a_YSX: Tensor, b_YXE: Tensor, factor: float, out_YSE: Tensor | None = None) -> Tensor:
-    """Return factor * a @ b, in one operation."""
-    if out_YSE is None:
-        out_YSE = a_YSX.new_empty(*a_YSX.shape[:2], b_YXE.shape[2])
+def _multiply(a_YSX: Tensor, b_YXE: Tensor, factor: float, out_YSE: Tensor) -> Tensor:
+    """Write factor * a @ b to `out_YSE`, whatever stands there, in one operation; return it."""
     return torch.baddbmm(out_YSE, a_YSX, b_YXE, beta=0, alpha=factor, out=out_YSE)
 
 
