@@ -1,154 +1,28 @@
 """The behavioural loss: how far the outputs of reconstructed networks are from those of the originals, without labels.
 
 A reconstruction with small errors in its weights can be another function; this loss looks at the function. All models
-of a zoo see the same few training images of their zoo, a new draw in each step, and run together: as one program,
-vectorised over models (`torch.func.vmap`), on a GPU, in a loop on a CPU.
+of a zoo see the same few training images of their zoo, a new draw in each step, and run together.
 
 Suffixes: V versions of the same models, B windows, W tokens of a window, D token width, X places of a batch, M models,
-T tokens of a model, P weights of a model, N images, S images in a step, C channels, H height, R width, K classes.
+T tokens of a model, P weights of a model, S images in a step, C channels, H height, R width.
 """
 
-import copy
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 
+from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import Origin, find_origin
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
-
-Output = Literal["logits", "probabilities"]
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_VARIANCE_FLOOR = 1e-4  # of a model's logits; those of trained models have variances of 1 to 100
-# Numbers that the networks of one chunk of models keep for the backward pass: on a CPU what stays in the cache.
-_CHUNK_NUMBERS = {"cpu": 2**22, "other": 2**29}
-
-
-class NetworkBehaviour:
-    """The networks of one architecture, and the images that they are compared on.
-
-    Args:
-        network: a network of the architecture; its weights are not used.
-        layout: where the weights sit in the tokens. Without running statistics among them, batch norms use the
-            statistics of the images of the step.
-        images_NCHR: training images of the zoo.
-        images: images in a step; all, if there are fewer.
-        output: what is compared (see `compare_outputs`).
-    """
-
-    def __init__(
-        self, network: nn.Module, layout: TokenLayout, images_NCHR: Tensor, images: int, output: Output
-    ) -> None:
-        self.layout, self.output = layout, output
-        self._network = copy.deepcopy(network).eval()  # dropout is off
-        if layout.running_statistics != "in":
-            replace_all_batch_norm_modules_(self._network)
-        modules = self._network.named_modules()
-        self._norms = {name: part for name, part in modules if isinstance(part, _NORMS) and part.track_running_stats}
-        self._images_NCHR, self._images = images_NCHR, images
-        self._numbers = _count_kept_numbers(self._network, images_NCHR[:images])
-
-    def look_at(self, images_NCHR: Tensor) -> "NetworkBehaviour":
-        """Return the same for other images, of which a step sees as many."""
-        other = copy.copy(self)
-        other._images_NCHR = images_NCHR
-        return other
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = self._images_NCHR.shape[1:]
-        return channels, height, width
-
-    def draw_images(self, device: torch.device, generator: torch.Generator) -> Tensor:
-        """Draw the images of a step, (S, C, H, R), without replacement; all images move to the device at first use."""
-        self._images_NCHR = self._images_NCHR.to(device)
-        chosen = torch.randperm(len(self._images_NCHR), generator=generator)[: self._images]
-        return self._images_NCHR[chosen.to(device)]
-
-    def run_models(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
-        """Return the logits of all models on the same images, (M, S, K)."""
-        self._network.to(flat_MP.device)  # its buffers; costs nothing once they are there
-        run = self.run_one_by_one if flat_MP.device.type == "cpu" else self.run_vectorised
-        return run(flat_MP, images_SCHR)
-
-    def run_vectorised(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
-        """Run models as one program: the engine on a GPU."""
-
-        def run_model(flat_P: Tensor) -> Tensor:
-            return self._call(self.layout.unflatten(flat_P), images_SCHR)
-
-        logits_MSK: Tensor = vmap(run_model)(flat_MP)
-        return logits_MSK
-
-    def run_one_by_one(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
-        """Run models in a loop: the engine on a CPU, where channels last, which `vmap` does not know, pay more."""
-        last = torch.channels_last
-        images_SCHR = images_SCHR.to(memory_format=last)
-        logits = []
-        for flat_P in flat_MP:
-            weights = self.layout.unflatten(flat_P)
-            weights = {name: w.contiguous(memory_format=last) if w.ndim == 4 else w for name, w in weights.items()}
-            logits.append(self._call(weights, images_SCHR))
-        return torch.stack(logits)
-
-    def _call(self, weights: dict[str, Tensor], images_SCHR: Tensor) -> Tensor:
-        if self.layout.running_statistics == "in":
-            weights = self._fold_statistics(weights)
-        # The names of a tied weight are all given.
-        logits_SK: Tensor = functional_call(self._network, weights, (images_SCHR,), tie_weights=False)
-        return logits_SK
-
-    def _fold_statistics(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move running statistics into scale and shift: PyTorch's batch norm hands no gradient to the statistics."""
-        folded = dict(weights)
-        for name, norm in self._norms.items():
-            mean, variance = (weights[f"{name}.{statistic}"] for statistic in STATISTICS)
-            if not norm.affine:  # nothing to move them into: they get no gradient
-                folded.update({f"{name}.{STATISTICS[0]}": mean.detach(), f"{name}.{STATISTICS[1]}": variance.detach()})
-                continue
-            scale = (variance.clamp(min=0) + norm.eps).rsqrt()  # a reconstructed variance can be below zero
-            folded[f"{name}.weight"] = weights[f"{name}.weight"] * scale
-            folded[f"{name}.bias"] = weights[f"{name}.bias"] - mean * folded[f"{name}.weight"]
-            neutral = (torch.zeros_like(mean), torch.full_like(variance, 1 - norm.eps))
-            folded.update({f"{name}.{kind}": value for kind, value in zip(STATISTICS, neutral, strict=True)})
-        return folded
-
-    def measure(
-        self, original_MP: Tensor, reconstructed_VMP: Tensor, images_SCHR: Tensor, with_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sum over models of their mean loss over versions, and its gradient, (V, M, P), zero if not wanted.
-
-        The gradient is taken here, chunk by chunk, so that the memory is that of one chunk of models. The original's
-        outputs are computed once, since its versions are one function.
-        """
-        budget = _CHUNK_NUMBERS["cpu" if original_MP.device.type == "cpu" else "other"]
-        chunk = max(1, budget // self._numbers)
-        total, versions = original_MP.new_zeros(()), len(reconstructed_VMP)
-        gradient_VMP = torch.zeros_like(reconstructed_VMP)
-        for first in range(0, len(original_MP), chunk):
-            models = slice(first, first + chunk)
-            with torch.no_grad():
-                original_MSK = self.run_models(original_MP[models], images_SCHR)
-            for version in range(versions):
-                flat_MP = reconstructed_VMP[version, models].detach().requires_grad_(with_gradient)
-                with torch.set_grad_enabled(with_gradient):
-                    loss_M = compare_outputs(original_MSK, self.run_models(flat_MP, images_SCHR), self.output)
-                    loss = loss_M.sum() / versions
-                total += loss.detach()
-                if with_gradient:
-                    (gradient_VMP[version, models],) = torch.autograd.grad(loss, flat_MP)
-        return total, gradient_VMP
 
 
 class Behaviour:
@@ -239,23 +113,6 @@ def open_behaviour(config: BackboneConfig, tables: Sequence[TokenTable]) -> Beha
     return Behaviour(list(zoos.values()), [names.index(str(table.artifact.ref)) for table in tables])
 
 
-def compare_outputs(original_MSK: Tensor, reconstructed_MSK: Tensor, output: Output) -> Tensor:
-    """Return for each model how far its outputs are from the original's, (M,).
-
-    Args:
-        original_MSK: logits of the originals.
-        reconstructed_MSK: logits of the reconstructions, on the same images.
-        output: `logits`: mean squared difference over the variance of the original's logits, both over images and
-            classes, so that a constant at their mean has loss 1. `probabilities`: squared difference of the softmax
-            outputs, summed over classes and averaged over images; at most 2.
-    """
-    if output == "probabilities":
-        difference_MSK = reconstructed_MSK.softmax(dim=-1) - original_MSK.softmax(dim=-1)
-        return difference_MSK.square().sum(dim=-1).mean(dim=-1)
-    variance_M = original_MSK.flatten(1).var(dim=1, correction=0)
-    return (reconstructed_MSK - original_MSK).square().mean(dim=(1, 2)) / variance_M.clamp(min=_VARIANCE_FLOOR)
-
-
 def open_network_behaviour(config: BackboneConfig, table: TokenTable, which: str) -> NetworkBehaviour:
     """Prepare to run one zoo's models on its training images.
 
@@ -310,20 +167,6 @@ def _find_activations(table: TokenTable) -> set[str]:
         return set()
     recipes = table.index["recipe"].drop_nulls().unique().to_list()
     return {recipe["activation"] for recipe in map(json.loads, recipes) if "activation" in recipe}
-
-
-def _count_kept_numbers(network: nn.Module, images_SCHR: Tensor) -> int:
-    """Return how many numbers a model keeps for the backward pass, weights included; nothing is computed."""
-    kept = 0
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.numel()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        copy.deepcopy(network).to("meta")(images_SCHR.to("meta"))
-    return max(1, kept)
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mzsane.backbone.autoencoder import Autoencoder
-from mzsane.backbone.behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.inference import decode_models
 from mzsane.backbone.loss import weigh_errors
+from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.config import BackboneConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
-from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyImagesConfig, FilesConfig, GlyphsConfig, ImagesConfig, SamplingConfig

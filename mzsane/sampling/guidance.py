@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.refinement import descend
 from mzsane.config import ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.metrics import NO_SINK, MetricSink

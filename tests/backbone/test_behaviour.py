@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mzsane.artifacts import ArtifactStore
-from mzsane.backbone import behaviour as module
-from mzsane.backbone.behaviour import Behaviour, NetworkBehaviour, Output, compare_outputs, open_behaviour
+from mzsane.backbone import network_behaviour
+from mzsane.backbone.behaviour import Behaviour, open_behaviour
+from mzsane.backbone.network_behaviour import NetworkBehaviour, Output, compare_outputs
 from mzsane.config import BackboneConfig, DigitsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.tokens.bank import TokenBank
@@ -289,7 +290,7 @@ def test_chunks_of_models_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     behaviour, _, _, (tokens, segments, source) = make_two_zoos()
     results = []
     for budget in (2**30, 1):
-        monkeypatch.setattr(module, "_CHUNK_NUMBERS", {"cpu": budget, "other": budget})
+        monkeypatch.setattr(network_behaviour, "_CHUNK_NUMBERS", {"cpu": budget, "other": budget})
         views = (tokens[None] * 1.1).requires_grad_()
         total, _ = behaviour.loss_sum_and_count(tokens, views, segments, source, seeded())
         total.backward()

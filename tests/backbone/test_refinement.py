@@ -5,8 +5,8 @@ import torch
 
 from mzsane.backbone import refinement
 from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.inference import decode_models, encode_models
+from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import descend, refine_latents
 from mzsane.config import NetworkConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mzsane.backbone.behaviour import NetworkBehaviour
+from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import NetworkConfig
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, write_lessons
