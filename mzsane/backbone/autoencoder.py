@@ -150,18 +150,18 @@ class Autoencoder(nn.Module):
         `weights_BW` is how many weights each token has, none in the padding. Noise is added to the latents that are
         decoded and projected.
         """
-        places_BWM, layer_BW = self.positions(positions_BW3), positions_BW3[..., 1]
+        places_BWM, layer_BW = self._embed(positions_BW3), positions_BW3[..., 1]
         latents_BWL = cap_latents(self._encode(tokens_BWD, places_BWM, layer_BW, plan), weights_BW)
         noisy_BWL = latents_BWL if noise_BWL is None else cap_latents(latents_BWL + noise_BWL, weights_BW)
         return latents_BWL, self._decode(noisy_BWL, places_BWM, layer_BW, plan), self.project(noisy_BWL)
 
     def encode(self, tokens_BWD: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the latents, (B, W, L), not capped. Without a plan each window is one model without padding."""
-        return self._encode(tokens_BWD, self.positions(positions_BW3), positions_BW3[..., 1], plan)
+        return self._encode(tokens_BWD, self._embed(positions_BW3), positions_BW3[..., 1], plan)
 
     def decode(self, latents_BWL: Tensor, positions_BW3: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """Return the reconstructed tokens, (B, W, D)."""
-        return self._decode(latents_BWL, self.positions(positions_BW3), positions_BW3[..., 1], plan)
+        return self._decode(latents_BWL, self._embed(positions_BW3), positions_BW3[..., 1], plan)
 
     def project(self, latents_BWL: Tensor) -> Tensor:
         """Return the projection of whole windows that the contrast compares, (B, projection_dim).
@@ -170,6 +170,11 @@ class Autoencoder(nn.Module):
         """
         projected: Tensor = self.projection(latents_BWL.flatten(1))
         return projected
+
+    def _embed(self, positions_BW3: Tensor) -> Tensor:
+        """Embed positions: once, (1, W, M), if they are one window's that is expanded to all, else (B, W, M)."""
+        places_BWM: Tensor = self.positions(positions_BW3[:1] if positions_BW3.stride(0) == 0 else positions_BW3)
+        return places_BWM
 
     def _encode(self, tokens_BWD: Tensor, places_BWM: Tensor, layer_BW: Tensor, plan: AttentionPlan | None) -> Tensor:
         x_BWM = self._transform(self.encoder, self.token_in(tokens_BWD) + places_BWM, plan)

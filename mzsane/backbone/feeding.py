@@ -39,7 +39,7 @@ class Feed:
         clean_BWD: the same without.
         mask_BWD: True where there is a weight.
         weights_BW: how many weights a token has.
-        positions_BW3: position of each token.
+        positions_BW3: position of each token; one window's, expanded, if all are packed alike.
         segments_BW: which model of its window a token is of, from 1; 0 in the padding.
         source_BW: index of the slice that a token is of; -1 in the padding.
         plan: who attends to whom.
@@ -161,7 +161,7 @@ class Feeder:
             clean_VBWD[:, own].flatten(0, 1),
             _double(batch.mask_BWD[own]),
             _double(batch.weights_BW[own]),
-            _double(batch.positions_BW3[own]),
+            _double_positions(batch.positions_BW3[own]),
             segments,
             _double(batch.source_BW[own]),
             plan,
@@ -181,6 +181,13 @@ class Feeder:
 def _double(of_views: Tensor) -> Tensor:
     """Return what both views share, once for each."""
     return torch.cat([of_views, of_views])  # `repeat` takes ten times as long for a mask
+
+
+def _double_positions(positions_BW3: Tensor) -> Tensor:
+    """Return the positions of both views, expanded if all windows have the same, so that they are embedded once."""
+    if torch.equal(positions_BW3, positions_BW3[:1].expand_as(positions_BW3)):
+        return positions_BW3[:1].expand(2 * len(positions_BW3), -1, -1)
+    return _double(positions_BW3)
 
 
 def augment(batch: WindowBatch, config: BackboneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

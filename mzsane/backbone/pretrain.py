@@ -24,7 +24,7 @@ from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 from mzsane.tokens.windows import check_positions
 
-VERSION = 5
+VERSION = 6
 
 
 def plan_backbone(

@@ -235,6 +235,19 @@ def test_decoding_uses_positions_of_its_own(model):
     assert len(tokens[0].round(decimals=6).unique(dim=0)) == 9
 
 
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_positions_expanded_to_all_windows_are_as_good_as_copies(kind):
+    model = make_model(positions=kind, shortcut=True)
+    tokens, expanded = make_window()
+    weights, found = torch.full(tokens.shape[:2], TOKEN_DIM), []
+    assert expanded.stride(0) == 0
+    for positions in (expanded, expanded.contiguous()):
+        results = model(tokens, positions, weights, None)
+        gradients = torch.autograd.grad(results[1].square().sum() + results[2].sum(), tuple(model.parameters()))
+        found.append(dict(enumerate(results + gradients)))
+    assert_same(*found)
+
+
 def make_maps(layers, wide_in, wide_out):
     maps = LayerLinear(layers, wide_in, wide_out).double()
     with torch.no_grad():

@@ -174,6 +174,18 @@ class TestContents:
         assert not torch.equal(feed.clean_BWD[:4], feed.clean_BWD[4:])  # a permutation of the same networks
         assert not torch.equal(feed.input_BWD, feed.clean_BWD)
 
+    def test_positions_are_one_window_s_where_all_are_packed_alike(
+        self, open_feeder: Any, chosen: list[ChosenSlice], config: BackboneConfig
+    ) -> None:
+        layout = chosen[0].table.layout
+        alike = open_feeder().take(0, 0).positions_BW3
+        assert alike.stride(0) == 0
+        assert torch.equal(alike[5, : 2 * layout.length], layout.positions_T3.repeat(2, 1))
+        # Parts of models begin anywhere.
+        parts = open_feeder(config=config.model_copy(update={"window": 40})).take(0, 0).positions_BW3
+        assert parts.stride(0) > 0
+        assert len(parts.unique(dim=0)) > 1
+
     def test_counts(self, open_feeder: Any, chosen: list[ChosenSlice]) -> None:
         feed, layout = open_feeder().take(0, 0), chosen[0].table.layout
         assert feed.weights == int(feed.mask_BWD.sum())
