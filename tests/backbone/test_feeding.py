@@ -174,7 +174,7 @@ class TestContents:
         assert not torch.equal(feed.clean_BWD[:4], feed.clean_BWD[4:])  # a permutation of the same networks
         assert not torch.equal(feed.input_BWD, feed.clean_BWD)
 
-    def test_positions_are_one_window_s_where_all_are_packed_alike(
+    def test_positions_are_expanded_where_all_windows_are_packed_alike(
         self, open_feeder: Any, chosen: list[ChosenSlice], config: BackboneConfig
     ) -> None:
         layout = chosen[0].table.layout
