@@ -28,8 +28,9 @@ from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.config import NetworkConfig
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.row_groups import stream_table
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
-from mzsane.tokens.stream import TokenStream, stream_table
+from mzsane.tokens.stream import TokenStream
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.tokens.windows import WindowBatch, WindowSource

@@ -23,7 +23,8 @@ from mzsane.randomness import make_generator
 from mzsane.tokens.augment import add_noise, cut_mix, erase, mix_up, scale_noise
 from mzsane.tokens.bank import Mixture, TokenBank
 from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.stream import TokenStream, stream_table
+from mzsane.tokens.row_groups import stream_table
+from mzsane.tokens.stream import TokenStream
 from mzsane.tokens.windows import WindowBatch, WindowSource
 
 _BLOCK = 2**20  # numbers of both views that are made at once, if a part has fewer

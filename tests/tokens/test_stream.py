@@ -16,8 +16,9 @@ from torch import nn
 from mzsane.errors import ConfigError
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.row_groups import StreamSource, stream_table
 from mzsane.tokens.store import TokenTable, write_weights
-from mzsane.tokens.stream import StreamSource, TokenStream, stream_table
+from mzsane.tokens.stream import TokenStream
 from mzsane.tokens.windows import WindowSource
 
 TOKEN_DIM = 5
