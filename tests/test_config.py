@@ -1,6 +1,7 @@
 """Settings: what is refused, in which words, and what a name does not change."""
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,26 @@ def test_a_setting_that_is_not_finite_is_refused_or_can_be_named(key):
     except ConfigError:
         return
     assert len(Work("backbone", 1, config.recipe()).ref.fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "unused"),
+    [
+        ({"normalisation": "window", "relative_floor": 0.5}, ["relative_floor 0.5"]),
+        ({"normalisation": "none", "deviation_floor": 1e-3}, ["deviation_floor 0.001"]),
+        ({"contrast": "positive", "temperature": 0.3}, ["temperature 0.3"]),
+        ({"gamma": 0, "projection_dim": 8, "temperature": 0.3}, ["temperature 0.3", "projection_dim 8"]),
+        ({"behaviour_images": 64, "behaviour_output": "logits"}, ["behaviour_images 64"]),
+        ({"behaviour": 0.3, "behaviour_images": 64}, []),
+        ({"preset": "cnn", "gamma": 0, "temperature": 0.1}, []),
+    ],
+)
+def test_a_setting_that_does_nothing_is_told(settings, unused):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        BackboneConfig.model_validate(settings)
+    told = [str(each.message).partition(" does nothing with ")[0] for each in caught]
+    assert told == [f"backbone.{name}" for name in unused]
 
 
 def test_count_split_gives_every_model_one_split():

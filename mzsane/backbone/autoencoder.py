@@ -84,6 +84,8 @@ class LayerLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(layers, wide_in, wide_out))
 
+    # Not compiled: how many tokens a layer has is another number in each batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x_BWI: Tensor, layer_BW: Tensor) -> Tensor:
         """Map each token by its layer, (B, W, O)."""
         layer_X, x_XI = layer_BW.flatten(), x_BWI.flatten(0, 1)

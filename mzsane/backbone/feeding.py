@@ -113,8 +113,12 @@ class Feeder:
         self._length = windows.batch_size // config.part_windows
         self._block: tuple[int, list[Feed]] | None = None
         self._next: tuple[int, Future[list[Feed]]] | None = None
-        # One thread of its own: the training's matrix products need the others.
-        self._thread = ThreadPoolExecutor(1, "feeder", initializer=torch.set_num_threads, initargs=(1,))
+        # One thread of its own: the training's matrix products need the others. What a thread sets is also what threads
+        # that come later start with, so the old number is set again.
+        threads = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, "feeder")
+        self._thread.submit(_take_one_thread).result()
+        torch.set_num_threads(threads)
 
     def take(self, step: int, part: int) -> Feed:
         """Return a part of a step; with the first of its block, begin to make the block after it."""
@@ -177,6 +181,12 @@ class Feeder:
         shape = (2, *batch.segments_BW.shape, self.config.latent_dim)
         noise_VBWL = torch.randn(shape, generator=generator, device=generator.device) * self.config.latent_noise
         return noise_VBWL.to(self.ranks.device)
+
+
+def _take_one_thread() -> None:
+    """Let this thread's operations have one thread, whatever another thread sets later."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # the first look, not the setting, ends that a thread follows the others
 
 
 def _double(of_views: Tensor) -> Tensor:

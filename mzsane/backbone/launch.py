@@ -89,11 +89,12 @@ def _watch(folder: Path, count: int, root: str, sink: MetricSink) -> None:
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            with events.open() as lines:
+            with events.open() as told:
+                begun = ""  # a line of which the rest is still being written
                 while process.poll() is None:
-                    _pass_on(lines.readlines(), sink)
+                    begun = _pass_on(begun + told.read(), sink)
                     time.sleep(_POLL_SECONDS)
-                _pass_on(lines.readlines(), sink)
+                _pass_on(begun + told.read(), sink)
         finally:
             if process.poll() is None:
                 process.terminate()  # torchrun ends the others
@@ -102,13 +103,16 @@ def _watch(folder: Path, count: int, root: str, sink: MetricSink) -> None:
         raise _explain_failure(folder, count)
 
 
-def _pass_on(lines: Sequence[str], sink: MetricSink) -> None:
+def _pass_on(text: str, sink: MetricSink) -> str:
+    """Tell a sink what whole lines say; return what follows them."""
+    *lines, begun = text.split("\n")
     for line in lines:
         event = json.loads(line)
         if "values" in event:
             sink.metrics(event["values"], event["step"])
         else:
             sink.progress(event["done"], event["total"], event["note"])
+    return begun
 
 
 def _explain_failure(folder: Path, count: int) -> MzsaneError:

@@ -174,21 +174,27 @@ def contrast_loss(
     return functional.cross_entropy(similarity_NN.masked_fill(itself_NN, float("-inf")), partner_N)
 
 
-def latent_penalties(latents_BWL: Tensor, real_BW: Tensor) -> tuple[Tensor, Tensor]:
+def latent_penalties(
+    latents_BWL: Tensor, real_BW: Tensor, sum_ranks: Callable[[Tensor], Tensor] = lambda total: total
+) -> tuple[Tensor, Tensor]:
     """Return what large and what spread latents cost.
+
+    In a data-parallel run this process's part of it, with gradients for its own latents; no gradient flows through the
+    means of the others, and none is missed, because deviations from a mean sum to 0.
 
     Args:
         latents_BWL: the latents.
         real_BW: True where there is a token.
+        sum_ranks: sums a tensor of a few numbers over the processes of a data-parallel run.
 
     Returns:
         The mean square of the latents of real tokens, and the mean over the dimensions of their variance over these
         tokens.
     """
     real_BW1 = real_BW[:, :, None]
-    count = real_BW.sum().clamp(min=1)
     latents_BWL = torch.where(real_BW1, latents_BWL, 0.0)
-    mean_L = latents_BWL.sum(dim=(0, 1)) / count
+    count = sum_ranks(real_BW.sum()).clamp(min=1)
+    mean_L = sum_ranks(latents_BWL.sum(dim=(0, 1))) / count
     deviation_BWL = torch.where(real_BW1, latents_BWL - mean_L, 0.0)
     numbers = count * latents_BWL.shape[-1]
     return latents_BWL.square().sum() / numbers, deviation_BWL.square().sum() / numbers

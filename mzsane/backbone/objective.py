@@ -24,7 +24,8 @@ class Losses:
     """The loss of a part of a step.
 
     Attributes:
-        own: what this process minimises; the sum over all processes is the loss, and so are the gradients' sums.
+        own: what this process minimises: its part of each term, and the whole contrast with gradients for its own
+            windows. The gradients' sum over all processes is that of the loss.
         parts: by name, this process's part of each term, unweighted; detached.
         output_BWD: the reconstructed tokens, detached.
     """
@@ -98,8 +99,7 @@ class Objective:
             own = own + config.gamma * contrast
             parts["contrast"] = contrast / ranks.count
         if config.latent_norm or config.latent_variance:
-            norm, variance = latent_penalties(latents_BWL, real_BW)
-            parts["latent_norm"], parts["latent_variance"] = norm / ranks.count, variance / ranks.count
+            parts["latent_norm"], parts["latent_variance"] = latent_penalties(latents_BWL, real_BW, ranks.sum)
             own = own + config.latent_norm * parts["latent_norm"] + config.latent_variance * parts["latent_variance"]
         if self.behaviour is not None:
             parts["behaviour"] = self._measure_behaviour(self.behaviour, output_BWD, feed, number)

@@ -120,13 +120,16 @@ class Training:
         sink.progress(self.step, config.steps, f"steps, resumed from {self.step}" if self.step else "steps")
         self.clock.start()
         while self.step < config.steps:
-            log = (self.step + 1) % _LOG_STEPS == 0 or self.step + 1 == config.steps
-            values = self._take_step(log or self.step == 0)
-            self.step += 1
-            if self.step == 1:
+            after = self.step + 1
+            log = after % _LOG_STEPS == 0 or after == config.steps
+            save = after % self.execution.checkpoint_steps == 0 and after < config.steps
+            values = self._take_step(log or save or after == 1)
+            self.step = after
+            if self.first is None:
                 self.first = values["loss"]
-            if log:
+            if log or save:
                 self._check(values)
+            if log:
                 timing = self.clock.read()
                 if self.step % validate_steps < _LOG_STEPS or self.step == config.steps:
                     values |= self._validate()
@@ -135,7 +138,7 @@ class Training:
                 sink.metrics(values | timing, self.step)
                 numbers = f"loss {values['loss']:.3f}, R2 {values['r2']:.3f}, {timing['tokens_per_s']:,.0f} tokens/s"
                 sink.progress(self.step, config.steps, f"steps, {numbers}")
-            if self.step % self.execution.checkpoint_steps == 0 and self.step < config.steps:
+            if save:
                 self._save()
                 self.clock.start()
         self.published = self._gather()
@@ -159,7 +162,9 @@ class Training:
 
     def count(self) -> dict[str, int | float | str | list[str]]:
         """Return the artifact's small numbers for people, and what of the validation was left out and why."""
-        notes = self.validator.notes if self.validator is not None else []
+        notes = list(self.validator.notes) if self.validator is not None else []
+        if self.config.publish == "best" and self.best is None:
+            notes.append("publish is best, but no model was validated: the last weights are published")
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "steps": self.config.steps,
@@ -198,11 +203,12 @@ class Training:
         """Stop a training that has failed; what was saved before is kept.
 
         Raises:
-            DivergedError: the loss is not finite, or many times what it was at first.
+            DivergedError: the loss or its gradient is not finite, or the loss is many times what it was at first.
         """
         remedy = "lower backbone.learning_rate or raise backbone.deviation_floor; the last good checkpoint is kept"
-        if not math.isfinite(values["loss"]):
-            raise DivergedError(f"the pre-training loss is {values['loss']} at step {self.step}: {remedy}")
+        for name, value in (("loss", values["loss"]), ("gradient norm", values["gradient_norm"])):
+            if not math.isfinite(value):
+                raise DivergedError(f"the pre-training {name} is {value} at step {self.step}: {remedy}")
         if self.first is not None and values["loss"] > _EXPLOSION * self.first:
             raise DivergedError(
                 f"the pre-training loss has exploded: {values['loss']:.3g} at step {self.step}, {self.first:.3g} at "

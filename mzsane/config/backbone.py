@@ -1,6 +1,7 @@
 """The autoencoder and its pre-training."""
 
 import math
+import warnings
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -137,8 +138,8 @@ class BackboneConfig(Config):
     accumulation: int = Field(
         1,
         ge=1,
-        description="parts of a batch that are computed one after another, to save memory; the contrast compares "
-        "windows within a part",
+        description="parts of a batch that are computed one after another, to save memory; each has a loss of its own "
+        "(means over its weights and latents, a contrast of its windows), of which the gradients' mean is taken",
     )
     learning_rate: float = Field(1e-3, gt=0, le=10, description="AdamW's peak learning rate")
     weight_decay: float = Field(3e-9, ge=0, le=1, description="AdamW's weight decay of matrices; vectors have none")
@@ -203,4 +204,23 @@ class BackboneConfig(Config):
                 f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}), with at "
                 "least 2 windows a part"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _warn_of_unused(self) -> "BackboneConfig":
+        unused: dict[str, tuple[str, ...]] = {}
+        if self.normalisation not in {"token", "layer"}:
+            unused[f"normalisation {self.normalisation}"] = ("relative_floor",)
+        if self.normalisation == "none":
+            unused["normalisation none"] = ("relative_floor", "deviation_floor")
+        if self.contrast == "positive":
+            unused["contrast positive"] = ("temperature",)
+        if not self.gamma:
+            unused["gamma 0"] = ("contrast", "temperature", "projection_dim")
+        if not self.behaviour:
+            unused["behaviour 0"] = ("behaviour_images", "behaviour_output")
+        for cause, names in unused.items():
+            for name in names:
+                if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                    warnings.warn(f"backbone.{name} {value} does nothing with {cause}", stacklevel=2)
         return self

@@ -6,6 +6,7 @@ step alone; only the order within an epoch differs, so that few row groups are n
 Suffixes: K draws.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -111,8 +112,9 @@ def _count_held(sources: Sequence[StreamSource], kept: Sequence[Sequence[Tensor]
     )
     held = (buffer_bytes - reading) // holding
     if held < _FEWEST_HELD:
+        needed = reading + _FEWEST_HELD * holding
         raise ConfigError(
             f"a buffer of {buffer_bytes} bytes is too small for row groups of {holding} bytes from {len(sources)} "
-            f"slices: it must have at least {reading + _FEWEST_HELD * holding}"
+            f"slices: it must have at least {needed}; set backbone.memory_gib to {math.ceil(needed / 2**30 * 1000) / 1000}"
         )
     return held

@@ -94,9 +94,12 @@ def check_positions(layouts: Sequence[TokenLayout], limits: Sequence[float]) -> 
         ConfigError: one does not.
     """
     for layout in layouts:
-        largest = layout.positions_T3.amax(dim=0).tolist()
-        if any(value >= size for value, size in zip(largest, limits, strict=True)):
-            raise ConfigError(f"max_positions {list(limits)} is too small: the layout has positions up to {largest}")
+        needed = (layout.positions_T3.amax(dim=0) + 1).tolist()
+        if any(least > size for least, size in zip(needed, limits, strict=True)):
+            raise ConfigError(
+                f"max_positions {list(limits)} is too small for these networks: it must be at least {needed} "
+                "(tokens, layers, tokens in a row)"
+            )
 
 
 def map_windows(

@@ -273,6 +273,16 @@ class TestShortcut:
             lambda x, weight: torch.func.functional_call(maps, {"weight": weight}, (x, layers)), (tokens, maps.weight)
         )
 
+    def test_a_compiled_model_is_not_compiled_again_for_other_layers(self):
+        maps, generator = make_maps(4, 5, 3), make_generator(1)
+        compiled = torch.compile(lambda x, layers: 2 * maps(x + 1, layers), backend="eager")
+        tokens = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64)
+        compiled(tokens, torch.zeros(2, 6, dtype=torch.int64))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for _ in range(5):
+                layers = torch.randint(4, (2, 6), generator=generator)
+                assert torch.equal(compiled(tokens, layers), 2 * maps(tokens + 1, layers))
+
     def test_is_what_is_left_without_the_transformer(self):
         """With its outputs at zero, tokens become latents and come back by two matrices a layer."""
         model = make_model(shortcut=True)

@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -313,6 +314,8 @@ class TestAhead:
             feeder._make = note_threads
             feeder.take(0, 0)
             assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor(1) as others:  # threads that start later are not the feeder's
+                assert others.submit(torch.get_num_threads).result() == 2
         finally:
             torch.set_num_threads(threads)
         assert seen[0] == 1

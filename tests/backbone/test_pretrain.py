@@ -514,10 +514,11 @@ class TestDiverged:
             assert all(value.isfinite().all() for value in weights), name
 
     @pytest.mark.usefixtures("quick")
-    @pytest.mark.parametrize("broken", [21, 40])
-    def test_no_number_stops_at_the_next_log_and_keeps_a_good_checkpoint(
-        self, whole, config, slices, make_store, monkeypatch, broken
+    @pytest.mark.parametrize(("broken", "told"), [(21, 21), (36, 40), (40, 40)])
+    def test_no_number_stops_at_the_next_look_and_keeps_a_good_checkpoint(
+        self, whole, config, slices, make_store, monkeypatch, broken, told
     ):
+        """It looks at the loss every 20 steps, and before it keeps a checkpoint."""
         store, execution, seen = make_store(), ExecutionConfig(checkpoint_steps=7), []
         measure = training.Objective.measure
 
@@ -532,17 +533,43 @@ class TestDiverged:
             )
 
         monkeypatch.setattr(training.Objective, "measure", break_down)
-        with pytest.raises(
-            DivergedError, match=r"the pre-training loss is nan at step 40: lower backbone.learning_rate"
-        ):
+        with pytest.raises(DivergedError, match=f"the pre-training loss is nan at step {told}: lower backbone.learn"):
             pretrain(config, slices, 0, store, execution)
-        assert seen[-1] == 40
+        assert seen[-1] == told
         monkeypatch.setattr(training.Objective, "measure", measure)
         sink = Watcher()
         resumed = pretrain(config, slices, 0, store, execution, sink)
         assert sink.done[0] == (broken - 1) // 7 * 7
         expected = read_weights(whole)
         assert all(torch.equal(value, expected[name]) for name, value in read_weights(resumed).items())
+
+    @pytest.mark.usefixtures("quick")
+    def test_a_gradient_that_is_no_number_in_the_last_step_is_not_published(
+        self, config, slices, make_store, monkeypatch
+    ):
+        store, measure, last = make_store(), training.Objective.measure, config.steps
+
+        def break_down(self, model, feed, number):
+            losses = measure(self, model, feed, number)
+            return dataclasses.replace(losses, own=losses.own * (float("nan") if number + 1 == last else 1.0))
+
+        monkeypatch.setattr(training.Objective, "measure", break_down)
+        with pytest.raises(DivergedError, match=f"the pre-training gradient norm is nan at step {last}: lower"):
+            pretrain(config, slices, 0, store)
+        assert not store.exists(plan_backbone(config, slices, 0).ref)
+
+    @pytest.mark.usefixtures("quick")
+    def test_a_state_that_has_exploded_is_not_kept(self, config, slices, make_store, monkeypatch):
+        store, describe = make_store(), training.Training._describe
+
+        def tell(self, *given):
+            return describe(self, *given) | {"loss": 20.0 if self.step + 1 >= 15 else 1.0}
+
+        monkeypatch.setattr(training.Training, "_describe", tell)
+        with pytest.raises(DivergedError, match=r"exploded: 20 at step 15, 1 at first"):
+            pretrain(config, slices, 0, store, ExecutionConfig(checkpoint_steps=5))
+        names = store.partial(plan_backbone(config, slices, 0)).names()
+        assert names == {"step-00000005.pt", "step-00000010.pt"}
 
     @pytest.mark.usefixtures("quick")
     def test_an_explosion_is_told_with_what_to_change(self, config, slices, make_store):

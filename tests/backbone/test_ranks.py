@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mzsane.backbone.inference import load_backbone
+from mzsane.backbone.launch import _pass_on
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.backbone.ranks import Ranks
 from mzsane.config import ExecutionConfig, SliceConfig
@@ -42,11 +43,13 @@ def slices(tiny_tokens):
 
 @pytest.fixture(scope="module")
 def config(tiny_backbone_config):
-    # Everything that looks at the whole batch: its variance, all its windows, and two parts of a step.
+    # Everything that looks at the whole batch: its variance, all its windows and latents, and two parts of a step.
     settings = {
         "steps": 40,
         "normalisation": "batch",
         "gamma": 0.3,
+        "latent_norm": 0.1,
+        "latent_variance": 1.0,
         "batch_size": 8,
         "accumulation": 2,
         "validations": 1,
@@ -133,6 +136,15 @@ def test_errors_of_a_process_are_raised_here(config, slices, make_store):
     diverging = config.model_copy(update={"learning_rate": 10.0, "weight_decay": 1.0})
     with pytest.raises(DivergedError, match=r"^the pre-training loss (has exploded|is nan).*lower backbone"):
         pretrain(diverging, slices, 0, make_store(), TWO)
+
+
+def test_a_line_that_is_still_being_written_waits_for_its_rest():
+    lines = '{"done": 1, "total": 2, "note": ""}\n{"values": {"loss": 0.5}, "step": 1}\n'
+    for cut in range(len(lines) + 1):
+        sink, told = Watcher(), ""
+        for piece in (lines[:cut], lines[cut:]):
+            told = _pass_on(told + piece, sink)
+        assert (sink.done, sink.values, told) == ([1], {1: {"loss": 0.5}}, ""), cut
 
 
 def test_a_batch_is_shared_without_gaps():
