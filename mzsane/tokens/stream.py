@@ -113,8 +113,9 @@ def _count_held(sources: Sequence[StreamSource], kept: Sequence[Sequence[Tensor]
     held = (buffer_bytes - reading) // holding
     if held < _FEWEST_HELD:
         needed = reading + _FEWEST_HELD * holding
+        gib = math.ceil(needed / 2**30 * 1000) / 1000
         raise ConfigError(
             f"a buffer of {buffer_bytes} bytes is too small for row groups of {holding} bytes from {len(sources)} "
-            f"slices: it must have at least {needed}; set backbone.memory_gib to {math.ceil(needed / 2**30 * 1000) / 1000}"
+            f"slices: it must have at least {needed}; set backbone.memory_gib to {gib}"
         )
     return held
