@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import BaseModel
 
-from mzsane.errors import MzsaneError, WorkerError
+from mzsane.errors import ConfigError, MzsaneError, WorkerError
 from mzsane.parallel import limit_threads, map_processes
 
 _POLL_SECONDS = 2.0
@@ -42,8 +42,9 @@ def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, A
 
     Raises:
         MzsaneError: that of a flow that failed here; where several run at the same time, when the others have ended.
-        WorkerError: a flow run of the work pool did not complete, and the others have ended too; several failed here;
-            or a process was killed.
+        WorkerError: a flow run of the work pool did not complete, and the others have ended too; several failed here,
+            not all for a wrong setting; or a process was killed.
+        ConfigError: several failed here, all for a wrong setting.
     """
     if runtime.deployment.id is None:
         _run_here(flow, parts, together)
@@ -68,10 +69,13 @@ def _run_here(flow: Flow[..., Any], parts: Sequence[dict[str, Any]], together: i
     threads = max(1, torch.get_num_threads() // together)
     jobs = [cloudpickle.dumps((flow, parameters, context, threads)) for parameters in parts]
     errors = [error for _, error in map_processes(_run_part, jobs, together) if error is not None]
+    if not errors:
+        return
     if len(errors) == 1:
         raise errors[0]
-    if errors:
-        raise WorkerError(f"{len(errors)} of {len(parts)} runs failed: {'; '.join(map(str, errors))}")
+    kind = ConfigError if all(isinstance(error, ConfigError) for error in errors) else WorkerError
+    texts = dict.fromkeys(map(str, errors))  # a wrong setting is often that of all
+    raise kind(f"{len(errors)} of {len(parts)} runs failed: {'; '.join(texts)}")
 
 
 def _run_part(pickled: bytes) -> MzsaneError | None:

@@ -8,7 +8,7 @@ from prefect import flow, get_run_logger
 
 from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, validate_config
+from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, ReadConfig, validate_config
 from mzsane.errors import ConfigError
 from mzsane.plan import plan_zoo_stage
 from mzsane.zoo.catalog import catalog_table
@@ -84,6 +84,9 @@ def _run_command(options: argparse.Namespace) -> int:
         zoo(zoo=config, execution=ExecutionConfig(processes=options.processes))
         logging.getLogger("prefect").setLevel(logging.WARNING)
         found = store.open(plan_zoo_stage(config).work.ref)
+    else:
+        again = "; set revision to read its source again" if isinstance(config, ReadConfig) else ""
+        print(f"zoo {config.name} was made before{again}")
     print_card(config.name, found)
     return 0
 

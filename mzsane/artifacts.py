@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mzsane.errors import CorruptArtifactError
-from mzsane.storage import Storage, default_cache
+from mzsane.storage import Storage, default_cache, find_options
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -196,10 +196,8 @@ class ArtifactStore:
     def from_environment(cls) -> "ArtifactStore":
         """Open the store at `MZSANE_ROOT` (default `.mzsane/store`), S3 at `MZSANE_S3_ENDPOINT` when that is set."""
         root = os.environ.get("MZSANE_ROOT") or ".mzsane/store"
-        endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
         cache = os.environ.get("MZSANE_CACHE")
-        options = {"endpoint_url": endpoint} if endpoint and root.startswith(("s3://", "s3a://")) else {}
-        return cls(root, cache=Path(cache) if cache else None, options=options)
+        return cls(root, cache=Path(cache) if cache else None, options=find_options(root))
 
     def address(self, ref: ArtifactRef) -> str:
         """Return the URL of an artifact's folder, published or not."""

@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,8 +128,9 @@ def end_workers() -> None:
 
 
 def _start_worker(parent: int) -> None:
-    """Limit the worker to one thread, and end it when its parent is gone, even by SIGKILL."""
+    """Limit the worker to one thread, and end it at Ctrl-C, or when its parent is gone, even by SIGKILL."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mzsane.errors import ConfigError, StoreError
 
 _WRITE_ATTEMPTS = 10
+_S3 = ("s3://", "s3a://")
 _S3_OPTIONS = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
@@ -31,6 +32,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def default_cache() -> Path:
     """Return the folder of copies and unpacked data where `MZSANE_CACHE` names none."""
     return Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
+
+
+def find_options(address: str) -> dict[str, Any]:
+    """Return fsspec's options for an address: that of S3 at `MZSANE_S3_ENDPOINT`, when that is set.
+
+    Raises:
+        ConfigError: the endpoint has no scheme.
+    """
+    endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
+    if not endpoint or not address.startswith(_S3):
+        return {}
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"MZSANE_S3_ENDPOINT {endpoint!r} must begin with http:// or https://")
+    return {"endpoint_url": endpoint}
 
 
 class Storage:
@@ -46,7 +61,7 @@ class Storage:
     """
 
     def __init__(self, root: str, options: Mapping[str, Any] | None = None, setting: str = "MZSANE_ROOT") -> None:
-        s3 = root.startswith(("s3://", "s3a://"))
+        s3 = root.startswith(_S3)
         defaults = _S3_OPTIONS if s3 else {}
         self._read_options = _S3_READ_OPTIONS if s3 else {}
         try:

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import NoReturn
 
 import polars as pl
+from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -28,9 +29,16 @@ def report_errors(command: Callable[[], int]) -> int:
     Asked to terminate it ends in order, with 143, as it does at Ctrl-C, and its workers with it. By default it would be
     gone at once, and the temporary server that Prefect has started for it would stay.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    ended_by: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        ended_by.append(number)
+        # What ends a group of processes, as Ctrl-C does, ends the temporary server too: it is not asked again.
+        get_current_settings().client.max_retries = 0
+        raise _ending(number)
+
     # Polars handles SIGINT so that waiting goes on after it: Ctrl-C would be heard when what was waited for has ended.
-    signal.siginterrupt(signal.SIGINT, True)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return command()
     except MzsaneError as error:
@@ -39,12 +47,18 @@ def report_errors(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, SystemExit):
         end_workers()
         raise
+    except Exception:
+        if not ended_by:
+            raise
+        end_workers()
+        raise _ending(ended_by[0]) from None  # the server was gone when the flow run was to be ended
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def print_comparison(comparison: Artifact) -> None:

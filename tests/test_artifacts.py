@@ -22,6 +22,7 @@ import s3fs
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, StoreError
+from mzsane.zoo.readers.sources import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORK = Work("zoo", 1, {"models": 3, "seed": 5}, seed=5)
@@ -401,6 +402,12 @@ class TestRoot:
             with refused(*parts):
                 attempt()
         assert time.monotonic() - began < 30
+
+    def test_endpoint_without_a_scheme(self, monkeypatch):
+        point_to(monkeypatch, "127.0.0.1:9000", "s3://bucket/prefix")
+        for attempt in (ArtifactStore.from_environment, lambda: open_storage("s3://bucket/zoo")):
+            with pytest.raises(ConfigError, match=r"MZSANE_S3_ENDPOINT '127\.0\.0\.1:9000' must begin with http"):
+                attempt()
 
     def test_missing_bucket(self, monkeypatch, s3_endpoint):
         point_to(monkeypatch, s3_endpoint, "s3://no-such-bucket/prefix")

@@ -91,6 +91,8 @@ def test_valid_ablation_is_accepted_and_frozen():
         ({"sampling": {"bandwidth": [0.1, 0.1]}}, "bandwidth must be one number or a list of different ones"),
         ({"sampling": {"bandwidth": [0.1]}}, "bandwidth must be one number or a list of different ones, not [0.1]"),
         ({"sampling": {"bandwidth": 1, "least_novelty": 0.2}}, "least_novelty has no meaning for one bandwidth"),
+        ({"sampling": {"anchors": 1, "sampler": "neighbourhood"}}, "neighbourhood needs at least 2 anchors, not 1"),
+        ({"sampling": {"anchors": 1, "sampler": "interpolation"}}, "interpolation needs at least 2 anchors, not 1"),
         ({"sampling": {"anchors": 0}}, "anchors 0 needs sampler gaussian and anchor_choice random"),
         ({"sampling": {"anchor_models": ["digits/1"]}}, "anchor_models are not used: set anchor_choice to given"),
         (
@@ -157,6 +159,9 @@ def test_more_epochs_than_kept_are_refused():
     data = make_ablation()
     data["compositions"][0]["slices"][1]["last_epochs"] = 4
     assert "asks for 4 epochs of zoo 'letters', which keeps 3" in refuse(data)
+    data = make_ablation()
+    data["compositions"][0]["slices"][1]["epochs"] = [3, 2, 7]
+    assert "asks for epochs [2, 7] of zoo 'letters', which keeps [3, 4, 5]" in refuse(data)
     data = make_ablation()
     data["zoos"][1]["keep_epochs"] = 6
     assert "keep_epochs (6) cannot be more than epochs (5)" in refuse(data)

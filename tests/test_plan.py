@@ -3,6 +3,7 @@
 from itertools import combinations, product
 
 import pytest
+import yaml
 
 from flows.presets import list_presets, load_preset
 from mzsane.config import AblationConfig
@@ -98,3 +99,14 @@ def test_a_resized_dataset_is_the_same_one():
     counts = [config.count_parts(composition) for composition in config.compositions]
     assert {count["datasets"] for count in counts} == {1}
     assert {(count["models"], count["architectures"]) for count in counts} == set(product((24, 48, 96), (1, 2, 3)))
+
+
+def test_a_file_is_a_preset_whatever_its_name(tmp_path):
+    path = tmp_path / "tiny"
+    path.write_text(yaml.safe_dump(load_preset("tiny").model_dump(mode="json")))
+    assert load_preset(str(path)) == load_preset("tiny")
+    path.write_text("")
+    with pytest.raises(ConfigError, match=str(path)):
+        load_preset(str(path))
+    with pytest.raises(ConfigError, match="no preset 'tinny': give the path of a YAML file or one of"):
+        load_preset("tinny")

@@ -36,7 +36,7 @@ def load_zoo_preset(name: str, overrides: Sequence[str] = ()) -> AnyZooConfig:
 def _load(config: Any, kind: str, name: str, overrides: Sequence[str]) -> Any:
     if name in list_presets(kind):
         return load_config(config, _FOLDER / kind / f"{name}.yaml", overrides)
-    if Path(name).suffix in (".yaml", ".yml"):
+    if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
         return load_config(config, Path(name), overrides)
     raise ConfigError(f"no preset {name!r}: give the path of a YAML file or one of {', '.join(list_presets(kind))}")
 

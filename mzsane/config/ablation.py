@@ -127,6 +127,13 @@ class AblationConfig(Config):
                     f"composition {composition.name!r} asks for {part.last_epochs} epochs of zoo {part.zoo!r}, which "
                     f"keeps {zoo.keep_epochs}"
                 )
+            if isinstance(zoo, ZooConfig):
+                kept = range(zoo.epochs - zoo.keep_epochs + 1, zoo.epochs + 1)
+                if missing := sorted(set(part.epochs or ()) - set(kept)):
+                    raise ValueError(
+                        f"composition {composition.name!r} asks for epochs {missing} of zoo {part.zoo!r}, which keeps "
+                        f"{list(kept)}"
+                    )
 
     def _check_anchors(self, composition: CompositionConfig) -> None:
         names = [part.zoo for part in composition.slices]

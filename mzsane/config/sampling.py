@@ -98,6 +98,8 @@ class SamplingConfig(Config):
             )
         if self.anchor_choice != "given" and self.anchor_models:
             raise ValueError("anchor_models are not used: set anchor_choice to given, or leave them out")
+        if self.anchors == 1 and self.sampler in ("interpolation", "neighbourhood"):
+            raise ValueError(f"sampler {self.sampler} needs at least 2 anchors, not 1")
         if not self.anchors and (self.sampler != "gaussian" or self.anchor_choice != "random"):
             raise ValueError("anchors 0 needs sampler gaussian and anchor_choice random: all others start from anchors")
         return self

@@ -113,7 +113,7 @@ class Output:
 
 
 def start_command(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """Start `python -m flows.ablation`."""
+    """Start `python -m flows.ablation`, as a shell does in a group of processes of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.ablation", *arguments],
         cwd=REPOSITORY,
@@ -121,6 +121,7 @@ def start_command(arguments: list[str], environment: dict[str, str]) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
