@@ -4,6 +4,7 @@ import ctypes
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -59,6 +60,9 @@ def measure_memory(device: torch.device) -> float:
     """Return the largest memory that was in use so far, GiB: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform.startswith("linux"):  # what `resource` tells begins with the memory of the process that started it
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
