@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import polars as pl
 import torch
@@ -25,6 +24,7 @@ from measuring import make_row
 from torch import Tensor
 
 from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
+from mzsane.backbone import machine
 from mzsane.config import NetworkConfig
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
@@ -184,9 +184,8 @@ def stream_once(folder: str, ref: str) -> dict[str, float]:
 
 
 def read_peak() -> float:
-    """Return this process's peak memory, MB; `getrusage` would count the parent's from before the start too."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    """Return this process's peak memory, MB."""
+    return machine.measure_memory(torch.device("cpu")) * 1024
 
 
 def measure_windows(repeats: int = 15) -> list[dict]:
