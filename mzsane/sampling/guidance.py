@@ -9,6 +9,7 @@ Suffixes: S samples, X numbers that are moved, P weights of a model, A teachers,
 H height, W width.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,10 @@ class Guidance:
     batch_size: int
     learning_rate: float
     seed: int
+
+    def count_passes(self, samples: int) -> int:
+        """Return how many images are shown to a network for each of so many samples, teachers' lessons included."""
+        return self.steps * self.batch_size + math.ceil(self.lessons_ANK.shape[:2].numel() / samples)
 
     def move(
         self,
