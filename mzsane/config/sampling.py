@@ -137,7 +137,9 @@ class EvaluationConfig(Config):
     )
     batch_size: int = Field(16, ge=1, description="images in a fine-tuning step")
     random_models: int = Field(
-        5, ge=1, description="random initialisations that are scored and fine-tuned, or finetune_models if those are more"
+        5,
+        ge=1,
+        description="random initialisations that are scored and fine-tuned, or finetune_models if those are more",
     )
     distillation_steps: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (30, 100, 300, 1000),

@@ -5,9 +5,11 @@ Noise goes as far as the samples do, so that it knows what their distance was ch
 Suffixes: A anchors, S samples, P weights of a model, N images, C channels, H height, W width.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import polars as pl
 import torch
@@ -23,15 +25,26 @@ from mzsane.evaluation.baselines import (
     draw_random_models,
     interpolate_anchors,
 )
-from mzsane.evaluation.curvature import CURVATURE_IMAGES, flatten_noise
-from mzsane.evaluation.scorer import Provenance, Scorer
+from mzsane.evaluation.curvature import count_images, flatten_noise
+from mzsane.evaluation.scorer import SEES, Provenance, Scorer
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers.protocol import mark_used
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
-Scored = dict[str, tuple[Tensor, pl.DataFrame | None]]  # models and their memorisation card, by method
+
+_CURVATURE_IMAGES = 300  # that flat directions of an anchor are computed from, at most
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A population that is compared with held-out models as a whole: models, and their memorisation card."""
+
+    method: str
+    sees: str
+    flat_SP: Tensor
+    card: pl.DataFrame | None
 
 
 class AnchorBaselines:
@@ -68,49 +81,47 @@ class AnchorBaselines:
         if self.guidance is not None:
             self.guided_see = "labels" if self.anchors_see == "labels" else "images"
 
-    def add_all(self) -> Scored:
+    def add_all(self) -> list[Scored]:
         """Score every baseline; return the models of those that are compared with held-out models as a whole."""
         scorer, names = self.scorer, self.names
         of_backbone = Provenance(
             sees=self.anchors_see, generator_sees=self.made.generator_sees, clusters=names, image_passes=0
         )
-        scored: Scored = {}
-        scored["anchors"] = (self.decoded_AP, scorer.add("anchors", self.decoded_AP, of_backbone, sampled=True))
+        card = scorer.add("anchors", self.decoded_AP, of_backbone, sampled=True)
         chosen = scorer.select(self.anchors_AP, 1)
         scorer.add_chosen("best_anchor", self.anchors_AP, chosen, replace(of_backbone, generator_sees="none"), tuned=0)
-        scored |= self._add_noise()
+        noisy = self._add_noise()
         self._add_mixtures()
         if self.guidance is not None:
             self._add_guided_init()
-        return scored
+        return [Scored("anchors", self.anchors_see, self.decoded_AP, card), *noisy]
 
-    def _add_noise(self) -> Scored:
+    def _add_noise(self) -> list[Scored]:
         layout, anchors_AP, nearest_S, distance_S = self.scorer.layout, self.anchors_AP, self.nearest_S, self.distance_S
         images = load_images(self.scorer.target.images)
         network = build_network(self.scorer.target.network, images.channels, images.classes, images.size)
-        unlabelled_NCHW = images.splits["train"].images_NCHW[:CURVATURE_IMAGES]
-        noise_NCHW = draw_noise_images(CURVATURE_IMAGES, tuple(unlabelled_NCHW.shape[1:]), self._generator("images"))
-        scored: Scored = {}
-        scored["decoded_noise"] = self._add_noisy(
-            "decoded_noise",
-            lambda generator: add_decoded_noise(
-                anchors_AP, self.decoded_AP, nearest_S, distance_S, layout, generator
-            ),
-            sampled=True,
-        )
-        scored["layer_noise"] = self._add_noisy(
-            "layer_noise",
-            lambda generator: add_layer_noise(anchors_AP, nearest_S, distance_S, layout, generator),
-        )
-        for seen_NCHW, sees in ((noise_NCHW, "none"), (unlabelled_NCHW, "images")):
-            scored["flat_noise"] = self._add_noisy(
-                "flat_noise",
-                lambda generator, seen_NCHW=seen_NCHW: flatten_noise(
-                    network, layout, anchors_AP, nearest_S, distance_S, seen_NCHW, generator
+        unlabelled_NCHW = images.splits["train"].images_NCHW[:_CURVATURE_IMAGES]
+        shape = (images.channels, images.size, images.size)
+        noise_NCHW = draw_noise_images(_CURVATURE_IMAGES, shape, self._generator("images"))
+        scored = [
+            self._add_noisy(
+                "decoded_noise",
+                lambda generator: add_decoded_noise(
+                    anchors_AP, self.decoded_AP, nearest_S, distance_S, layout, generator
                 ),
-                least=sees,
-                passes=CURVATURE_IMAGES * len(anchors_AP) // self.count,
-            )
+                sampled=True,
+            ),
+            self._add_noisy(
+                "layer_noise",
+                lambda generator: add_layer_noise(anchors_AP, nearest_S, distance_S, layout, generator),
+                tuned=0,
+            ),
+        ]
+        for seen_NCHW, sees in ((noise_NCHW, "none"), (unlabelled_NCHW, "images")):
+            flatten = partial(flatten_noise, network, layout, anchors_AP, nearest_S, distance_S, seen_NCHW)
+            looked_at = count_images(layout.weights, images.classes, len(seen_NCHW))
+            passes = math.ceil(looked_at * len(anchors_AP) / self.count)
+            scored.append(self._add_noisy("flat_noise", flatten, least=sees, passes=passes, tuned=0))
         return scored
 
     def _add_noisy(
@@ -121,7 +132,8 @@ class AnchorBaselines:
         sampled: bool = False,
         least: str = "none",
         passes: int = 0,
-    ) -> tuple[Tensor, pl.DataFrame | None]:
+        tuned: int | None = None,
+    ) -> Scored:
         """Score anchors plus noise, and the best of them on validation images as samples are selected."""
         started = time.monotonic()
         noisy_SP = self._guide(draw(self._generator("noise")), mark_used(self.nearest_S[:, None], len(self.anchors_AP)))
@@ -134,11 +146,11 @@ class AnchorBaselines:
             image_passes=(self.made.image_passes or 0) + passes,
             seconds=(time.monotonic() - started) / self.count,
         )
-        card = self.scorer.add(method, noisy_SP, provenance, sampled=sampled)
+        card = self.scorer.add(method, noisy_SP, provenance, sampled=sampled, tuned=tuned)
         if provenance.sees != "labels":  # else one row would be of all and of the selected
             chosen = self.scorer.select(noisy_SP, self.sampling.keep)
             self.scorer.add_chosen(method, noisy_SP, chosen, provenance, card=card, tuned=0)
-        return noisy_SP, card
+        return Scored(method, provenance.sees or self.scorer.sees, noisy_SP, card)
 
     def _add_mixtures(self) -> None:
         scorer, anchors_AP = self.scorer, self.anchors_AP
@@ -159,9 +171,7 @@ class AnchorBaselines:
         """Score random initialisations that are guided as the samples are: as many steps, from no anchor at all."""
         target, layout = self.scorer.target, self.scorer.layout
         started = time.monotonic()
-        fresh_SP = draw_random_models(
-            target.network, target.images, layout, self.count, self._generator("random_init")
-        )
+        fresh_SP = draw_random_models(target.network, target.images, layout, self.count, self._generator("random_init"))
         everyone_SA = torch.ones(self.count, len(self.anchors_AP), dtype=torch.bool)
         self.scorer.add("random_init", self._guide(fresh_SP, everyone_SA), self._guided(started), tuned=0)
 

@@ -1,21 +1,27 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
-A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsane.evaluation.scorer`.
+A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsane.evaluation.scorer`; that of SCORES has
+`populations.parquet` too, the two-sample tests of whole populations (`mzsane.evaluation.two_sample`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.backbone.network_behaviour import Output
+from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
+from mzsane.evaluation.distillation import RATE, distil, write_mean_lessons
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
-from mzsane.evaluation.scorer import TRAINED, Provenance, Scorer
+from mzsane.evaluation.pseudo_images import draw_pseudo_images
+from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.files import to_parquet
@@ -23,13 +29,21 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, read_populations
 from mzsane.tokens.layout import TokenLayout, check_same_layout
-from mzsane.tokens.store import read_tokens
+from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
+from mzsane.zoo.images import ImageDataset, load_images
 
 VERSION = 6
 
-POPULATION_SCHEMA = {"method": pl.String, "n": pl.Int64, "coverage": pl.Float64, "copying_z": pl.Float64}
+POPULATION_SCHEMA = {
+    "method": pl.String,
+    "sees": pl.String,
+    "n": pl.Int64,
+    "coverage": pl.Float64,
+    "copying_z": pl.Float64,
+}
+_TEACHERS = 20  # training models of the zoo that random initialisations are trained towards
+_DISTILLATION_IMAGES = 5000  # of each kind, of which each step sees some
 _HELD = 2**26  # weights of training models that are scored together
 
 
@@ -54,7 +68,7 @@ def score_samples(
     """Score samples, the selected ones, reconstructions, and what models give without a sampler, on test images.
 
     Selection, of samples, of perturbed anchors, of the best anchor and the best training model, is by accuracy on
-    validation images. `populations.parquet` has the two-sample tests, a row a method.
+    validation images.
     """
     work = plan_scores(config, sampling, target, samples, seed)
     if found := store.find(work.ref):
@@ -77,7 +91,7 @@ def score_samples(
         image_passes=records["image_passes"][0],
         seconds=records["seconds"][0],
     )
-    scored: Scored = {"samples": (populations["samples"], card)}
+    scored = [Scored("samples", records["sees"][0], populations["samples"], card)]
     # A target with a zoo has it fine-tuned once for all arms, among the baselines.
     zoo_card = scorer.add("zoo", populations["originals"], TRAINED, tuned=None if target.tokens is None else 0)
     decoded = Provenance(generator_sees=made.generator_sees)
@@ -88,11 +102,11 @@ def score_samples(
     if len(populations["anchor_weights"]):
         names = pl.read_parquet(artifact.path("anchors.parquet"))["model"].to_list()
         decoded_AP, anchors_AP = populations["anchors"], populations["anchor_weights"]
-        scored |= AnchorBaselines(scorer, sampling, made, records, decoded_AP, anchors_AP, names).add_all()
+        scored += AnchorBaselines(scorer, sampling, made, records, decoded_AP, anchors_AP, names).add_all()
     files = {
         "scores.parquet": to_parquet(scorer.table()),
         "populations.parquet": to_parquet(
-            _compare_populations(known, scored, populations["originals"], zoo_card)
+            _compare_populations(known, scored, Scored("zoo", scorer.sees, populations["originals"], zoo_card))
         ),
     }
     return store.publish(work, files, counts={"scores": len(scorer.rows)})
@@ -107,22 +121,32 @@ def _add_best_model(scorer: Scorer, known: KnownModels | None) -> None:
     scorer.add_chosen("best_model", flat_1P, [0], TRAINED, of=len(known.names))
 
 
-def _compare_populations(
-    known: KnownModels | None, scored: Scored, held_out_HP: Tensor, held_out: pl.DataFrame | None
-) -> pl.DataFrame:
-    """Return the two-sample tests of whole populations against held-out models, a row a method.
+def _compare_populations(known: KnownModels | None, scored: Sequence[Scored], zoo: Scored) -> pl.DataFrame:
+    """Return the two-sample tests of whole populations against held-out models, a row a method and what it sees.
 
     That of the zoo is of training models, as many as there are samples: what coverage models of the zoo reach.
+
+    Args:
+        known: the training models.
+        scored: the populations, the samples first.
+        zoo: the held-out models.
     """
-    if known is None or held_out is None or len(held_out_HP) < 2:
+    if known is None or zoo.card is None or len(zoo.flat_SP) < 2:
         return pl.DataFrame(schema=POPULATION_SCHEMA)
-    rows: list[dict[str, object]] = []
-    trained_NP = known.load(known.last_N[: len(scored["samples"][0])])
-    for method, (flat_SP, card) in {"zoo": (trained_NP, None), **scored}.items():
-        copying = None if card is None else measure_copying(_novelty(card), _novelty(held_out))
-        coverage = measure_coverage(known, held_out_HP, flat_SP)
-        rows.append({"method": method, "n": len(flat_SP), "coverage": coverage, "copying_z": copying})
-    return pl.DataFrame(rows, schema=POPULATION_SCHEMA)
+    trained_NP = known.load(known.last_N[: len(scored[0].flat_SP)])
+    return pl.DataFrame(
+        [
+            {
+                "method": one.method,
+                "sees": one.sees,
+                "n": len(one.flat_SP),
+                "coverage": measure_coverage(known, zoo.flat_SP, one.flat_SP),
+                "copying_z": None if one.card is None else measure_copying(_novelty(one.card), _novelty(zoo.card)),
+            }
+            for one in (replace(zoo, flat_SP=trained_NP, card=None), *scored)
+        ],
+        schema=POPULATION_SCHEMA,
+    )
 
 
 def _novelty(card: pl.DataFrame) -> Tensor:
@@ -165,21 +189,58 @@ def score_baselines(
     network = build_network(target.network, images.channels, images.classes, images.size)
     assert tokens.token_dim is not None
     layout = TokenLayout.from_network(network, tokens.token_dim, tokens.running_statistics)
-    scorer = Scorer(config, target, layout, seed, execution, sink)
-    if target.tokens is not None:
-        table = read_tokens(store.open(target.tokens))
-        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)))
+    table = None if target.tokens is None else read_tokens(store.open(target.tokens))
+    memorisation = None
+    if table is not None:
+        known = KnownModels.from_tables({"0": (table, table.pick_rows("train"))})
+        models = ModelSet(target.network, target.images, layout, torch.empty(0, layout.weights))
+        memorisation = Memorisation(known, {0: table}, models, seed, execution, sink)
+    scorer = Scorer(config, target, layout, seed, execution, sink, memorisation)
+    if table is not None:
+        # As they are, arms score them, each beside the training models of its own backbone.
+        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)), TRAINED, zero_shot=False)
+        _add_distilled(scorer, network, table, images)
     if transfer:
         tables = [read_tokens(store.open(ref)) for ref in transfer]
-        check_same_layout([layout, *(table.layout for table in tables)], "scoring models of other zoos")
-        others_NP = torch.cat([table.load(table.pick_rows("test", last_epochs=1)) for table in tables])
+        check_same_layout([layout, *(other.layout for other in tables)], "scoring models of other zoos")
+        others_NP = torch.cat([other.load(other.pick_rows("test", last_epochs=1)) for other in tables])
         order_N = torch.randperm(len(others_NP), generator=make_generator(seed, "baselines", "transfer"))
-        scorer.add("transfer", others_NP[order_N])
+        scorer.add("transfer", others_NP[order_N], TRAINED)
+    count = max(config.random_models, config.finetune_models)
     generator = make_generator(seed, "baselines", "random_init")
-    scorer.add(
-        "random_init", draw_random_models(target.network, target.images, layout, config.finetune_models, generator)
-    )
+    fresh_NP = draw_random_models(target.network, target.images, layout, count, generator)
+    scorer.add("random_init", fresh_NP, tuned=count)
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+
+
+def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images: ImageDataset) -> None:
+    """Score random initialisations that are trained towards the mean output of the target's zoo, without labels."""
+    config, target, layout, seed = scorer.config, scorer.target, scorer.layout, scorer.seed
+    if not config.distillation_steps:
+        return
+    trained = table.pick_rows("train", last_epochs=1)
+    order_N = torch.randperm(len(trained), generator=make_generator(seed, "baselines", "teachers"))
+    teachers_AP = table.load(trained[order_N[:_TEACHERS]])
+    generator = make_generator(seed, "baselines", "distilled_init")
+    start_SP = draw_random_models(target.network, target.images, layout, config.distilled_models, generator)
+    unlabelled_NCHW = images.splits["train"].images_NCHW
+    shape = (images.channels, images.size, images.size)
+    looks: dict[str, tuple[Tensor, Output]] = {
+        "none": (draw_noise_images(_DISTILLATION_IMAGES, shape, generator), "logits"),
+        "statistics": (draw_pseudo_images(unlabelled_NCHW, _DISTILLATION_IMAGES, generator), "probabilities"),
+        "images": (unlabelled_NCHW[:_DISTILLATION_IMAGES], "probabilities"),
+    }
+    for sees, (seen_NCHW, output) in looks.items():
+        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, output)
+        for steps in config.distillation_steps:
+            found = distil(lessons, start_SP, steps, RATE, seed, scorer.sink)
+            made = Provenance(
+                sees=max(sees, scorer.sees, key=SEES.index),
+                gradient_steps=found.gradient_steps,
+                image_passes=found.image_passes,
+                seconds=found.seconds,
+            )
+            scorer.add("distilled_init", found.flat_SP, made, tuned=0)
 
 
 def _describe(target: Target) -> dict[str, object]:

@@ -37,6 +37,7 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
+SEES = ("none", "statistics", "images", "labels")  # what was used of the target, the least first
 _MEASURED = {name: kind for name, kind in CARD_SCHEMA.items() if name != "nearest_model"}
 SCORE_SCHEMA = {
     "method": pl.String,
