@@ -176,6 +176,7 @@ class KnownModels:
         if signatures is not None:
             orders = self._signatures.match(signatures, self._signatures.measure(candidate_SP))
             flat_SP = permute_weights(self.layout, self.groups, orders, flat_SP)
+            flat_SP = self._signatures.orient(flat_SP, candidate_SP)
         aligned_SP = self._align(flat_SP, candidate_SP)
         distances_S = torch.empty(len(flat_SP))
         models_S = self.model_K[candidate_S]

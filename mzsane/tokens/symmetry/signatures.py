@@ -17,7 +17,7 @@ from torch import Tensor
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.nesting import GroupRelations, relate_groups
-from mzsane.tokens.symmetry.scales import weights_of_units
+from mzsane.tokens.symmetry.scales import scale_units, weights_of_units
 
 
 class Signatures:
@@ -53,6 +53,24 @@ class Signatures:
             if not relations.later
         ]
         return torch.cat(kept, dim=1)
+
+    def orient(self, flat_BP: Tensor, others_BP: Tensor) -> Tensor:
+        """Return models whose units have the signs of another model's, where groups allow it and orders correspond.
+
+        A unit's sign is that of the inner product of what makes it with what makes the other's: the groups come in the
+        order of the layers, so that what makes a unit has its signs before.
+        """
+        oriented_BP = flat_BP.clone()
+        theirs = self.layout.unflatten(others_BP)
+        for group, relations in zip(self.groups, self._relations, strict=True):
+            if group.sign and not relations.later:
+                ours = self.layout.unflatten(oriented_BP)
+                made = [member for member in group.members if member.role == "out" and member.tensor in ours]
+                gain_BG = flat_BP.new_zeros(len(flat_BP), group.units)
+                for member in made:
+                    gain_BG += (weights_of_units(theirs, member) * weights_of_units(ours, member)).sum(dim=2)
+                scale_units(self.layout, group, ("out", "in"), torch.where(gain_BG < 0, -1.0, 1.0), oriented_BP)
+        return oriented_BP
 
     def match(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Tensor]:
         """Return for each group the order of each model's units that is most like those of another model, (B, units).
