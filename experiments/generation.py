@@ -198,24 +198,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         print(f"{row['curve']:<34}{row['class']:<11}{costs}")
 
 
-def main() -> int:
-    """Measure, print, and write what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoo", nargs="?", default="mnist")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
-    parser.add_argument("--set-zoo", action="append", default=[], metavar="KEY=VALUE", help="change the zoo")
-    parser.add_argument("--curve", action="append", metavar="NAME", help="measure this curve alone; may be repeated")
-    parser.add_argument("--guidance-steps", type=int, nargs="*", default=list(STEPS), help="of the guided curves")
-    parser.add_argument("--samples", type=int, default=100, help="of a point without gradient steps")
-    parser.add_argument("--slow-samples", type=int, default=20, help="of a point with gradient steps")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--final", action="store_true", help="read test images and test models: once, for the README")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="accuracy against novelty, by what is seen")
-    parser.add_argument("--cost-plot", type=Path, help="accuracy at novelty 1.0 over seconds")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(options: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Draw and measure the curves that are asked for: what the measured models stand beside, rows, and points."""
     changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     zoo = load_zoo_preset(options.zoo, options.set_zoo)
     bench = Bench(zoo, changes, options.samples, options.slow_samples, options.seed, ArtifactStore.from_environment())
@@ -233,14 +217,46 @@ def main() -> int:
             print(curve.name, curve.steps, *(f"{p['novelty']:.2f}: {p['accuracy']:.1f} %" for p in found), flush=True)
             rows.append(summarise(found))
             points += found
-    print_rows(rows)
-    result = {"zoo": options.zoo, "split": measures.split, "seed": options.seed, **measures.held_out}
+    kept = {"zoo": options.zoo, "split": measures.split, "seed": options.seed, **measures.held_out}
+    return {**kept, "rows": rows, "points": points}
+
+
+def join(files: list[Path]) -> dict[str, Any]:
+    """Join what was measured curve by curve, on the same models."""
+    parts = [json.loads(file.read_text()) for file in files]
+    kept = [{name: value for name, value in part.items() if name not in ("rows", "points")} for part in parts]
+    if any(other != kept[0] for other in kept):
+        raise SystemExit("the files are not of the same models: " + "; ".join(map(str, kept)))
+    return {**kept[0], **{name: [row for part in parts for row in part[name]] for name in ("rows", "points")}}
+
+
+def main() -> int:
+    """Measure, print, and write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", nargs="?", default="mnist")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
+    parser.add_argument("--set-zoo", action="append", default=[], metavar="KEY=VALUE", help="change the zoo")
+    parser.add_argument("--curve", action="append", metavar="NAME", help="measure this curve alone; may be repeated")
+    parser.add_argument("--guidance-steps", type=int, nargs="*", default=list(STEPS), help="of the guided curves")
+    parser.add_argument("--samples", type=int, default=100, help="of a point without gradient steps")
+    parser.add_argument("--slow-samples", type=int, default=20, help="of a point with gradient steps")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--final", action="store_true", help="read test images and test models: once, for the README")
+    parser.add_argument("--join", nargs="+", type=Path, help="measure nothing: join curves that were written before")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="accuracy against novelty, by what is seen")
+    parser.add_argument("--cost-plot", type=Path, help="accuracy at novelty 1.0 over seconds")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = join(options.join) if options.join else measure(options, parser)
+    print_rows(found["rows"])
     if options.json:
-        options.json.write_text(json.dumps({**result, "rows": rows, "points": points}, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
-        options.plot.write_bytes(draw_curves(points, result))
+        options.plot.write_bytes(draw_curves(found))
     if options.cost_plot:
-        options.cost_plot.write_bytes(draw_costs(rows, result))
+        options.cost_plot.write_bytes(draw_costs(found))
     return 0
 
 

@@ -15,8 +15,9 @@ CLASSES = {
 SPLITS = {"val": "validation models on validation images", "test": "test models on test images"}
 
 
-def draw_curves(points: list[dict[str, Any]], result: dict[str, Any]) -> bytes:
+def draw_curves(result: dict[str, Any]) -> bytes:
     """Draw accuracy over novelty: a panel for each class of what is seen, held-out models in each."""
+    points = result["points"]
     looks = assign_looks(point["curve"] for point in points)
     figure = create_figure(
         14.0,
@@ -59,9 +60,9 @@ def draw_curves(points: list[dict[str, Any]], result: dict[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def draw_costs(rows: list[dict[str, Any]], result: dict[str, Any]) -> bytes:
+def draw_costs(result: dict[str, Any]) -> bytes:
     """Draw accuracy at novelty 1.0 over the seconds that a model takes, training a model itself among them."""
-    shown = [row for row in rows if row["accuracy_at_1.0"] is not None]
+    shown = [row for row in result["rows"] if row["accuracy_at_1.0"] is not None]
     colors = dict(zip(CLASSES, COLORS, strict=False))
     handles = [Line2D([], [], color=colors[name], marker="o", label=title) for name, title in CLASSES.items()]
     figure = create_figure(

@@ -73,9 +73,6 @@ def add_decoded_noise(
     return noisy_SP
 
 
-perturb_anchors = add_layer_noise
-
-
 def average_anchors(anchors_AP: Tensor) -> Tensor:
     """Average aligned anchors weight by weight: one model, (1, P)."""
     return anchors_AP.mean(dim=0, keepdim=True)

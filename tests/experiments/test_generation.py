@@ -1,11 +1,13 @@
 """The generation experiment: what it reads by default, and what it says of a curve."""
 
+import json
+
 import pytest
 import torch
 
 from experiments import draws
 from experiments.bench import Bench
-from experiments.generation import Measures, interpolate_at, list_curves, summarise
+from experiments.generation import Measures, interpolate_at, join, list_curves, summarise
 
 SMALL = {
     "d_model": 16,
@@ -26,6 +28,16 @@ def test_accuracy_at_a_novelty_is_between_the_points_of_a_curve():
     assert interpolate_at(points, 0.95, "accuracy") == 20.0  # nearly there
     assert interpolate_at(points, 1.2, "accuracy") is None
     assert interpolate_at(points[:1], 0.5, "accuracy") is None
+
+
+def test_what_was_measured_curve_by_curve_is_joined_if_it_is_of_the_same_models(tmp_path):
+    files = []
+    for number, split in enumerate(("val", "val", "test")):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"split": split, "rows": [number], "points": []}))
+    assert join(files[:2]) == {"split": "val", "rows": [0, 1], "points": []}
+    with pytest.raises(SystemExit, match="not of the same models"):
+        join(files)
 
 
 @pytest.fixture(scope="module")
