@@ -1,4 +1,4 @@
-"""What an ablation asks, written down before it runs: the estimand, the contrast and the smallest effect worth having."""
+"""What an ablation asks, set down before it runs: the estimand, the contrast, the smallest effect worth having."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal
