@@ -7,16 +7,18 @@ one layer to the next changes no norm.
 Suffixes: S models that are judged, N known models, P weights of a model, L layers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.tokens.layout import TokenLayout
 
-LOW, HIGH = 0.01, 0.99  # quantiles of the zoo's norms between which a layer is as the zoo's
+_TAIL = 0.01  # share of the zoo's models whose layer is smaller, and larger, than the range that counts as the zoo's
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class NormRange:
     Attributes:
         known: the zoo's models, which say how weights are balanced.
         spans: where the weights of each layer are.
-        low_L: the 1 % quantile of each layer's norm.
+        low_L: what 1 % of the zoo's models are below, for each layer.
         median_L: the median.
-        high_L: the 99 % quantile.
+        high_L: what 1 % are above.
     """
 
     known: KnownModels
@@ -39,12 +41,21 @@ class NormRange:
 
     @classmethod
     def from_models(cls, known: KnownModels) -> "NormRange":
-        """Measure the last checkpoints of known models."""
+        """Measure the last checkpoints of known models.
+
+        The range is that of a new model: a prediction interval of the norm's logarithm (Student's t). The quantiles of
+        a few dozen models themselves are their extremes, which one in three new models exceeds in some layer.
+        """
         spans = _find_spans(known.layout)
         parts = [_measure_norms(known.load_balanced(some), spans) for some in known.split(known.last_N)]
-        quantiles = torch.tensor([LOW, 0.5, HIGH], dtype=torch.float64)
-        low_L, median_L, high_L = torch.cat(parts).quantile(quantiles, dim=0)
-        return cls(known, spans, low_L, median_L, high_L)
+        log_NL = torch.cat(parts).clamp(min=torch.finfo(torch.float64).tiny).log()
+        count = len(log_NL)
+        if count < 2:
+            unknown_L = torch.full_like(log_NL[0], math.inf)
+            return cls(known, spans, -unknown_L, log_NL[0].exp(), unknown_L)
+        reach_L = float(stdtrit(count - 1, 1 - _TAIL)) * log_NL.std(dim=0) * (1 + 1 / count) ** 0.5
+        mean_L = log_NL.mean(dim=0)
+        return cls(known, spans, (mean_L - reach_L).exp(), log_NL.median(dim=0).values.exp(), (mean_L + reach_L).exp())
 
     def measure(self, flat_SP: Tensor) -> tuple[Tensor, Tensor]:
         """Compare models with the zoo.
