@@ -6,7 +6,7 @@ and McCaffrey 2002; Pustejovsky and Tipton 2018, arXiv 1601.01981), which is not
 the quantile is Student's with the clusters less one. Below three units there is no interval: with two the quantile
 alone is 12.7 standard errors.
 
-Suffixes: N values, G clusters, C cells.
+Suffix: N values.
 """
 
 import math
@@ -114,6 +114,17 @@ def compare_means(
         spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, deviations, strict=True))
         freedom = sum(parts) ** 2 / spread if spread > 0 else float(units - 1)
     return Difference(estimate, t_quantile(freedom + 1) * math.sqrt(variance), units)
+
+
+def average_clusters(values: Sequence[tuple[object, float]]) -> Difference:
+    """Return the mean of clustered values, with its interval.
+
+    Args:
+        values: Cluster and value of each.
+    """
+    mean, deviation = _spread_over_clusters([(None, cluster, value) for cluster, value in values])
+    half = t_quantile(len(deviation)) * math.sqrt(sum(value**2 for value in deviation.values()))
+    return Difference(mean, half, len(deviation))
 
 
 def compare_pairs(differences: Sequence[float]) -> Difference:
