@@ -127,7 +127,7 @@ def match_duels(models: pl.DataFrame) -> pl.DataFrame:
         rows.append(
             cell
             | _name_duel(one, other)
-            | _describe_difference(found)
+            | describe_difference(found)
             | {"unit_kind": kind, "novelty": one.novelty, "opponent_novelty": other.novelty}
         )
     return pl.DataFrame(rows, schema=DUEL_SCHEMA)
@@ -148,6 +148,14 @@ def judge_difference(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "untested"
     return "win" if low > 0 else "loss" if high < 0 else "tie"
+
+
+def describe_difference(found: Difference) -> dict[str, Any]:
+    """Return a difference as columns: difference, low, high (null without an interval), units, verdict."""
+    known = math.isfinite(found.half)
+    low, high = (found.estimate - found.half, found.estimate + found.half) if known else (None, None)
+    verdict = judge_difference(low, high)
+    return {"difference": found.estimate, "low": low, "high": high, "units": found.units, "verdict": verdict}
 
 
 def summarise_duels(models: pl.DataFrame, duels: pl.DataFrame) -> pl.DataFrame:
@@ -196,7 +204,7 @@ def _pool(found: pl.DataFrame) -> dict[str, Any]:
         unit = "composition" if found["composition"].n_unique() >= LEAST_SEEDS else "seed"
         difference, kind = average_clusters(found.select(unit, "difference").rows()), f"{unit}s"
     by_unit = found.group_by(unit).agg(pl.col("difference").mean())["difference"]
-    return _describe_difference(difference) | {"units_better": int((by_unit > 0).sum()), "unit_kind": kind}
+    return describe_difference(difference) | {"units_better": int((by_unit > 0).sum()), "unit_kind": kind}
 
 
 def _pool_shared(found: pl.DataFrame) -> Difference:
@@ -262,10 +270,3 @@ def _name_duel(one: Side, other: Side) -> dict[str, Any]:
         "opponent_sees": other.sees,
         "opponent_steps": other.steps,
     }
-
-
-def _describe_difference(found: Difference) -> dict[str, Any]:
-    known = math.isfinite(found.half)
-    low, high = (found.estimate - found.half, found.estimate + found.half) if known else (None, None)
-    verdict = judge_difference(low, high)
-    return {"difference": found.estimate, "low": low, "high": high, "units": found.units, "verdict": verdict}
