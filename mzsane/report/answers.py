@@ -23,12 +23,11 @@ class Answer:
 
     Attributes:
         question: The question in words.
-        sentence: The answer with its interval.
+        sentence: The answer with its interval; before it, in a sentence of its own, which backbones have failed.
         estimate: The effect or difference, of accuracies from 0 to 1; None if there is none, or several.
         low: Lower end of its 95 % interval; None without one.
         high: Upper end.
         verdict: `win` (the change helps, the first composition is better), `tie`, `loss` or `untested`.
-        warning: Which backbones have failed; it is read before the sentence. Empty if none has.
         notes: What stands beside it: how far backbones were trained, the effect given novelty.
     """
 
@@ -38,13 +37,12 @@ class Answer:
     low: float | None = None
     high: float | None = None
     verdict: str = "untested"
-    warning: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """All of it, the warning first."""
-        return " ".join(filter(None, (self.warning, self.sentence, *self.notes)))
+        """The sentence and what stands beside it."""
+        return " ".join((self.sentence, *self.notes))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -81,7 +79,8 @@ def answer_questions(
         else:
             answers.append(_answer_contrast(question, sound, convergence))
     warning = describe_failed(convergence)
-    return [replace(answer, warning=warning) for answer in answers or [_name_best(sound)]]
+    answers = answers or [_name_best(sound)]
+    return [replace(answer, sentence=f"{warning} {answer.sentence}".strip()) for answer in answers]
 
 
 def format_points(change: float) -> str:
@@ -129,8 +128,8 @@ def describe_adjusted(effect: Effect) -> str:
         return f"The {effect.label}, cannot be estimated: {effect.reason}."
     interval = format_interval(effect.low, effect.high, effect.units, effect.over)
     return (
-        f"Another question is the {effect.label}, which is a consequence of it: {format_points(effect.estimate)} points "
-        f"{interval}."
+        f"Another question is the {effect.label}, which is a consequence of it: "
+        f"{format_points(effect.estimate)} points {interval}."
     )
 
 

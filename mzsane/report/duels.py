@@ -24,7 +24,7 @@ import polars as pl
 from statsmodels.regression.linear_model import OLS
 
 from mzsane.report.cells import METHODS, SEES, rank_method
-from mzsane.report.intervals import Difference, average_clusters, compare_means, compare_pairs, t_quantile
+from mzsane.report.intervals import Interval, compare_means, compare_pairs, measure_interval, t_quantile
 
 GENERATED = ("samples", "selected")
 OPPONENTS = tuple(name for name in METHODS if name not in ("zoo", "reconstruction", *GENERATED))
@@ -133,7 +133,7 @@ def match_duels(models: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=DUEL_SCHEMA)
 
 
-def compare_sides(one: Side, other: Side) -> tuple[Difference, str]:
+def compare_sides(one: Side, other: Side) -> tuple[Interval, str]:
     """Return the difference of the accuracies of two sides, and what its units are: `seeds` or `anchors`."""
     own, others = one.average_seeds(), other.average_seeds()
     seeds = sorted(own.keys() & others.keys())
@@ -150,7 +150,7 @@ def judge_difference(low: float | None, high: float | None) -> str:
     return "win" if low > 0 else "loss" if high < 0 else "tie"
 
 
-def describe_difference(found: Difference) -> dict[str, Any]:
+def describe_difference(found: Interval) -> dict[str, Any]:
     """Return a difference as columns: difference, low, high (null without an interval), units, verdict."""
     known = math.isfinite(found.half)
     low, high = (found.estimate - found.half, found.estimate + found.half) if known else (None, None)
@@ -202,23 +202,23 @@ def _pool(found: pl.DataFrame) -> dict[str, Any]:
         difference, kind, unit = _pool_shared(found), "targets x seeds", "place"
     else:
         unit = "composition" if found["composition"].n_unique() >= LEAST_SEEDS else "seed"
-        difference, kind = average_clusters(found.select(unit, "difference").rows()), f"{unit}s"
+        difference, kind = measure_interval(found["difference"].to_list(), found[unit].to_list()), f"{unit}s"
     by_unit = found.group_by(unit).agg(pl.col("difference").mean())["difference"]
     return describe_difference(difference) | {"units_better": int((by_unit > 0).sum()), "unit_kind": kind}
 
 
-def _pool_shared(found: pl.DataFrame) -> Difference:
+def _pool_shared(found: pl.DataFrame) -> Interval:
     """Return the mean difference from opponents that arms share, clustered by composition and by target with seed."""
     values_N = found["difference"].to_numpy()
     codes = [found[name].rank("dense").to_numpy().astype(int) for name in ("composition", "place")]
     units = [len(np.unique(code_N)) for code_N in codes]
     if min(units) < LEAST_SEEDS:
-        return Difference(float(values_N.mean()), math.nan, units[1])
+        return Interval(float(values_N.mean()), math.nan, units[1])
     fit = OLS(values_N, np.ones(len(values_N))).fit()
     # The intersection that two-way clustering takes off can leave less than one way alone, which is not to be trusted.
     ways = [codes[0], codes[1], np.stack(codes, axis=1)]
     errors = [fit.get_robustcov_results("cluster", groups=way).bse[0] for way in ways]
-    return Difference(float(values_N.mean()), t_quantile(min(units)) * float(np.nanmax(errors)), units[1])
+    return Interval(float(values_N.mean()), t_quantile(min(units)) * float(np.nanmax(errors)), units[1])
 
 
 def _list_pairs(models: pl.DataFrame) -> Iterator[tuple[dict[str, Any], Side, Side]]:

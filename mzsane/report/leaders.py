@@ -7,7 +7,7 @@ import polars as pl
 
 from mzsane.report.cells import SEES
 from mzsane.report.duels import LEAST_SEEDS, describe_difference
-from mzsane.report.intervals import Difference, compare_means, compare_pairs
+from mzsane.report.intervals import Interval, compare_means, compare_pairs
 
 LEADER_SCHEMA = {
     "target": pl.String,
@@ -60,7 +60,7 @@ def find_contrast(
     epochs: int = 0,
     in_distribution: bool | None = None,
     targets: Collection[str] = (),
-) -> tuple[Difference, str] | None:
+) -> tuple[Interval, str] | None:
     """Return the accuracy of a composition less that of another, and what its units are; None if they share no cell.
 
     Args:
@@ -82,7 +82,7 @@ def find_contrast(
     return compare_compositions(some, *contrast) if len(shared) else None
 
 
-def compare_compositions(models: pl.DataFrame, first: str, second: str) -> tuple[Difference, str]:
+def compare_compositions(models: pl.DataFrame, first: str, second: str) -> tuple[Interval, str]:
     """Return the difference of the mean accuracies of two compositions over seeds and targets, and what its units are.
 
     With three seeds or more the pairs are seeds, each with its mean over the targets, which share their backbones. With
