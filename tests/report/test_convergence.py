@@ -40,7 +40,8 @@ def test_convergence_is_read_from_the_curves():
     assert row["gain_last_quarter"] == pytest.approx(0.03)
     assert row["reconstruction_loss_of_accuracy"] == pytest.approx(0.1)
     assert describe_convergence(frame, ["a"]) == (
-        "saw each checkpoint 12 times, reached a validation R2 of 0.48, gained +0.030 of it in the last quarter of training"
+        "saw each checkpoint 12 times, reached a validation R2 of 0.48, gained +0.030 of it in the last quarter of "
+        "training"
     )
 
 
@@ -67,7 +68,8 @@ def test_a_failed_backbone_is_found(metrics, failed):
 
 
 def test_failed_backbones_are_named():
-    parts = [make_curves(f"{name}-s0", name, val_r2__x=[value]) for name, value in zip("abcdef", [-1] * 5 + [0.5])]
+    ends = dict.fromkeys("abcde", -1.0) | {"f": 0.5}
+    parts = [make_curves(f"{name}-s0", name, val_r2__x=[end]) for name, end in ends.items()]
     frame = measure_convergence(pl.concat(parts))
     assert list_failed(frame) == ["a-s0", "b-s0", "c-s0", "d-s0", "e-s0"]
     assert describe_failed(frame).startswith("The backbones of a-s0, b-s0, c-s0 and 2 more have failed; their numbers")

@@ -43,7 +43,7 @@ def test_samples_of_ten_anchors_are_ten_units():
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("opponent", ["layer_noise", "random_init"])
 def test_duels(opponent, seeds):
-    """Of samples with noise around the same anchors, and with networks that have no anchor. A world is a composition."""
+    """Of samples with noise around the same anchors, and with networks that have none. A world is a composition."""
     random = np.random.default_rng(1)
     paired = opponent == "layer_noise"
     shape = (WORLDS, seeds, ANCHORS, DRAWS)

@@ -15,13 +15,12 @@ def gather(*groups):
 def test_a_clear_lead_is_a_win_and_a_small_one_a_tie():
     means = {"a": (0.80, 0.82, 0.81), "b": (0.70, 0.73, 0.71), "c": (0.795, 0.83, 0.80)}
     models = gather(
-        *(make_models("samples", [v] * 2, name, seed=s) for name, of in means.items() for s, v in enumerate(of)),
         *(
-            make_models("selected", [v] * 2, name, seed=s)
-            for name, of in means.items()
-            if name != "c"
-            for s, v in enumerate(of)
-        ),
+            make_models(method, [mean] * 2, name, seed=seed)
+            for method, names in (("samples", "abc"), ("selected", "ab"))
+            for name in names
+            for seed, mean in enumerate(means[name])
+        )
     )
     leaders = find_leaders(models)
     assert dict(leaders.schema) == LEADER_SCHEMA
