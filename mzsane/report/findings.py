@@ -102,10 +102,8 @@ def _describe_summary(summary: pl.DataFrame) -> list[str]:
         ]
         # A copy is as accurate as its original, which says nothing of generation; fine-tuned it is an opponent as any.
         rivals = group if epochs else group.filter(~pl.col("opponent").is_in(COPIES))
-        text = (
-            f"{str(method).capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of {len(group)} "
-            f"opponent{'s' * (len(group) > 1)} {allowed}"
-        )
+        text = f"{str(method).capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of "
+        text += f"{len(group)} opponent{'s' * (len(group) > 1)} {allowed}"
         if rivals.is_empty():
             sentences.append(f"{text}.")
             continue
