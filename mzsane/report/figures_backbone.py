@@ -1,0 +1,291 @@
+"""Figures of backbones: how far they have converged, how they were trained, and what their latents tell."""
+
+import altair as alt
+import polars as pl
+
+from mzsane.evaluation.features import FEATURES
+from mzsane.evaluation.probes_picture import name_features, name_property, pick_shown
+from mzsane.report.figures import (
+    CATEGORIES,
+    Entry,
+    Figure,
+    axis_x,
+    axis_y,
+    color_by,
+    draw_panel,
+    name_categories,
+    shape_by,
+    tell,
+)
+
+_MOST_POINTS = 40  # of a curve
+_SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
+_LEAST_R2 = -0.25  # the first steps can be far below zero; what matters is the way from 0 to 1
+_SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
+
+
+def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
+    """Draw what reconstruction costs over how often each checkpoint was seen: a mark an arm.
+
+    Args:
+        convergence: arm, composition, seed, steps, passes, val_r2, gain_last_quarter, reconstruction_loss_of_accuracy,
+            failed.
+    """
+    lost = pl.col("reconstruction_loss_of_accuracy")
+    shown = convergence.filter(lost.is_finite() & pl.col("passes").is_finite()) if len(convergence) else convergence
+    if len(shown) < 2:
+        return None
+    state = pl.when("failed").then(pl.lit("failed")).otherwise(pl.lit("trained"))
+    shown = shown.with_columns(lost=100 * lost, state=state)
+    entries = [Entry("trained", "--c1", "circle"), Entry("failed", "--c2", "triangle-down")]
+    entries = [entry for entry in entries if entry.name in shown["state"]]
+    panels = []
+    for name, title, form in (
+        ("lost", "points lost by reconstruction", ".1f"),
+        ("gain_last_quarter", "R² gained in the last quarter", ".3f"),
+    ):
+        marks = alt.Chart().mark_point(size=60, filled=True, opacity=0.8).encode(
+            x=axis_x("passes", "passes over each checkpoint", type="log"),
+            y=axis_y(name, title),
+            color=color_by("state", entries),
+            shape=shape_by("state", entries),
+            tooltip=tell(
+                "composition",
+                "seed",
+                (name, title, form),
+                ("val_r2", "validation R²", ".3f"),
+                ("passes", "passes", ".1f"),
+                ("steps", "steps", ",d"),
+                "state",
+            ),
+        )
+        panels.append(draw_panel(title, shown, [marks], 240))
+    return Figure(
+        "convergence",
+        "How far each backbone has converged",
+        "A mark is a composition with one seed. Two compositions are compared fairly where both have converged: little "
+        "was still gained in the last quarter of training, and reconstruction costs as little.",
+        panels,
+        entries,
+        columns=2,
+    )
+
+
+def draw_curves(curves: pl.DataFrame) -> Figure | None:
+    """Draw how backbones were trained: a panel a metric, a line a composition (the mean of its seeds).
+
+    Args:
+        curves: arm, composition, seed, step, metric, value.
+    """
+    if curves.is_empty():
+        return None
+    shown = curves.filter(pl.col("metric").str.contains(_SHOWN_CURVES) & pl.col("value").is_finite())
+    # Up to forty windows of steps, so that any number of arms fits into the page.
+    window = pl.col("step") * _MOST_POINTS // (pl.col("step").max().over("metric") + 1)
+    shown = (
+        shown.group_by("metric", "composition", window.alias("window"), maintain_order=True)
+        .agg(pl.col("step").mean(), pl.col("value").mean())
+        .drop("window")
+    )
+    metrics = sorted(shown["metric"].unique(), key=lambda name: ("loss" not in name, "val" in name, name))
+    if not metrics:
+        return None
+    compositions = shown["composition"].unique(maintain_order=True).to_list()
+    many = len(compositions) > CATEGORIES
+    entries = [] if many else name_categories(compositions)
+    panels = []
+    for metric in metrics:
+        data = shown.filter(metric=metric).drop("metric")
+        logarithmic = "loss" in metric and float(data["value"].min() or 0.0) > 0  # type: ignore[arg-type]
+        if "r2" in metric:
+            data = data.with_columns(pl.col("value").clip(_LEAST_R2, 1.0))
+        hovered = alt.selection_point(
+            name="hovered", on="pointerover", clear="pointerout", fields=["composition"], nearest=True
+        )
+        x = axis_x("step", "training steps")
+        y = axis_y("value", metric, type="log" if logarithmic else "linear", zero=not logarithmic)
+        color = alt.value("--c1") if many else color_by("composition", entries)
+        faint = 0.08 if many else 0.2
+        lines = alt.Chart().mark_line(strokeWidth=1.6).encode(
+            x=x,
+            y=y,
+            color=color,
+            detail=["composition:N"],
+            opacity=alt.when(hovered).then(alt.value(0.55 if many else 0.9)).otherwise(alt.value(faint)),
+        )
+        hints = alt.Chart().mark_point(size=80, opacity=0).encode(
+            x=x, y=y, tooltip=tell("composition", ("step", "step", ",.0f"), ("value", metric, ".4~g"))
+        ).add_params(hovered)
+        panels.append(draw_panel(metric, data, [lines, hints], 200))
+    note = "A line is a composition, the mean of its seeds; hover to bring one out and to read its name."
+    return Figure("curves", "How the backbones were trained", note, panels, entries)
+
+
+def draw_shares(shares: pl.DataFrame) -> Figure | None:
+    """Draw the share of models that are novel and as accurate as the zoo: a panel a target and distribution.
+
+    Args:
+        shares: With the columns of `shares.SHARE_SCHEMA`.
+    """
+    if shares.is_empty() or not float(shares["share"].max() or 0.0) > 0:  # type: ignore[arg-type]
+        return None
+    means = shares.group_by("target", "in_distribution", "method", "threshold", maintain_order=True).agg(
+        pl.col("share").mean()
+    )
+    own = shares.filter(method="samples").group_by(
+        "target", "in_distribution", "method", "threshold", "composition", maintain_order=True
+    )
+    data = pl.concat(
+        [own.agg(pl.col("share").mean()), means.with_columns(composition=pl.lit("mean"))], how="diagonal"
+    )
+    entries = name_categories(means["method"].unique(maintain_order=True).to_list()[:CATEGORIES])
+    panels = []
+    for inside in (True, False):
+        for target in data["target"].unique(maintain_order=True).to_list():
+            here = data.filter(target=target, in_distribution=inside).drop("target", "in_distribution")
+            if here.is_empty():
+                continue
+            x = axis_x("threshold", "least novelty (zoo spacings)")
+            y = axis_y("share", "share of networks", domain=[0, 1])
+            color = color_by("method", entries)
+            thin = (
+                alt.Chart()
+                .transform_filter("datum.composition != 'mean'")
+                .mark_line(strokeWidth=1, opacity=0.35)
+                .encode(x=x, y=y, color=color, detail=["composition:N"])
+            )
+            thick = (
+                alt.Chart()
+                .transform_filter("datum.composition == 'mean'")
+                .mark_line(strokeWidth=2.2)
+                .encode(x=x, y=y, color=color)
+            )
+            hints = alt.Chart().mark_point(size=60, opacity=0).encode(
+                x=x,
+                y=y,
+                tooltip=tell("method", "composition", ("threshold", "least novelty", ".2f"), ("share", "share", ".1%")),
+            )
+            title = f"{target}, {'in' if inside else 'out of'} distribution"
+            panels.append(draw_panel(title, here, [thin, thick, hints], 200))
+    return Figure(
+        "shares",
+        "Share of networks that are novel and as accurate as the zoo",
+        "Novel: at least as far from every training model as the threshold at the bottom. As accurate: at least the "
+        "lower quartile of the zoo's held-out models. Networks with a norm outside the zoo's range count in no share. "
+        "Thick: mean over compositions; thin: samples of each. None was selected.",
+        panels,
+        entries,
+    )
+
+
+def draw_probes(probes: pl.DataFrame) -> Figure | None:
+    """Draw what probes reach from latents, weights and statistics: a panel a zoo and distribution.
+
+    Args:
+        probes: Of all arms, with the columns of `evaluation.probes.PROBE_SCHEMA`.
+    """
+    if probes.is_empty():
+        return None
+    shown = pick_shown(probes)
+    if shown.is_empty():
+        return None
+    order = [name for name in FEATURES if name in shown["features"]]
+    means = shown.group_by("zoo", "in_distribution", "property", "metric", "features", maintain_order=True).agg(
+        pl.col("value", "low", "high", "chance").fill_nan(None).mean(),
+        pl.col("models").max(),
+        pl.len().alias("backbones"),
+    )
+    # The interval over models is one backbone's; of several backbones' mean there is none.
+    alone = pl.when(pl.col("backbones") == 1)
+    means = means.with_columns(
+        alone.then(pl.col(end).clip(-0.5, 1.0)).alias(end) for end in ("low", "high")
+    ).with_columns(
+        shown=pl.col("value").clip(-0.5, 1.0),
+        features=pl.col("features").replace_strict({name: name_features(name) for name in order}),
+        property=pl.col("property").map_elements(name_property, pl.String) + " (" + pl.col("metric") + ")",
+    )
+    entries = [
+        Entry(name_features(name), f"--c{place + 1}", _SHAPES[place]) for place, name in enumerate(FEATURES) if name in order
+    ]
+    panels = []
+    for (zoo, inside), data in means.group_by("zoo", "in_distribution", maintain_order=True):
+        properties = data["property"].unique(maintain_order=True).to_list()
+        y = alt.Y(field="property", type="nominal", title=None, sort=properties)
+        offset = alt.YOffset(
+            field="features",
+            type="nominal",
+            sort=[entry.name for entry in entries],
+            scale=alt.Scale(domain=[entry.name for entry in entries], paddingOuter=0.3),
+        )
+        x = axis_x("shown", "score (1 is perfect, 0 is guessing)", domain=[-0.5, 1])
+        color = color_by("features", entries)
+        bars = alt.Chart().mark_rule(strokeWidth=1.5, opacity=0.6).encode(
+            x=axis_x("low", "score (1 is perfect, 0 is guessing)", domain=[-0.5, 1]), x2="high", y=y, yOffset=offset, color=color
+        )
+        marks = alt.Chart().mark_point(size=50, filled=True).encode(
+            x=x,
+            y=y,
+            yOffset=offset,
+            color=color,
+            shape=shape_by("features", entries),
+            tooltip=tell(
+                "features",
+                "property",
+                ("value", "score", ".2f"),
+                ("low", "from", ".2f"),
+                ("high", "to", ".2f"),
+                ("chance", "guessing", ".2f"),
+                "backbones",
+            ),
+        )
+        title = f"{zoo}, {'in' if inside else 'out of'} distribution"
+        panels.append(draw_panel(title, data.drop("zoo", "in_distribution"), [bars, marks], 24 + 52 * len(properties)))
+    return Figure(
+        "probes",
+        "What latents tell of a model, beside its weights and their statistics",
+        "Linear probes, fitted on training models and scored on models that neither probe nor backbone has seen. Latents "
+        "are worth something where they are to the right of the statistics of the weights.",
+        panels,
+        entries,
+    )
+
+
+def draw_latents(latents: pl.DataFrame) -> Figure | None:
+    """Draw maps of latents: two panels a backbone, coloured by zoo and by accuracy.
+
+    Args:
+        latents: With the columns of `latents.LATENT_SCHEMA`.
+    """
+    if latents.is_empty():
+        return None
+    zoos = sorted(latents["zoo"].unique())
+    entries = [
+        Entry(name, f"--c{place % CATEGORIES + 1}", _SHAPES[place % len(_SHAPES)]) for place, name in enumerate(zoos)
+    ]
+    panels = []
+    for (arm,), data in latents.group_by("arm", maintain_order=True):
+        x = axis_x("x", "first component", zero=False)
+        y = axis_y("y", "second component", zero=False)
+        hint = tell("zoo", "model", "epoch", ("accuracy", "accuracy", ".3f"))
+        shape = shape_by("zoo", entries)
+        by_zoo = alt.Chart().mark_point(size=30, opacity=0.75).encode(
+            x=x, y=y, color=color_by("zoo", entries), shape=shape, tooltip=hint
+        )
+        panels.append(draw_panel(f"{arm}: by zoo", data.drop("arm", "composition"), [by_zoo], 260))
+        if data["accuracy"].drop_nulls().is_empty():
+            continue
+        scale = alt.Scale(scheme="viridis")
+        color = alt.Color(field="accuracy", type="quantitative", scale=scale, title="accuracy")
+        by_accuracy = alt.Chart().mark_point(size=30, filled=True, opacity=0.85).encode(
+            x=x, y=y, color=color, shape=shape, tooltip=hint
+        )
+        panels.append(draw_panel(f"{arm}: by accuracy", data.drop("arm", "composition"), [by_accuracy], 260))
+    return Figure(
+        "latents",
+        "Latents of models that the backbones were not trained on, in two dimensions",
+        "A mark is a held-out checkpoint: mean and deviation of its latents over the tokens, first two principal "
+        "components. One backbone for each diversity, of its largest composition.",
+        panels,
+        entries,
+        columns=2,
+    )
