@@ -14,6 +14,20 @@ import polars as pl
 
 FONT_SIZE = 12
 CATEGORIES = 7  # colours that can be told apart
+# What matters most comes first: methods that share a colour are not drawn in one figure.
+_METHOD_COLORS = {
+    "samples": "--c1",
+    "selected": "--c5",
+    "zoo": "--ink",
+    "decoded_noise": "--c6",
+    "layer_noise": "--c2",
+    "best_model": "--c3",
+    "anchors": "--c3",
+    "random_init": "--c4",
+    "flat_noise": "--c4",
+    "transfer": "--c7",
+    "distilled_init": "--c7",
+}
 _DIGITS = 5  # significant ones of a number in the page
 
 
@@ -84,14 +98,26 @@ def tell(*columns: str | tuple[str, str] | tuple[str, str, str]) -> list[alt.Too
     return told
 
 
+def method_entries(methods: Iterable[str]) -> list[Entry]:
+    """Return entries for methods whose colours are the same in every figure; at most one a colour."""
+    entries: dict[str, Entry] = {}
+    for method in sorted(methods, key=lambda name: list(_METHOD_COLORS).index(name) if name in _METHOD_COLORS else 99):
+        color = _METHOD_COLORS.get(method)
+        if color is not None:
+            entries.setdefault(color, Entry(method, color))
+    return list(entries.values())
+
+
 def axis_x(name: str, title: str, **scale: Any) -> alt.X:
     """Return a quantitative x axis."""
-    return alt.X(field=name, type="quantitative", title=title, scale=alt.Scale(**scale))
+    axis = alt.Axis(grid=scale.get("type") != "log")
+    return alt.X(field=name, type="quantitative", title=title, scale=alt.Scale(**scale), axis=axis)
 
 
-def axis_y(name: str, title: str, **scale: Any) -> alt.Y:
+def axis_y(name: str, title: str | None, **scale: Any) -> alt.Y:
     """Return a quantitative y axis."""
-    return alt.Y(field=name, type="quantitative", title=title, scale=alt.Scale(**scale))
+    axis = alt.Axis(grid=scale.get("type") != "log")
+    return alt.Y(field=name, type="quantitative", title=title, scale=alt.Scale(**scale), axis=axis)
 
 
 def color_by(name: str, entries: Iterable[Entry]) -> alt.Color:
@@ -111,7 +137,9 @@ def shape_by(name: str, entries: Iterable[Entry]) -> alt.Shape:
 def to_columns(frame: pl.DataFrame) -> dict[str, list[Any]]:
     """Return a frame by columns for JSON: numbers with five digits, null where they are not finite."""
     return {
-        name: [_shorten(value) for value in frame[name].to_list()] if frame[name].dtype.is_float() else frame[name].to_list()
+        name: [_shorten(value) for value in frame[name].to_list()]
+        if frame[name].dtype.is_float()
+        else frame[name].to_list()
         for name in frame.columns
     }
 

@@ -6,7 +6,6 @@ import altair as alt
 import polars as pl
 
 from mzsane.report.figures import (
-    CATEGORIES,
     Entry,
     Figure,
     Panel,
@@ -14,7 +13,7 @@ from mzsane.report.figures import (
     axis_y,
     color_by,
     draw_panel,
-    name_categories,
+    method_entries,
     shape_by,
     tell,
 )
@@ -34,6 +33,7 @@ _SIGHTS = (
     Entry("images", "--c2", "diamond"),
     Entry("labels", "--c4", "triangle-up"),
 )
+_MANY_MARKS = 300  # in a panel
 _ACCURACY = ("accuracy", "accuracy", ".3f")
 
 
@@ -47,7 +47,8 @@ def draw_novelty(cells: pl.DataFrame) -> Figure | None:
     if shown.is_empty():
         return None
     names = ("composition", "target", "kind", "name", "saw", "sees", "accuracy", "interval", "novelty")
-    shown = shown.select(*names, "sampling_novelty")
+    # What is drawn last is on top: the generated ones.
+    shown = shown.select(*names, "sampling_novelty").sort(pl.col("kind") == "generated", maintain_order=True)
     kinds = [entry for entry in _KINDS if entry.name in shown["kind"]]
     edge = max(1.1, 1.05 * float(shown["novelty"].max() or 0.0))  # type: ignore[arg-type]
     targets = shown["target"].unique(maintain_order=True).to_list()
@@ -75,7 +76,7 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
     base = alt.Chart()
     line = base.mark_rule(strokeDash=[2, 3], color="--muted").encode(x=alt.datum(1.0, type="quantitative"))
     points = (
-        base.mark_point(size=55, strokeWidth=1.6)
+        base.mark_point(size=20 if len(data) > _MANY_MARKS else 50, strokeWidth=1.5)
         .encode(
             x=axis_x("novelty", "novelty (zoo spacings)", domain=[0, edge], nice=False),
             y=axis_y("accuracy", "accuracy", domain=[0, 1]),
@@ -112,9 +113,9 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
     shown = cells.filter(finetune_epochs=0, ensemble=1)
     if shown["method"].n_unique() < 2:
         return None
-    label = pl.col("name") + pl.when(pl.col("sees") == "none").then(pl.lit("")).otherwise(" (" + pl.col("sees") + ")")
+    label = pl.col("method") + pl.when(pl.col("sees") == "none").then(pl.lit("")).otherwise(" (" + pl.col("sees") + ")")
     shown = shown.with_columns(label=label).select(
-        *("composition", "target", "kind", "label", "saw", "accuracy", "interval", "in_distribution"),
+        *("composition", "target", "kind", "name", "label", "saw", "accuracy", "interval", "in_distribution"),
         low=(pl.col("accuracy") - pl.col("interval")).clip(0, 1),
         high=(pl.col("accuracy") + pl.col("interval")).clip(0, 1),
     )
@@ -126,23 +127,35 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
         hovered = alt.selection_point(name="hovered", on="pointerover", clear="pointerout", fields=["composition"])
         y = alt.Y(field="label", type="nominal", sort=order, title=None, scale=alt.Scale(domain=order))
         clear = alt.when(hovered).then(alt.value(0.85)).otherwise(alt.value(0.1))
-        bars = alt.Chart().mark_rule(strokeWidth=1.5).encode(
-            x=axis_x("low", "accuracy", domain=[0, 1]), x2="high", y=y, color=color_by("kind", kinds), opacity=clear
+        bars = (
+            alt.Chart()
+            .mark_rule(strokeWidth=1.5)
+            .encode(
+                x=axis_x("low", "accuracy", domain=[0, 1]), x2="high", y=y, color=color_by("kind", kinds), opacity=clear
+            )
         )
-        marks = alt.Chart().mark_point(size=45, filled=True).encode(
-            x=axis_x("accuracy", "accuracy", domain=[0, 1]),
-            y=y,
-            color=color_by("kind", kinds),
-            shape=shape_by("kind", kinds),
-            opacity=clear,
-            tooltip=tell(("label", "method"), "composition", ("saw", "target"), _ACCURACY, ("interval", "± (95 %)", ".3f")),
-        ).add_params(hovered)
-        panels.append(draw_panel(target, shown.filter(target=target).drop("target"), [bars, marks], 18 * len(order)))
+        marks = (
+            alt.Chart()
+            .mark_point(size=45, filled=True)
+            .encode(
+                x=axis_x("accuracy", "accuracy", domain=[0, 1]),
+                y=y,
+                color=color_by("kind", kinds),
+                shape=shape_by("kind", kinds),
+                opacity=clear,
+                tooltip=tell(
+                    ("name", "method"), "composition", ("saw", "target"), _ACCURACY, ("interval", "± (95 %)", ".3f")
+                ),
+            )
+            .add_params(hovered)
+        )
+        panels.append(draw_panel(target, shown.filter(target=target).drop("target"), [bars, marks], 20 * len(order)))
     return Figure(
         "methods",
         "Zero-shot accuracy of every method",
         "A mark is a composition, the bar its 95 % interval; hover to follow a composition through the methods. Compare "
-        "only methods that have seen the same of the target (in brackets).",
+        "only methods that have seen the same of the target (in brackets). Of distilled_init there is a mark for each number "
+        "of gradient steps.",
         panels,
         kinds,
         columns=2,
@@ -162,10 +175,14 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
     means = shown.group_by("target", "name", "method", "sees", "saw", "steps", maintain_order=True).agg(
         pl.col("accuracy", "novelty", "seconds").mean(), pl.col("image_passes").max()
     )
+    # Few are named, lest names cover each other: what is judged, and the last points of the ways to train.
+    last = (pl.col("steps") > 0) & (pl.col("steps") == pl.col("steps").max().over("method"))
+    named = pl.col("method").is_in(["samples", "zoo"]) | (last & (pl.col("sees") == "none"))
+    means = means.with_columns(label=pl.when(named).then("method"))
     sights = [entry for entry in _SIGHTS if entry.name in means["sees"]]
     panels = []
     for target in means["target"].unique(maintain_order=True).to_list():
-        x = axis_x("seconds", "seconds for one network", type="log")
+        x = axis_x("seconds", "seconds for one network", type="log", nice=False, padding=20)
         y = axis_y("accuracy", "accuracy", domain=[0, 1])
         lines = (
             alt.Chart()
@@ -191,7 +208,13 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        panels.append(draw_panel(target, means.filter(target=target).drop("target"), [lines, marks], 260))
+        names = (
+            alt.Chart()
+            .transform_filter("datum.label != null")
+            .mark_text(align="right", dx=-7, dy=-7, color="--ink")
+            .encode(x=x, y=y, text=alt.Text(field="label", type="nominal"))
+        )
+        panels.append(draw_panel(target, means.filter(target=target).drop("target"), [lines, marks, names], 260))
     return Figure(
         "cost",
         "Accuracy over what a network costs, by what was seen of the target",
@@ -211,7 +234,8 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
     tuned = cells.filter(pl.col("finetune_epochs") > 0, ensemble=1)["method"].unique(maintain_order=True).to_list()
     if not tuned:
         return None
-    methods = tuned[:CATEGORIES]
+    entries = method_entries(tuned)
+    methods = [entry.name for entry in entries]
     # Fine-tuning sees labels: a line goes on from what its method had seen the least of before.
     shown = cells.filter(pl.col("method").is_in(methods), ensemble=1)
     order = pl.col("sees").replace_strict({"none": 0, "statistics": 1, "images": 2, "labels": 3}, default=4)
@@ -220,7 +244,6 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
     means = shown.group_by(*keys, maintain_order=True).agg(pl.col("accuracy").mean(), pl.len().alias("compositions"))
     own = shown.filter(method="samples").select(*keys, "composition", "accuracy", "interval")
     data = pl.concat([own, means.with_columns(composition=pl.lit("mean"))], how="diagonal")
-    entries = name_categories(methods)
     epochs = sorted(data["finetune_epochs"].unique())
     panels = []
     for target in data["target"].unique(maintain_order=True).to_list():
@@ -248,7 +271,9 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
                 y=y,
                 color=color,
                 opacity=alt.condition("datum.composition == 'mean'", alt.value(1), alt.value(0.35)),
-                tooltip=tell("method", "composition", ("finetune_epochs", "epochs"), _ACCURACY, ("interval", "± (95 %)", ".3f")),
+                tooltip=tell(
+                    "method", "composition", ("finetune_epochs", "epochs"), _ACCURACY, ("interval", "± (95 %)", ".3f")
+                ),
             )
         )
         panels.append(draw_panel(target, data.filter(target=target).drop("target"), [thin, thick, marks], 240))
@@ -293,35 +318,43 @@ def draw_effects(effects: pl.DataFrame) -> Figure | None:
             field="line", type="nominal", sort=[e.name for e in entries], scale=alt.Scale(paddingOuter=0.4)
         )
         zero = alt.Chart().mark_rule(color="--muted").encode(x=alt.datum(0, type="quantitative"))
-        bars = alt.Chart().mark_rule(strokeWidth=2).encode(
-            x=axis_x("low", "change of accuracy (percentage points)"),
-            x2="high",
-            y=y,
-            yOffset=offset,
-            color=color_by("line", entries),
-            strokeDash=alt.condition("datum.kind == 'total'", alt.value([1, 0]), alt.value([4, 3])),
+        bars = (
+            alt.Chart()
+            .mark_rule(strokeWidth=2)
+            .encode(
+                x=axis_x("low", "change of accuracy (percentage points)"),
+                x2="high",
+                y=y,
+                yOffset=offset,
+                color=color_by("line", entries),
+                strokeDash=alt.condition("datum.kind == 'total'", alt.value([1, 0]), alt.value([4, 3])),
+            )
         )
-        marks = alt.Chart().mark_point(size=70, strokeWidth=2).encode(
-            x=axis_x("estimate", "change of accuracy (percentage points)"),
-            y=y,
-            yOffset=offset,
-            color=color_by("line", entries),
-            shape=shape_by("line", entries),
-            fill=alt.condition("datum.kind == 'total'", _fill_lines(entries), alt.value("--card")),
-            tooltip=tell(
-                ("label", "change"),
-                ("line", "effect"),
-                ("estimate", "points", "+.2f"),
-                ("low", "from", "+.2f"),
-                ("high", "to", "+.2f"),
-                "units",
-                ("over", "interval over"),
-            ),
+        marks = (
+            alt.Chart()
+            .mark_point(size=70, strokeWidth=2)
+            .encode(
+                x=axis_x("estimate", "change of accuracy (percentage points)"),
+                y=y,
+                yOffset=offset,
+                color=color_by("line", entries),
+                shape=shape_by("line", entries),
+                fill=alt.condition("datum.kind == 'total'", _fill_lines(entries), alt.value("--card")),
+                tooltip=tell(
+                    ("label", "change"),
+                    ("line", "effect"),
+                    ("estimate", "points", "+.2f"),
+                    ("low", "from", "+.2f"),
+                    ("high", "to", "+.2f"),
+                    "units",
+                    ("over", "interval over"),
+                ),
+            )
         )
         panels.append(draw_panel(name_epochs(epochs), data, [zero, bars, marks], 90 * len(changes)))
     return Figure(
         "effects",
-        "What size and diversity of a composition change",
+        "Total and adjusted effects of size and diversity",
         "The total effect (filled) is the answer to what happens when a composition is made larger or more diverse. The "
         "adjusted one (hollow, dashed) is at equal novelty, which is a consequence of the composition: it tells why, not "
         "whether. Bars are 95 % intervals; one that crosses 0 tells no effect from chance.",

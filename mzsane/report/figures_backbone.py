@@ -13,6 +13,7 @@ from mzsane.report.figures import (
     axis_y,
     color_by,
     draw_panel,
+    method_entries,
     name_categories,
     shape_by,
     tell,
@@ -44,20 +45,24 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
         ("lost", "points lost by reconstruction", ".1f"),
         ("gain_last_quarter", "R² gained in the last quarter", ".3f"),
     ):
-        marks = alt.Chart().mark_point(size=60, filled=True, opacity=0.8).encode(
-            x=axis_x("passes", "passes over each checkpoint", type="log"),
-            y=axis_y(name, title),
-            color=color_by("state", entries),
-            shape=shape_by("state", entries),
-            tooltip=tell(
-                "composition",
-                "seed",
-                (name, title, form),
-                ("val_r2", "validation R²", ".3f"),
-                ("passes", "passes", ".1f"),
-                ("steps", "steps", ",d"),
-                "state",
-            ),
+        marks = (
+            alt.Chart()
+            .mark_point(size=60, filled=True, opacity=0.8)
+            .encode(
+                x=axis_x("passes", "passes over each checkpoint", type="log", nice=False, padding=20),
+                y=axis_y(name, None),
+                color=color_by("state", entries),
+                shape=shape_by("state", entries),
+                tooltip=tell(
+                    "composition",
+                    "seed",
+                    (name, title, form),
+                    ("val_r2", "validation R²", ".3f"),
+                    ("passes", "passes", ".1f"),
+                    ("steps", "steps", ",d"),
+                    "state",
+                ),
+            )
         )
         panels.append(draw_panel(title, shown, [marks], 240))
     return Figure(
@@ -103,19 +108,27 @@ def draw_curves(curves: pl.DataFrame) -> Figure | None:
             name="hovered", on="pointerover", clear="pointerout", fields=["composition"], nearest=True
         )
         x = axis_x("step", "training steps")
-        y = axis_y("value", metric, type="log" if logarithmic else "linear", zero=not logarithmic)
+        kind = {"type": "log"} if logarithmic else {"zero": True}
+        y = axis_y("value", None, **kind)
         color = alt.value("--c1") if many else color_by("composition", entries)
         faint = 0.08 if many else 0.2
-        lines = alt.Chart().mark_line(strokeWidth=1.6).encode(
-            x=x,
-            y=y,
-            color=color,
-            detail=["composition:N"],
-            opacity=alt.when(hovered).then(alt.value(0.55 if many else 0.9)).otherwise(alt.value(faint)),
+        lines = (
+            alt.Chart()
+            .mark_line(strokeWidth=1.6)
+            .encode(
+                x=x,
+                y=y,
+                color=color,
+                detail=["composition:N"],
+                opacity=alt.when(hovered).then(alt.value(0.55 if many else 0.9)).otherwise(alt.value(faint)),
+            )
         )
-        hints = alt.Chart().mark_point(size=80, opacity=0).encode(
-            x=x, y=y, tooltip=tell("composition", ("step", "step", ",.0f"), ("value", metric, ".4~g"))
-        ).add_params(hovered)
+        hints = (
+            alt.Chart()
+            .mark_point(size=80, opacity=0)
+            .encode(x=x, y=y, tooltip=tell("composition", ("step", "step", ",.0f"), ("value", metric, ".4~g")))
+            .add_params(hovered)
+        )
         panels.append(draw_panel(metric, data, [lines, hints], 200))
     note = "A line is a composition, the mean of its seeds; hover to bring one out and to read its name."
     return Figure("curves", "How the backbones were trained", note, panels, entries)
@@ -135,10 +148,9 @@ def draw_shares(shares: pl.DataFrame) -> Figure | None:
     own = shares.filter(method="samples").group_by(
         "target", "in_distribution", "method", "threshold", "composition", maintain_order=True
     )
-    data = pl.concat(
-        [own.agg(pl.col("share").mean()), means.with_columns(composition=pl.lit("mean"))], how="diagonal"
-    )
-    entries = name_categories(means["method"].unique(maintain_order=True).to_list()[:CATEGORIES])
+    data = pl.concat([own.agg(pl.col("share").mean()), means.with_columns(composition=pl.lit("mean"))], how="diagonal")
+    entries = method_entries(means["method"].unique())
+    data = data.filter(pl.col("method").is_in([entry.name for entry in entries]))
     panels = []
     for inside in (True, False):
         for target in data["target"].unique(maintain_order=True).to_list():
@@ -160,10 +172,16 @@ def draw_shares(shares: pl.DataFrame) -> Figure | None:
                 .mark_line(strokeWidth=2.2)
                 .encode(x=x, y=y, color=color)
             )
-            hints = alt.Chart().mark_point(size=60, opacity=0).encode(
-                x=x,
-                y=y,
-                tooltip=tell("method", "composition", ("threshold", "least novelty", ".2f"), ("share", "share", ".1%")),
+            hints = (
+                alt.Chart()
+                .mark_point(size=60, opacity=0)
+                .encode(
+                    x=x,
+                    y=y,
+                    tooltip=tell(
+                        "method", "composition", ("threshold", "least novelty", ".2f"), ("share", "share", ".1%")
+                    ),
+                )
             )
             title = f"{target}, {'in' if inside else 'out of'} distribution"
             panels.append(draw_panel(title, here, [thin, thick, hints], 200))
@@ -202,12 +220,17 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
     ).with_columns(
         shown=pl.col("value").clip(-0.5, 1.0),
         features=pl.col("features").replace_strict({name: name_features(name) for name in order}),
-        property=pl.col("property").map_elements(name_property, pl.String) + " (" + pl.col("metric") + ")",
+        property=pl.Series(
+            [f"{name_property(name)} ({metric})" for name, metric in means.select("property", "metric").rows()]
+        ),
     )
     entries = [
-        Entry(name_features(name), f"--c{place + 1}", _SHAPES[place]) for place, name in enumerate(FEATURES) if name in order
+        Entry(name_features(name), f"--c{place + 1}", _SHAPES[place])
+        for place, name in enumerate(FEATURES)
+        if name in order
     ]
     panels = []
+    means = means.sort("in_distribution", descending=True, maintain_order=True)
     for (zoo, inside), data in means.group_by("zoo", "in_distribution", maintain_order=True):
         properties = data["property"].unique(maintain_order=True).to_list()
         y = alt.Y(field="property", type="nominal", title=None, sort=properties)
@@ -219,24 +242,36 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
         )
         x = axis_x("shown", "score (1 is perfect, 0 is guessing)", domain=[-0.5, 1])
         color = color_by("features", entries)
-        bars = alt.Chart().mark_rule(strokeWidth=1.5, opacity=0.6).encode(
-            x=axis_x("low", "score (1 is perfect, 0 is guessing)", domain=[-0.5, 1]), x2="high", y=y, yOffset=offset, color=color
+        bars = (
+            alt.Chart()
+            .mark_rule(strokeWidth=1.5, opacity=0.6)
+            .encode(
+                x=axis_x("low", "score (1 is perfect, 0 is guessing)", domain=[-0.5, 1]),
+                x2="high",
+                y=y,
+                yOffset=offset,
+                color=color,
+            )
         )
-        marks = alt.Chart().mark_point(size=50, filled=True).encode(
-            x=x,
-            y=y,
-            yOffset=offset,
-            color=color,
-            shape=shape_by("features", entries),
-            tooltip=tell(
-                "features",
-                "property",
-                ("value", "score", ".2f"),
-                ("low", "from", ".2f"),
-                ("high", "to", ".2f"),
-                ("chance", "guessing", ".2f"),
-                "backbones",
-            ),
+        marks = (
+            alt.Chart()
+            .mark_point(size=50, filled=True)
+            .encode(
+                x=x,
+                y=y,
+                yOffset=offset,
+                color=color,
+                shape=shape_by("features", entries),
+                tooltip=tell(
+                    "features",
+                    "property",
+                    ("value", "score", ".2f"),
+                    ("low", "from", ".2f"),
+                    ("high", "to", ".2f"),
+                    ("chance", "guessing", ".2f"),
+                    "backbones",
+                ),
+            )
         )
         title = f"{zoo}, {'in' if inside else 'out of'} distribution"
         panels.append(draw_panel(title, data.drop("zoo", "in_distribution"), [bars, marks], 24 + 52 * len(properties)))
@@ -268,16 +303,20 @@ def draw_latents(latents: pl.DataFrame) -> Figure | None:
         y = axis_y("y", "second component", zero=False)
         hint = tell("zoo", "model", "epoch", ("accuracy", "accuracy", ".3f"))
         shape = shape_by("zoo", entries)
-        by_zoo = alt.Chart().mark_point(size=30, opacity=0.75).encode(
-            x=x, y=y, color=color_by("zoo", entries), shape=shape, tooltip=hint
+        by_zoo = (
+            alt.Chart()
+            .mark_point(size=30, opacity=0.75)
+            .encode(x=x, y=y, color=color_by("zoo", entries), shape=shape, tooltip=hint)
         )
         panels.append(draw_panel(f"{arm}: by zoo", data.drop("arm", "composition"), [by_zoo], 260))
         if data["accuracy"].drop_nulls().is_empty():
             continue
         scale = alt.Scale(scheme="viridis")
         color = alt.Color(field="accuracy", type="quantitative", scale=scale, title="accuracy")
-        by_accuracy = alt.Chart().mark_point(size=30, filled=True, opacity=0.85).encode(
-            x=x, y=y, color=color, shape=shape, tooltip=hint
+        by_accuracy = (
+            alt.Chart()
+            .mark_point(size=30, filled=True, opacity=0.85)
+            .encode(x=x, y=y, color=color, shape=shape, tooltip=hint)
         )
         panels.append(draw_panel(f"{arm}: by accuracy", data.drop("arm", "composition"), [by_accuracy], 260))
     return Figure(

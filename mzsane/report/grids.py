@@ -79,7 +79,10 @@ def list_views(cells: pl.DataFrame) -> list[AccuracyView]:
     """
     compositions, targets = list_compositions(cells), cells["target"].unique(maintain_order=True).to_list()
     marks = dict(
-        cells.filter(method="zoo", finetune_epochs=0, ensemble=1).group_by("target").agg(pl.col("accuracy").mean()).rows()
+        cells.filter(method="zoo", finetune_epochs=0, ensemble=1)
+        .group_by("target")
+        .agg(pl.col("accuracy").mean())
+        .rows()
     )
     first = (pl.col("method") != "samples") | (pl.col("ensemble") > 1)
     keys = ("ensemble", "finetune_epochs", "name", "saw", "images_per_class")

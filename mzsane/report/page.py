@@ -117,7 +117,8 @@ def render_report(
         "measurements": measurements,
     }
     scripts = [read_bundle(), environment.get_template("page.js.j2").render(font_size=FONT_SIZE)]
-    probe_table, not_probed = list_probes(probes) if len(probes) else (None, [])
+    probe_table, not_probed = list_probes(probes)
+    tables = [list_effects(effects), list_convergence(convergence), probe_table]
     return environment.get_template("page.html.j2").render(
         name=str(config.get("name", "")),
         answers=answers,
@@ -127,11 +128,10 @@ def render_report(
         counts=count_things(rows),
         targets=list_targets(cells),
         views=views,
+        marks=list_marks(cells),
         duels=list_duels(duels, list_compositions(cells), list_targets(cells)),
         figures=figures,
-        effects=list_effects(effects) if len(effects) else None,
-        convergence=list_convergence(convergence) if len(convergence) else None,
-        probes=probe_table,
+        tables=[table for table in tables if table.rows],
         not_probed=not_probed,
         measured=bool(len(rows)),
         constants=constants,
@@ -171,6 +171,13 @@ def count_things(rows: pl.DataFrame) -> str:
 def list_targets(cells: pl.DataFrame) -> list[str]:
     """Return the targets in the order in which they first appear."""
     return cells["target"].unique(maintain_order=True).to_list()
+
+
+def list_marks(cells: pl.DataFrame) -> list[float | None]:
+    """Return the zero-shot accuracy of trained models by target, in the order of `list_targets`; empty without any."""
+    zoo = cells.filter(method="zoo", finetune_epochs=0, ensemble=1).group_by("target").agg(pl.col("accuracy").mean())
+    marks = dict(zoo.rows())
+    return [marks.get(target) for target in list_targets(cells)] if marks else []
 
 
 @cache

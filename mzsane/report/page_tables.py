@@ -18,12 +18,18 @@ _CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, what it means, whether it holds numbers, and whether a list of its values is offered."""
+    """A column: its heading, what it means, if it holds numbers or long text, if a list of its values is offered."""
 
     name: str
     meaning: str = ""
     number: bool = False
     choose: bool = False
+    wide: bool = False
+
+    @property
+    def css(self) -> str:
+        """The class of the column's cells."""
+        return "number" if self.number else "wide" if self.wide else ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Table:
     """A table that is written into the page, cells as text."""
 
     name: str
+    title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
 
@@ -76,14 +83,16 @@ def list_effects(effects: pl.DataFrame) -> Table:
     heads = [Column("change"), Column("kind", WORDS["total effect"], choose=True), Column("target", choose=True)]
     heads += [Column("epochs", number=True)]
     heads += [Column(name, WORDS["points"], number=True) for name in ("points", "from", "to")]
-    heads += [Column("units", WORDS["interval"], number=True), Column("interval over"), Column("why not")]
+    heads += [Column("units", WORDS["interval"], number=True), Column("interval over"), Column("why not", wide=True)]
     body = []
     for row in effects.iter_rows(named=True):
-        points = [format_value(None if row[name] is None else 100 * row[name], 2) for name in ("estimate", "low", "high")]
+        points = [
+            format_value(None if row[name] is None else 100 * row[name], 2) for name in ("estimate", "low", "high")
+        ]
         place = "in distribution" if row["in_distribution"] else "out of distribution"
         words = [row["label"], row["kind"], place, str(row["epochs"]), *points]
         body.append([*words, format_value(row["units"]), row["over"] or MISSING, row["reason"] or MISSING])
-    return Table("table-effects", heads, body)
+    return Table("table-effects", "Effects", heads, body)
 
 
 def list_convergence(convergence: pl.DataFrame) -> Table:
@@ -109,7 +118,7 @@ def list_convergence(convergence: pl.DataFrame) -> Table:
         numbers.append(format_value(None if lost is None else 100 * lost, 1))
         names = [row["composition"], str(row["seed"]), format_value(row["steps"])]
         body.append([*names, *numbers, "failed" if row["failed"] else "trained"])
-    return Table("table-convergence", heads, body)
+    return Table("table-convergence", "Backbones", heads, body)
 
 
 def list_probes(probes: pl.DataFrame) -> tuple[Table, list[str]]:
@@ -121,6 +130,8 @@ def list_probes(probes: pl.DataFrame) -> tuple[Table, list[str]]:
     heads = [Column(name, choose=True) for name in ("zoo", "property", "features", "metric")]
     heads += [Column("sees", WORDS["sees"]), Column("fitted on")]
     heads += [Column(name, number=True) for name in ("score", "from", "to", "guessing", "models")]
+    if probes.is_empty():
+        return Table("table-probes", "Probes of latents", heads, []), []
     keys = ("zoo", "in_distribution", "property", "features", "metric", "sees", "fitted_on")
     scored = probes.filter(pl.col("value").is_finite()).with_columns(fitted_on=pl.col("fitted_on").list.join(", "))
     means = scored.group_by(keys, maintain_order=True).agg(
@@ -141,7 +152,7 @@ def list_probes(probes: pl.DataFrame) -> tuple[Table, list[str]]:
         f"{zoo}, {name_property(name)}{f' from {name_features(features)}' if features else ''}: {note}"
         for zoo, name, features, note in left_out.rows()
     ]
-    return Table("table-probes", heads, body), notes
+    return Table("table-probes", "Probes of latents", heads, body), notes
 
 
 def list_provenance(provenance: Sequence[Mapping[str, Any]]) -> Table:
@@ -152,13 +163,19 @@ def list_provenance(provenance: Sequence[Mapping[str, Any]]) -> Table:
     """
     artifacts = merge_artifacts(provenance)
     names = {artifact.fingerprint: f"{artifact.stage} {artifact.name}" for artifact in artifacts}
-    heads = [Column("stage", choose=True), Column("name"), Column("reads"), Column("arms"), Column("address")]
+    heads = [
+        Column("stage", choose=True),
+        Column("name"),
+        Column("reads", wide=True),
+        Column("arms"),
+        Column("address"),
+    ]
     body = []
     for artifact in artifacts:
         reads = ", ".join(names.get(read, f"{read[:8]} (elsewhere)") for read in artifact.reads)
         arms = artifact.arms[0] if len(artifact.arms) == 1 else f"{len(artifact.arms)} arms"
         body.append([artifact.stage, artifact.name, reads or MISSING, arms, artifact.address])
-    return Table("table-provenance", heads, body)
+    return Table("table-provenance", "Artifacts", heads, body)
 
 
 def _name(name: str) -> str:

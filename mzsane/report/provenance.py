@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-
 STAGES = ("zoo", "tokens", "backbone", "samples", "scores", "probes")
 
 
