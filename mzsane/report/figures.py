@@ -60,7 +60,7 @@ class Figure:
         note: How to read it.
         panels: The panels, in order.
         legend: What colours and shapes mean.
-        columns: Panels beside each other where there is room.
+        columns: Panels beside each other on a wide screen; 0 lets their number decide.
     """
 
     name: str
@@ -68,7 +68,12 @@ class Figure:
     note: str
     panels: Sequence[Panel]
     legend: Sequence[Entry] = field(default=())
-    columns: int = 3
+    columns: int = 0
+
+    @property
+    def across(self) -> int:
+        """Panels beside each other on a wide screen."""
+        return self.columns or (len(self.panels) if len(self.panels) <= 4 else 4 if len(self.panels) % 4 == 0 else 3)
 
 
 def draw_panel(title: str, data: pl.DataFrame, layers: Sequence[alt.Chart], height: int) -> Panel:

@@ -208,13 +208,14 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        names = (
+        names = [
             alt.Chart()
-            .transform_filter("datum.label != null")
-            .mark_text(align="right", dx=-7, dy=-7, color="--ink")
+            .transform_filter(f"datum.label != null && {'' if left else '!'}(datum.method == 'samples')")
+            .mark_text(align="left" if left else "right", dx=8 if left else -8, dy=8 if left else -8, color="--ink")
             .encode(x=x, y=y, text=alt.Text(field="label", type="nominal"))
-        )
-        panels.append(draw_panel(target, means.filter(target=target).drop("target"), [lines, marks, names], 260))
+            for left in (True, False)
+        ]
+        panels.append(draw_panel(target, means.filter(target=target).drop("target"), [lines, marks, *names], 260))
     return Figure(
         "cost",
         "Accuracy over what a network costs, by what was seen of the target",

@@ -8,6 +8,7 @@ the accuracies and the duels can be read; figures and the table of measurements 
 import base64
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import jinja2
 import polars as pl
 import vl_convert
+from markupsafe import Markup, escape
 
 from mzsane.report.answers import Answer
 from mzsane.report.cells import check_rows, join_names, list_names
@@ -96,7 +98,7 @@ def render_report(
     rows = check_rows(rows)
     cells = pool_seeds(rows)
     views = list_views(cells)
-    drawn = {
+    figures = {
         "novelty": draw_novelty(cells),
         "effects": draw_effects(effects),
         "cost": draw_cost(cells),
@@ -108,11 +110,10 @@ def render_report(
         "probes": draw_probes(probes),
         "latents": draw_latents(latents),
     }
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
     measurements, constants = list_measurements(rows)
     environment = _open_environment()
     payload = {
-        "panels": list_data(figures.values()),
+        "panels": list_data(figure for figure in figures.values() if figure is not None),
         "views": _render_views(environment, views),
         "measurements": measurements,
     }
@@ -130,6 +131,7 @@ def render_report(
         views=views,
         marks=list_marks(cells),
         duels=list_duels(duels, list_compositions(cells), list_targets(cells)),
+        card_width=measure_cards(duels),
         figures=figures,
         tables=[table for table in tables if table.rows],
         not_probed=not_probed,
@@ -180,6 +182,14 @@ def list_marks(cells: pl.DataFrame) -> list[float | None]:
     return [marks.get(target) for target in list_targets(cells)] if marks else []
 
 
+def measure_cards(duels: pl.DataFrame) -> float:
+    """Return the width of a card of duels, in which the longest name and all targets have room, in rem."""
+    if duels.is_empty():
+        return 0.0
+    longest = max(len(name) for name in duels["composition"])
+    return round(2.5 + 0.38 * longest + 3.7 * duels["target"].n_unique(), 1)
+
+
 @cache
 def read_bundle() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script (0.9 MB)."""
@@ -197,10 +207,17 @@ def _hash_script(script: str) -> str:
 
 
 def _open_environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mzsane.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _allow_breaks
+    return environment
+
+
+def _allow_breaks(name: str) -> Markup:
+    """Escape a name, and let a narrow screen break it after what joins its parts."""
+    return Markup(re.sub(r"(?<=[+/_])", "<wbr>", str(escape(name))))
