@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
 from mzsane.config.images import AnyImagesConfig, FilesConfig, ImagesConfig, TorchvisionConfig
+from mzsane.config.questions import QuestionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
@@ -81,6 +82,9 @@ class AblationConfig(Config):
     sampling: SamplingConfig = Field(SamplingConfig(), description="how weights are drawn")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="how models are scored")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one arm a composition and seed")
+    questions: tuple[QuestionConfig, ...] = Field(
+        (), description="what is asked of it, before it runs; what is found beyond these is called exploratory"
+    )
 
     @property
     def all_zoos(self) -> tuple[AnyZooConfig, ...]:
@@ -106,6 +110,14 @@ class AblationConfig(Config):
         for composition in self.compositions:
             self._check_slices(composition, zoos)
             self._check_anchors(composition)
+        counts = [self.count_parts(composition) for composition in self.compositions]
+        for question in self.questions:
+            question.check(
+                [c.name for c in self.compositions],
+                [t.name for t in self.targets],
+                self.evaluation.finetune_epochs,
+                {factor: {count[factor] for count in counts} for factor in counts[0]},
+            )
         return self
 
     def _check_slices(self, composition: CompositionConfig, zoos: dict[str, AnyZooConfig]) -> None:

@@ -10,19 +10,23 @@ from mzsane.report.intervals import t_factors
 
 METHODS = (
     "zoo",
+    "best_model",
     "transfer",
     "reconstruction",
     "samples",
     "selected",
     "anchors",
     "best_anchor",
-    "anchor_noise",
+    "decoded_noise",
+    "layer_noise",
+    "flat_noise",
+    "distilled_init",
     "interpolation",
     "average",
     "statistics",
     "random_init",
 )
-SEES = ("none", "images", "labels")
+SEES = ("none", "statistics", "images", "labels")
 ROW_SCHEMA = {
     "arm": pl.String,
     "composition": pl.String,
@@ -34,11 +38,16 @@ ROW_SCHEMA = {
     "architectures": pl.Int64,
     "method": pl.String,
     "sees": pl.String,
+    "generator_sees": pl.String,
     "ensemble": pl.Int64,
     "finetune_epochs": pl.Int64,
     "learning_rate": pl.Float64,
     "images_per_class": pl.Int64,
+    "gradient_steps": pl.Int64,
+    "image_passes": pl.Int64,
+    "seconds": pl.Float64,
     "n": pl.Int64,
+    "clusters": pl.Int64,
     "chosen_of": pl.Int64,
     "accuracy_mean": pl.Float64,
     "accuracy_std": pl.Float64,
@@ -46,8 +55,19 @@ ROW_SCHEMA = {
     "loss_mean": pl.Float64,
     "calibration_mean": pl.Float64,
     "novelty_mean": pl.Float64,
+    "sampling_novelty_mean": pl.Float64,
+    "norm_ratio_mean": pl.Float64,
+    "outside_norms_share": pl.Float64,
+    "error_overlap_mean": pl.Float64,
+    "disagreement_mean": pl.Float64,
+    "spread_mean": pl.Float64,
+    "coverage": pl.Float64,
+    "copying_z": pl.Float64,
 }
-_MEASURED = ("accuracy_mean", "accuracy_std", "accuracy_interval", "loss_mean", "calibration_mean", "novelty_mean")
+_COUNTED = ("learning_rate", "seconds")  # numbers that are null where there is nothing to count
+_MEASURED = tuple(name for name, kind in ROW_SCHEMA.items() if kind == pl.Float64 and name not in _COUNTED)
+# What names a single model of `models.parquet`, beside the columns of its score (`mzsane.evaluation.scorer`).
+MODEL_LABELS = {name: ROW_SCHEMA[name] for name in ("arm", "composition", "seed", "target", "in_distribution")}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,19 @@ CHANGES = {
     "datasets": "each added dataset",
     "architectures": "each added architecture",
 }
+EFFECT_SCHEMA = {
+    "factor": pl.String,
+    "epochs": pl.Int64,
+    "in_distribution": pl.Boolean,
+    "kind": pl.String,
+    "estimate": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "units": pl.Int64,
+    "over": pl.String,
+    "reason": pl.String,
+    "label": pl.String,
+}
 _LEAST_MEASUREMENTS = 10  # beyond one a block, for each number that is estimated, where novelty is one of them
 _LEAST_SHARE = 1e-9  # of a factor's variance, that must be left when the blocks and the other factors are known
 
