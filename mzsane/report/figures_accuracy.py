@@ -81,7 +81,7 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
             x=axis_x("novelty", "novelty (zoo spacings)", domain=[0, edge], nice=False),
             y=axis_y("accuracy", "accuracy", domain=[0, 1]),
             color=color_by("kind", kinds),
-            fill=alt.condition("datum.sees == 'none' || datum.sees == 'statistics'", _fill(kinds), alt.value(None)),
+            fill=alt.condition("datum.sees == 'none' || datum.sees == 'statistics'", _fill(kinds), alt.value("transparent")),
             shape=shape_by("kind", kinds),
             opacity=alt.when(hovered).then(alt.value(0.85)).otherwise(alt.value(0.1)),
             tooltip=tell(
