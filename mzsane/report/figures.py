@@ -13,6 +13,7 @@ import altair as alt
 import polars as pl
 
 FONT_SIZE = 12
+ACCURACY = ("accuracy", "accuracy", ".3f")  # in a tooltip
 CATEGORIES = 7  # colours that can be told apart
 # What matters most comes first: methods that share a colour are not drawn in one figure.
 _METHOD_COLORS = {
@@ -130,6 +131,13 @@ def color_by(name: str, entries: Iterable[Entry]) -> alt.Color:
     entries = list(entries)
     scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.color for entry in entries])
     return alt.Color(field=name, type="nominal", scale=scale, legend=None)
+
+
+def fill_by(name: str, entries: Iterable[Entry]) -> alt.Fill:
+    """Fill by a column of names, in the colours of `color_by`."""
+    entries = list(entries)
+    scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.color for entry in entries])
+    return alt.Fill(field=name, type="nominal", scale=scale, legend=None)
 
 
 def shape_by(name: str, entries: Iterable[Entry]) -> alt.Shape:

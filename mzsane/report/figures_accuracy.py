@@ -1,4 +1,4 @@
-"""Figures of accuracy: over novelty, over cost, by method, over fine-tuning, and the effects of a composition."""
+"""Figures of zero-shot accuracy: over novelty, over cost, and by method."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from mzsane.report.figures import (
+    ACCURACY,
     Entry,
     Figure,
     Panel,
@@ -13,11 +14,10 @@ from mzsane.report.figures import (
     axis_y,
     color_by,
     draw_panel,
-    method_entries,
+    fill_by,
     shape_by,
     tell,
 )
-from mzsane.report.words import name_epochs
 
 _KINDS = (
     Entry("generated", "--c1", "circle"),
@@ -34,7 +34,6 @@ _SIGHTS = (
     Entry("labels", "--c4", "triangle-up"),
 )
 _MANY_MARKS = 300  # in a panel
-_ACCURACY = ("accuracy", "accuracy", ".3f")
 
 
 def draw_novelty(cells: pl.DataFrame) -> Figure | None:
@@ -81,14 +80,16 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
             x=axis_x("novelty", "novelty (zoo spacings)", domain=[0, edge], nice=False),
             y=axis_y("accuracy", "accuracy", domain=[0, 1]),
             color=color_by("kind", kinds),
-            fill=alt.condition("datum.sees == 'none' || datum.sees == 'statistics'", _fill(kinds), alt.value("transparent")),
+            fill=alt.condition(
+                "datum.sees == 'none' || datum.sees == 'statistics'", fill_by("kind", kinds), alt.value("transparent")
+            ),
             shape=shape_by("kind", kinds),
             opacity=alt.when(hovered).then(alt.value(0.85)).otherwise(alt.value(0.1)),
             tooltip=tell(
                 ("name", "method"),
                 "composition",
                 ("saw", "target"),
-                _ACCURACY,
+                ACCURACY,
                 ("interval", "± (95 %)", ".3f"),
                 ("novelty", "novelty", ".2f"),
                 ("sampling_novelty", "sampling novelty", ".2f"),
@@ -97,11 +98,6 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
         .add_params(hovered)
     )
     return draw_panel(title, data, [line, points], height)
-
-
-def _fill(kinds: Sequence[Entry]) -> alt.Fill:
-    scale = alt.Scale(domain=[entry.name for entry in kinds], range=[entry.color for entry in kinds])
-    return alt.Fill(field="kind", type="nominal", scale=scale, legend=None)
 
 
 def draw_methods(cells: pl.DataFrame) -> Figure | None:
@@ -144,7 +140,7 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
                 shape=shape_by("kind", kinds),
                 opacity=clear,
                 tooltip=tell(
-                    ("name", "method"), "composition", ("saw", "target"), _ACCURACY, ("interval", "± (95 %)", ".3f")
+                    ("name", "method"), "composition", ("saw", "target"), ACCURACY, ("interval", "± (95 %)", ".3f")
                 ),
             )
             .add_params(hovered)
@@ -153,9 +149,8 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
     return Figure(
         "methods",
         "Zero-shot accuracy of every method",
-        "A mark is a composition, the bar its 95 % interval; hover to follow a composition through the methods. Compare "
-        "only methods that have seen the same of the target (in brackets). Of distilled_init there is a mark for each number "
-        "of gradient steps.",
+        "A mark is a composition, the bar its 95 % interval; hover to follow one through the methods. Compare only methods "
+        "that have seen the same of the target (in brackets). Of distilled_init there is a mark for each number of steps.",
         panels,
         kinds,
         columns=2,
@@ -201,7 +196,7 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
                 tooltip=tell(
                     ("name", "method"),
                     ("saw", "target"),
-                    _ACCURACY,
+                    ACCURACY,
                     ("novelty", "novelty", ".2f"),
                     ("seconds", "seconds", ".2~g"),
                     ("image_passes", "image passes", ",.0f"),
@@ -224,147 +219,3 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
         panels,
         sights,
     )
-
-
-def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
-    """Draw accuracy over epochs of fine-tuning: a panel a target, a line a method, thin lines for compositions.
-
-    Args:
-        cells: As of `pooling.pool_seeds`.
-    """
-    tuned = cells.filter(pl.col("finetune_epochs") > 0, ensemble=1)["method"].unique(maintain_order=True).to_list()
-    if not tuned:
-        return None
-    entries = method_entries(tuned)
-    methods = [entry.name for entry in entries]
-    # Fine-tuning sees labels: a line goes on from what its method had seen the least of before.
-    shown = cells.filter(pl.col("method").is_in(methods), ensemble=1)
-    order = pl.col("sees").replace_strict({"none": 0, "statistics": 1, "images": 2, "labels": 3}, default=4)
-    shown = shown.filter(order == order.min().over("composition", "target", "method", "finetune_epochs"))
-    keys = ("target", "method", "finetune_epochs")
-    means = shown.group_by(*keys, maintain_order=True).agg(pl.col("accuracy").mean(), pl.len().alias("compositions"))
-    own = shown.filter(method="samples").select(*keys, "composition", "accuracy", "interval")
-    data = pl.concat([own, means.with_columns(composition=pl.lit("mean"))], how="diagonal")
-    epochs = sorted(data["finetune_epochs"].unique())
-    panels = []
-    for target in data["target"].unique(maintain_order=True).to_list():
-        x = axis_x("finetune_epochs", "epochs of fine-tuning", type="symlog" if epochs[-1] > 5 else "linear")
-        x.axis = alt.Axis(values=epochs, format="d")
-        y = axis_y("accuracy", "accuracy", domain=[0, 1])
-        color = color_by("method", entries)
-        thin = (
-            alt.Chart()
-            .transform_filter("datum.composition != 'mean'")
-            .mark_line(strokeWidth=1, opacity=0.3)
-            .encode(x=x, y=y, color=color, detail=["composition:N"])
-        )
-        thick = (
-            alt.Chart()
-            .transform_filter("datum.composition == 'mean'")
-            .mark_line(strokeWidth=2.2)
-            .encode(x=x, y=y, color=color)
-        )
-        marks = (
-            alt.Chart()
-            .mark_point(size=40, filled=True)
-            .encode(
-                x=x,
-                y=y,
-                color=color,
-                opacity=alt.condition("datum.composition == 'mean'", alt.value(1), alt.value(0.35)),
-                tooltip=tell(
-                    "method", "composition", ("finetune_epochs", "epochs"), _ACCURACY, ("interval", "± (95 %)", ".3f")
-                ),
-            )
-        )
-        panels.append(draw_panel(target, data.filter(target=target).drop("target"), [thin, thick, marks], 240))
-    return Figure(
-        "finetuning",
-        "Accuracy while fine-tuning",
-        "Thick: the mean of a method over compositions; thin: samples of each composition. A generated start is worth "
-        "something where samples stay above random initialisations, and above the best model that was there before.",
-        panels,
-        entries,
-    )
-
-
-def draw_effects(effects: pl.DataFrame) -> Figure | None:
-    """Draw total effects with their intervals, and beside them the adjusted ones: a panel for each stage.
-
-    Args:
-        effects: With the columns of `effects.EFFECT_SCHEMA`.
-    """
-    if effects.is_empty() or effects["estimate"].drop_nulls().is_empty():
-        return None
-    place = pl.when("in_distribution").then(pl.lit("in distribution")).otherwise(pl.lit("out of distribution"))
-    shown = effects.filter(pl.col("estimate").is_not_null()).with_columns(
-        place=place,
-        change=pl.col("label").first().over("factor"),
-        line=pl.col("kind") + ", " + place,
-        *((100 * pl.col(name)).alias(name) for name in ("estimate", "low", "high")),
-    )
-    entries = [
-        Entry("total, in distribution", "--c1", "circle"),
-        Entry("total, out of distribution", "--c2", "square"),
-        Entry("adjusted, in distribution", "--c1", "circle", hollow=True),
-        Entry("adjusted, out of distribution", "--c2", "square", hollow=True),
-    ]
-    entries = [entry for entry in entries if entry.name in shown["line"]]
-    panels = []
-    changes = shown["change"].unique(maintain_order=True).to_list()
-    for epochs in sorted(shown["epochs"].unique()):
-        data = shown.filter(epochs=epochs).drop("epochs")
-        y = alt.Y(field="change", type="nominal", title=None, sort=changes, scale=alt.Scale(domain=changes))
-        offset = alt.YOffset(
-            field="line", type="nominal", sort=[e.name for e in entries], scale=alt.Scale(paddingOuter=0.4)
-        )
-        zero = alt.Chart().mark_rule(color="--muted").encode(x=alt.datum(0, type="quantitative"))
-        bars = (
-            alt.Chart()
-            .mark_rule(strokeWidth=2)
-            .encode(
-                x=axis_x("low", "change of accuracy (percentage points)"),
-                x2="high",
-                y=y,
-                yOffset=offset,
-                color=color_by("line", entries),
-                strokeDash=alt.condition("datum.kind == 'total'", alt.value([1, 0]), alt.value([4, 3])),
-            )
-        )
-        marks = (
-            alt.Chart()
-            .mark_point(size=70, strokeWidth=2)
-            .encode(
-                x=axis_x("estimate", "change of accuracy (percentage points)"),
-                y=y,
-                yOffset=offset,
-                color=color_by("line", entries),
-                shape=shape_by("line", entries),
-                fill=alt.condition("datum.kind == 'total'", _fill_lines(entries), alt.value("--card")),
-                tooltip=tell(
-                    ("label", "change"),
-                    ("line", "effect"),
-                    ("estimate", "points", "+.2f"),
-                    ("low", "from", "+.2f"),
-                    ("high", "to", "+.2f"),
-                    "units",
-                    ("over", "interval over"),
-                ),
-            )
-        )
-        panels.append(draw_panel(name_epochs(epochs), data, [zero, bars, marks], 90 * len(changes)))
-    return Figure(
-        "effects",
-        "Total and adjusted effects of size and diversity",
-        "The total effect (filled) is the answer to what happens when a composition is made larger or more diverse. The "
-        "adjusted one (hollow, dashed) is at equal novelty, which is a consequence of the composition: it tells why, not "
-        "whether. Bars are 95 % intervals; one that crosses 0 tells no effect from chance.",
-        panels,
-        entries,
-        columns=2,
-    )
-
-
-def _fill_lines(entries: Sequence[Entry]) -> alt.Fill:
-    scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.color for entry in entries])
-    return alt.Fill(field="line", type="nominal", scale=scale, legend=None)

@@ -278,8 +278,8 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
     return Figure(
         "probes",
         "What latents tell of a model, beside its weights and their statistics",
-        "Linear probes, fitted on training models and scored on models that neither probe nor backbone has seen. Latents "
-        "are worth something where they are to the right of the statistics of the weights.",
+        "Linear probes, fitted on training models and scored on models that neither probe nor backbone has seen. "
+        "Latents are worth something where they are to the right of the statistics of the weights.",
         panels,
         entries,
     )

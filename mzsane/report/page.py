@@ -21,9 +21,10 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from mzsane.report.answers import Answer
-from mzsane.report.cells import check_rows, join_names, list_names
+from mzsane.report.cells import check_rows, join_names
 from mzsane.report.figures import FONT_SIZE, list_data
-from mzsane.report.figures_accuracy import draw_cost, draw_effects, draw_finetuning, draw_methods, draw_novelty
+from mzsane.report.figures_accuracy import draw_cost, draw_methods, draw_novelty
+from mzsane.report.figures_change import draw_effects, draw_finetuning
 from mzsane.report.figures_backbone import draw_convergence, draw_curves, draw_latents, draw_probes, draw_shares
 from mzsane.report.grids import AccuracyView, list_compositions, list_duels, list_views
 from mzsane.report.page_tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance

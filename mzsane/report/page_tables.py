@@ -43,7 +43,7 @@ class Table:
 
 
 def format_value(value: Any, digits: int = 3) -> str:
-    """Return a value as text: three decimals or two digits, `n/a` where it is not finite, a dash where there is none."""
+    """Return a value as text: decimals or two digits, `n/a` where it is not finite, a dash where there is none."""
     if value is None:
         return MISSING
     if isinstance(value, bool):

@@ -27,8 +27,8 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         The columns of `KEYS`, accuracy, interval (half of 95 %, null where unknown), units, unit_kind, image_passes and
-        the measures without `_mean`, and for people: kind, steps, stage, name; in the order of targets, methods, `sees`,
-        steps and compositions.
+        the measures without `_mean`, and for people kind, stage, name and saw; in the order of targets, methods,
+        `sees`, steps and compositions.
     """
     finite = pl.col("accuracy_mean").is_finite()
     steps = pl.when(pl.col("method") == "zoo").then(0).otherwise(pl.col("gradient_steps").fill_null(0))
@@ -76,12 +76,6 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
         _place("composition", orders["composition"]),
         maintain_order=True,
     )
-
-
-def pick_seeing_least(cells: pl.DataFrame) -> pl.DataFrame:
-    """Return of each method and number of epochs what has seen the least of the target."""
-    place = _place("sees", SEES)
-    return cells.filter(place == place.min().over("method", "finetune_epochs"))
 
 
 def format_points(difference: float | None) -> str:

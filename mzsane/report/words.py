@@ -79,10 +79,10 @@ WORDS = {
     "gradient steps": "Steps of training a network, before any fine-tuning; image passes: images seen in them.",
     "seconds": "Time to make one network, on the machine named above.",
     "total effect": "What changes when a composition is made larger or more diverse, with everything that follows.",
-    "adjusted effect": "The same at equal novelty, which is itself a consequence of the composition: not the answer to "
-    "what a zoo should be made of.",
-    "win, tie, loss": "A win or a loss has a 95 % interval of the paired difference on one side of 0; else it is a tie. "
-    "With fewer than three independent units there is no test.",
+    "adjusted effect": "The same at equal novelty, which is itself a consequence of the composition: it is not the "
+    "answer to what a zoo should be made of.",
+    "win, tie, loss": "A win or a loss has a 95 % interval of the paired difference on one side of 0; else it is a "
+    "tie. With fewer than three independent units there is no test.",
     "passes": "How often the backbone has seen each checkpoint in pre-training.",
     "gain in the last quarter": "Validation R² gained in the last quarter of training: near 0 where it has converged.",
     "reconstruction loss": "Points of accuracy that held-out models lose when the backbone encodes and decodes them.",

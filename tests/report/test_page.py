@@ -138,9 +138,10 @@ def test_every_panel_has_a_place_and_data(page, small):
     assert set(payload["panels"]) <= set(Reader(page).ids)
     points = payload["panels"]["novelty-0"]["data"]
     assert {"composition", "name", "accuracy", "novelty"} <= set(points)
-    assert len(points["accuracy"]) == small["rows"].filter(
-        pl.col("novelty_mean").is_not_null(), finetune_epochs=0, target="digits"
-    ).height
+    assert (
+        len(points["accuracy"])
+        == small["rows"].filter(pl.col("novelty_mean").is_not_null(), finetune_epochs=0, target="digits").height
+    )
     for panel in payload["panels"].values():
         assert len({len(column) for column in panel["data"].values()}) == 1
 
