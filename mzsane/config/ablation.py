@@ -78,6 +78,13 @@ class AblationConfig(Config):
     tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
     compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")
+    steps_per_model: int | None = Field(
+        None,
+        ge=1,
+        description="steps of pre-training for each model of a composition, in place of backbone.steps: a composition of "
+        "twice the models is then trained twice as long, and sees each as often; a composition's own backbone keeps its "
+        "steps",
+    )
     targets: tuple[TargetConfig, ...] = Field(min_length=1, description="what is sampled for and scored on")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how weights are drawn")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="how models are scored")
@@ -180,8 +187,11 @@ class AblationConfig(Config):
         return target.network, target.images
 
     def find_backbone(self, composition: CompositionConfig) -> BackboneConfig:
-        """Return the backbone of a composition, its own or the ablation's."""
-        return composition.backbone or self.backbone
+        """Return the backbone of a composition: its own, or the ablation's with its share of steps."""
+        if composition.backbone is not None or self.steps_per_model is None:
+            return composition.backbone or self.backbone
+        steps = self.steps_per_model * sum(part.models for part in composition.slices)
+        return self.backbone.model_copy(update={"steps": steps})
 
     def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
         """Tell whether the target's dataset is among the datasets of the composition."""

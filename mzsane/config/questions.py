@@ -1,4 +1,4 @@
-"""What an ablation asks, written down before it runs: the estimand, the contrast and the smallest effect worth having."""
+"""What an ablation asks, set down before it runs: the estimand, the contrast, the smallest effect worth having."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal
@@ -15,15 +15,17 @@ class QuestionConfig(Config):
 
     text: str = Field(min_length=1, max_length=200, description="the question in words; it heads the report")
     factor: Factor | None = Field(
-        None, description="what is varied over the compositions: the change asked for is a doubling of the models, or "
-        "one more dataset or architecture"
+        None,
+        description="what is varied over the compositions: the change asked for is a doubling of the models, or "
+        "one more dataset or architecture",
     )
     contrast: tuple[Name, Name] | None = Field(None, description="two compositions: the first less the second")
     method: Literal["samples", "selected"] = Field("samples", description="whose accuracy is asked about")
     epochs: int = Field(0, ge=0, description="epochs of fine-tuning before the accuracy is measured; 0 is zero-shot")
     in_distribution: bool | None = Field(
-        None, description="only targets whose dataset is (true) or is not (false) among the composition's; both, apart "
-        "from each other, if not set"
+        None,
+        description="only targets whose dataset is (true) or is not (false) among the composition's; both, apart "
+        "from each other, if not set",
     )
     targets: tuple[Name, ...] = Field((), description="only these targets; all of them if empty")
     smallest: float = Field(1.0, ge=0, description="the smallest effect worth having, in percentage points")

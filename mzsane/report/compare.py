@@ -102,29 +102,52 @@ def compare(
     return store.publish(work, files, counts={"arms": len(arms), "measurements": len(rows)})
 
 
-def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
-    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+def arm_scores(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return every score of one arm and of its targets' baselines, a row a model or ensemble (`SCORE_SCHEMA`)."""
     frames = []
     for target in config.targets:
         parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
         scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
-        keys = ("method", "sees", "ensemble", "chosen_of", "finetune_epochs")
-        means = scores.group_by(keys, maintain_order=True).agg(
-            pl.col("learning_rate", "images_per_class").first(),
-            pl.len().cast(pl.Int64).alias("n"),
-            pl.col("accuracy").mean().alias("accuracy_mean"),
-            pl.col("accuracy").std().alias("accuracy_std"),
-            pl.col("loss").mean().alias("loss_mean"),
-            pl.col("calibration").mean().alias("calibration_mean"),
-            pl.col("novelty").mean().alias("novelty_mean"),
-        )
-        labels = means.with_columns(
-            (pl.col("accuracy_std") * t_factors(means["n"])).alias("accuracy_interval"),
-            *_name_measurement(config, arm, target),
-            *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in config.count_parts(arm.composition).items()),
-        )
-        frames.append(labels.select(list(ROW_SCHEMA)))
+        zoos = {str(number): part.zoo for number, part in enumerate(arm.composition.slices)}
+        slice_, model = (pl.col("cluster").str.extract(pattern) for pattern in ("^([^/]*)/", "/(.*)$"))
+        named = scores.with_columns(cluster=pl.concat_str(slice_.replace(zoos), model, separator="/"))
+        frames.append(named.select(*_name_measurement(config, arm, target), pl.all()))
     return pl.concat(frames)
+
+
+def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+    keys = ("target", "method", "sees", "generator_sees", "ensemble", "chosen_of", "finetune_epochs", "gradient_steps")
+    scores = arm_scores(config, arm, store)
+    means = scores.group_by(keys, maintain_order=True).agg(
+        pl.col("arm", "composition", "seed", "in_distribution").first(),
+        pl.col("learning_rate", "images_per_class", "image_passes", "seconds").first(),
+        pl.len().cast(pl.Int64).alias("n"),
+        pl.col("accuracy").mean().alias("accuracy_mean"),
+        pl.col("accuracy").std().alias("accuracy_std"),
+        pl.col("accuracy"),
+        pl.col("cluster"),
+        pl.col("outside_norms").mean().alias("outside_norms_share"),
+        *(pl.col(name).mean().alias(f"{name}_mean") for name in _AVERAGED),
+    )
+    intervals = [measure_interval(*pair) for pair in means.select("accuracy", "cluster").iter_rows()]
+    counts = config.count_parts(arm.composition)
+    labels = means.with_columns(
+        pl.Series("accuracy_interval", [interval.half for interval in intervals], pl.Float64),
+        pl.Series("clusters", [interval.units for interval in intervals], pl.Int64),
+        *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in counts.items()),
+    )
+    populations = pl.concat([arm_populations(arm, target.name, store) for target in config.targets])
+    return labels.join(
+        populations, on=["target", "method", "sees", "finetune_epochs", "ensemble"], how="left", maintain_order="left"
+    ).select(list(ROW_SCHEMA))
+
+
+def arm_populations(arm: ArmParts, target: str, store: ArtifactStore) -> pl.DataFrame:
+    """Return the two-sample tests of an arm's populations, which are of single models that were not fine-tuned."""
+    found = pl.read_parquet(store.open(arm.scores[target]).path("populations.parquet"))
+    places = {"target": pl.lit(target), "finetune_epochs": pl.lit(0, pl.Int64), "ensemble": pl.lit(1, pl.Int64)}
+    return found.drop("n").with_columns(**places)
 
 
 def _name_arm(arm: ArmParts) -> list[pl.Expr]:

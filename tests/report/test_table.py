@@ -68,7 +68,7 @@ def test_in_distribution_is_marked_and_bold(row):
 def test_best_is_marked_once_a_target_and_never_the_zoo(rows):
     text = comparison_markdown(rows.filter(pl.col("finetune_epochs") == 0))
     best = [line for line in text.splitlines() if line.startswith("|") and "★" in line]
-    assert [line.split(" | ")[:2] for line in best] == [["| digits", "selected"], ["| fonts", "anchor_noise"]]
+    assert [line.split(" | ")[:2] for line in best] == [["| digits", "selected"], ["| fonts", "layer_noise"]]
     assert all(line.count("★") == 1 for line in best)
 
 
@@ -89,7 +89,7 @@ def test_a_line_never_mixes_what_scores_see(row):
 def test_lines_are_in_the_order_of_the_methods(rows):
     text = comparison_markdown(rows)
     methods = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| digits")]
-    zero_shot = ["zoo", "reconstruction", "samples", "selected", "anchors", "anchor_noise", "average", "random_init"]
+    zero_shot = ["zoo", "reconstruction", "samples", "selected", "anchors", "layer_noise", "average", "random_init"]
     assert methods == zero_shot + ["samples", "random_init"] * 2
 
 

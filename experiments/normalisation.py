@@ -1,6 +1,6 @@
 """Which normalisation of the reconstruction error? Tunes the rates of the preset `normalisation`, draws its result.
 
-`MZSANE_ROOT=... python benchmarks/normalisation.py --tune zoos` trains each mode with each rate on two zoos, with a
+`MZSANE_ROOT=... python -m experiments.normalisation --tune zoos` trains each mode with each rate on two zoos, with a
 seed that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does
 so on two architectures. The best rates stand in the preset.
 After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result.
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from measuring import make_row, report_rows
 
+from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import ArtifactStore

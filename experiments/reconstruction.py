@@ -1,6 +1,6 @@
 """How well backbones reconstruct held-out models, over latents per weight.
 
-`MZSANE_ROOT=... python benchmarks/reconstruction.py [ZOO ...] [--seeds N ...] [--json FILE] [--plot FILE]
+`MZSANE_ROOT=... python -m experiments.reconstruction [ZOO ...] [--seeds N ...] [--json FILE] [--plot FILE]
 [--set KEY=VALUE ...]`
 
 For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import make_row, report_rows
 
+from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_zoo_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import Artifact, ArtifactStore
