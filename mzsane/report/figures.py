@@ -7,7 +7,7 @@ Colours are names of the page's style (`--ink`), which the page's script replace
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
@@ -99,8 +99,9 @@ def tell(*columns: str | tuple[str, str] | tuple[str, str, str]) -> list[alt.Too
     for column in columns:
         name, title, form = (*((column,) if isinstance(column, str) else column), "", "")[:3]
         options: dict[str, Any] = {"format": form} if form else {}
-        kind = "quantitative" if form else "nominal"
-        told.append(alt.Tooltip(field=name, type=kind, title=title or name.replace("_", " "), **options))
+        title = title or name.replace("_", " ")
+        kind: Literal["quantitative", "nominal"] = "quantitative" if form else "nominal"
+        told.append(alt.Tooltip(field=name, type=kind, title=title, **options))
     return told
 
 
@@ -114,9 +115,9 @@ def method_entries(methods: Iterable[str]) -> list[Entry]:
     return list(entries.values())
 
 
-def axis_x(name: str, title: str, **scale: Any) -> alt.X:
-    """Return a quantitative x axis."""
-    axis = alt.Axis(grid=scale.get("type") != "log")
+def axis_x(name: str, title: str, ticks: Sequence[float] = (), **scale: Any) -> alt.X:
+    """Return a quantitative x axis, with ticks at some values if any are given."""
+    axis = alt.Axis(values=list(ticks), format="d") if ticks else alt.Axis(grid=scale.get("type") != "log")
     return alt.X(field=name, type="quantitative", title=title, scale=alt.Scale(**scale), axis=axis)
 
 

@@ -42,8 +42,8 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
     epochs = sorted(data["finetune_epochs"].unique())
     panels = []
     for target in data["target"].unique(maintain_order=True).to_list():
-        x = axis_x("finetune_epochs", "epochs of fine-tuning", type="symlog" if epochs[-1] > 5 else "linear")
-        x.axis = alt.Axis(values=epochs, format="d")
+        scale = "symlog" if epochs[-1] > 5 else "linear"
+        x = axis_x("finetune_epochs", "epochs of fine-tuning", epochs, type=scale)
         y = axis_y("accuracy", "accuracy", domain=[0, 1])
         color = color_by("method", entries)
         thin = (

@@ -24,8 +24,9 @@ from mzsane.report.answers import Answer
 from mzsane.report.cells import check_rows, join_names
 from mzsane.report.figures import FONT_SIZE, list_data
 from mzsane.report.figures_accuracy import draw_cost, draw_methods, draw_novelty
+from mzsane.report.figures_backbone import draw_convergence, draw_curves, draw_shares
 from mzsane.report.figures_change import draw_effects, draw_finetuning
-from mzsane.report.figures_backbone import draw_convergence, draw_curves, draw_latents, draw_probes, draw_shares
+from mzsane.report.figures_latents import draw_latents, draw_probes
 from mzsane.report.grids import AccuracyView, list_compositions, list_duels, list_views
 from mzsane.report.page_tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance
 from mzsane.report.pooling import pool_seeds
@@ -156,8 +157,8 @@ def describe_failures(convergence: pl.DataFrame) -> str:
     failed = convergence.filter("failed")
     names = failed["composition"].unique(maintain_order=True).to_list()
     shown = join_names(names) if len(names) <= 3 else f"{len(names)} compositions"
-    lost = failed["reconstruction_loss_of_accuracy"].max()
-    cost = f": reconstruction alone costs up to {100 * float(lost):.0f} points of accuracy" if lost is not None else ""
+    lost = max(failed["reconstruction_loss_of_accuracy"].drop_nulls().to_list(), default=None)
+    cost = "" if lost is None else f": reconstruction alone costs up to {100 * lost:.0f} points of accuracy"
     return (
         f"{len(failed)} of {len(convergence)} backbones failed ({shown}){cost}. "
         "What is generated from them says nothing about their compositions."
@@ -194,7 +195,7 @@ def measure_cards(duels: pl.DataFrame) -> float:
 @cache
 def read_bundle() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script (0.9 MB)."""
-    return str(vl_convert.javascript_bundle())
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _render_views(environment: jinja2.Environment, views: Sequence[AccuracyView]) -> list[str]:

@@ -13,6 +13,8 @@ from mzsane.report.provenance import merge_artifacts
 from mzsane.report.words import WORDS
 
 MISSING = "–"
+_FIRST = ("composition", "seed", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_interval")
+_FIRST += ("n", "novelty_mean", "sampling_novelty_mean")
 _CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
 
@@ -65,7 +67,8 @@ def list_measurements(rows: pl.DataFrame) -> tuple[dict[str, Any], dict[str, str
         `columns` (as of `Column`) and `values` by column; and texts by the heading of a column with one value.
     """
     fixed = {name: format_value(rows[name][0]) for name in rows.columns if rows[name].n_unique() == 1 and len(rows) > 1}
-    shown = rows.drop("arm", *(name for name in fixed if name != "arm"), strict=False)
+    order = dict.fromkeys((*_FIRST, *rows.columns))
+    shown = rows.select(name for name in order if name not in ("arm", *fixed))
     columns = [
         vars(Column(_name(name), _explain(name), shown[name].dtype.is_numeric(), name in _CHOOSE))
         for name in shown.columns

@@ -1,6 +1,7 @@
 """Measurements pooled over seeds, for the report's page."""
 
 import math
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -83,7 +84,7 @@ def format_points(difference: float | None) -> str:
     return "n/a" if difference is None or not math.isfinite(difference) else f"{100 * difference:+.1f}"
 
 
-def _place(name: str, order: list[str] | tuple[str, ...]) -> pl.Expr:
+def _place(name: str, order: Sequence[str]) -> pl.Expr:
     return pl.col(name).replace_strict(
         {value: place for place, value in enumerate(order)}, default=len(order), return_dtype=pl.Int64
     )

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 STAGES = ("zoo", "tokens", "backbone", "samples", "scores", "probes")
 
 

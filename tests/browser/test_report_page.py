@@ -165,6 +165,25 @@ def test_accuracies_of_another_method_can_be_chosen(open_page: Callable[..., Any
     assert after != before
 
 
+def test_a_row_of_the_accuracies_brings_its_composition_out(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.locator("#novelty-0[data-drawn]").wait_for()
+    count = "path => [...path].filter(mark => Number(getComputedStyle(mark).opacity) > 0.5).length"
+    marks = page.locator("#novelty-0 path[aria-roledescription=point]")
+    everything = marks.count()
+    assert marks.evaluate_all(count) == everything
+    page.locator("#accuracy tbody tr").nth(1).hover()
+    page.wait_for_function(
+        f"most => ({count})(document.querySelectorAll('#novelty-0 path[aria-roledescription=point]')) === most",
+        arg=everything // 4,
+    )
+    page.mouse.move(1, 1)
+    page.wait_for_function(
+        f"most => ({count})(document.querySelectorAll('#novelty-0 path[aria-roledescription=point]')) === most",
+        arg=everything,
+    )
+
+
 def test_figures_follow_the_change_to_dark(open_page: Callable[..., Any]) -> None:
     page = open_page(color_scheme="light")
     label = page.locator("#novelty-0 svg text").first

@@ -5,7 +5,7 @@ import pytest
 
 from mzsane.evaluation.probes import PROBE_SCHEMA
 from mzsane.evaluation.probes_picture import pick_shown, plot_probes
-from mzsane.report.figures_backbone import draw_probes
+from mzsane.report.figures_latents import draw_probes
 from mzsane.report.page_tables import list_probes
 
 
