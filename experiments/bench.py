@@ -19,7 +19,7 @@ from mzsane.backbone.judge import Judge
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
-from mzsane.evaluation.distillation import Lessons, write_mean_lessons
+from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.evaluation.pseudo_images import draw_pseudo_images
 from mzsane.randomness import make_generator
@@ -124,8 +124,8 @@ class Bench:
             )
         elif source == "none":
             seen_NCHW = self.noise_NCHW
-        output = "probabilities" if source == "images" else "logits"
-        return write_mean_lessons(self.network, self.layout, self.anchors_AP[:TEACHERS], seen_NCHW, output)
+        teachers_AP = self.anchors_AP[:TEACHERS]
+        return write_mean_lessons(self.network, self.layout, teachers_AP, seen_NCHW, OUTPUTS[source])
 
     @cached_property
     def guidance(self) -> tuple[Guidance, float]:

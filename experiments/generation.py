@@ -43,6 +43,7 @@ FLAT_BANDWIDTHS = (0.2, 0.5, 0.7, 1.0, 1.5)  # fewer: each anchor has Jacobians 
 GUIDED = ("joint", "shared", "neighbourhood")  # samplers that are guided too
 AT_NOVELTIES = (0.5, 1.0)
 REACH = 0.1  # spacings by which a curve may miss a novelty and still have an accuracy there
+TRAINED = "training a model"
 SEES = ("none", "statistics", "images", "labels")
 
 
@@ -98,7 +99,7 @@ def list_curves(bench: Bench, guidance_steps: list[int]) -> list[Curve]:
         Curve("average", "baseline", "none", one(draws.average)),
         Curve("statistics of weights", "baseline", "none", one(draws.draw_statistics)),
         Curve("best model", "reference", "labels", one(draws.pick_best)),
-        Curve("training a model", "reference", "labels", one(draws.train_one)),
+        Curve(TRAINED, "reference", "labels", one(draws.train_one)),
     ]
     for source in ("none", "statistics", "images"):
         name = f"distilled init on {'noise images' if source == 'none' else source}"
@@ -152,7 +153,12 @@ class Measures:
             "accuracy": float(accuracy_S.mean()),
             "accuracy_std": float(accuracy_S.std()) if len(accuracy_S) > 1 else None,
             **self.held_out,
+            **(self._take_zoo() if curve.name == TRAINED else {}),
         }
+
+    def _take_zoo(self) -> dict[str, Any]:
+        """Return what stands for a trained model: the held-out ones; one was trained for its seconds alone."""
+        return {name: self.held_out[f"held_out_{name}"] for name in ("accuracy", "novelty", "models")}
 
 
 def interpolate_at(points: list[dict[str, Any]], novelty: float, value: str) -> float | None:
@@ -188,7 +194,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{'-' if row[f'accuracy_at_{x}'] is None else format(row[f'accuracy_at_{x}'], '.1f'):>8}"
             for x in AT_NOVELTIES
         )
-        costs = f"{row['gradient_steps']:>6}{at}{row['image_passes']:>8}{row['seconds']:>9.3f}"
+        costs = f"{row['gradient_steps']:>6}{at}{row['image_passes']:>8.0f}{row['seconds']:>9.3f}"
         print(f"{row['curve']:<34}{row['class']:<11}{costs}")
 
 

@@ -33,7 +33,6 @@ from mzsane.sampling.samplers.protocol import mark_used
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
-
 _CURVATURE_IMAGES = 300  # that flat directions of an anchor are computed from, at most
 
 
@@ -117,7 +116,9 @@ class AnchorBaselines:
                 tuned=0,
             ),
         ]
-        for seen_NCHW, sees in ((noise_NCHW, "none"), (unlabelled_NCHW, "images")):
+        looks = [(noise_NCHW, "none"), (unlabelled_NCHW, "images")]
+        # What has seen images anyway need not do with noise in their place.
+        for seen_NCHW, sees in looks[SEES.index(self.made.sees or "none") >= SEES.index("images") :]:
             flatten = partial(flatten_noise, network, layout, anchors_AP, nearest_S, distance_S, seen_NCHW)
             looked_at = count_images(layout.weights, images.classes, len(seen_NCHW))
             passes = math.ceil(looked_at * len(anchors_AP) / self.count)

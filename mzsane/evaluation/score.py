@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.backbone.network_behaviour import Output
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
-from mzsane.evaluation.distillation import RATE, distil, write_mean_lessons
+from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
 from mzsane.evaluation.pseudo_images import draw_pseudo_images
@@ -225,15 +224,15 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
     start_SP = draw_random_models(target.network, target.images, layout, config.distilled_models, generator)
     unlabelled_NCHW = images.splits["train"].images_NCHW
     shape = (images.channels, images.size, images.size)
-    looks: dict[str, tuple[Tensor, Output]] = {
-        "none": (draw_noise_images(_DISTILLATION_IMAGES, shape, generator), "logits"),
-        "statistics": (draw_pseudo_images(unlabelled_NCHW, _DISTILLATION_IMAGES, generator), "probabilities"),
-        "images": (unlabelled_NCHW[:_DISTILLATION_IMAGES], "probabilities"),
+    looks = {
+        "none": draw_noise_images(_DISTILLATION_IMAGES, shape, generator),
+        "statistics": draw_pseudo_images(unlabelled_NCHW, _DISTILLATION_IMAGES, generator),
+        "images": unlabelled_NCHW[:_DISTILLATION_IMAGES],
     }
-    for sees, (seen_NCHW, output) in looks.items():
-        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, output)
+    for sees, seen_NCHW in looks.items():
+        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees])
         for steps in config.distillation_steps:
-            found = distil(lessons, start_SP, steps, RATE, seed, scorer.sink)
+            found = distil(lessons, start_SP, steps, choose_rate(steps), seed, scorer.sink)
             made = Provenance(
                 sees=max(sees, scorer.sees, key=SEES.index),
                 gradient_steps=found.gradient_steps,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mzsane.errors import ConfigError
-from mzsane.report.intervals import t_factors
+from mzsane.report.intervals import LEAST_UNITS, t_factors
 
 METHODS = (
     "zoo",
@@ -82,8 +82,9 @@ class Cell:
         sees: The information about the target that the score used.
         epochs: Epochs of fine-tuning on the target.
         accuracy: Mean over seeds, 0 to 1; None when no seed has a finite accuracy.
-        spread: Standard deviation, over seeds when there are several, else over the models; None when unknown.
-        interval: Half of the 95 % confidence interval of the accuracy, over what the spread is of; None when unknown.
+        spread: Standard deviation, over seeds when there are three or more, else over the models; None when unknown.
+        interval: Half of the 95 % confidence interval of the accuracy, over seeds when there are three or more, else
+            over the anchors that the models go back to; None when unknown.
         seeds: Seeds with a finite accuracy.
         models: Models of a seed, in whatever ensembles.
         chosen_of: Of how many models these were selected on validation images; None if they were not.
@@ -146,8 +147,8 @@ def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
 def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     """Average the measurements over seeds.
 
-    The confidence interval is Student's, the results of seeds, or of a seed's models, taken as independent and
-    normal. That of several seeds is over their means: it covers both, what a seed changes and what a model does.
+    The confidence interval is Student's over the means of seeds, which covers both, what a seed changes and what a
+    model does. With fewer than three seeds it is the clustered one of their models, and holds for these seeds.
 
     Args:
         rows: One measurement a row.
@@ -168,17 +169,18 @@ def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
         seeds=pl.col("seed").filter(finite).n_unique(),
         over_seeds=pl.col("accuracy_mean").filter(finite).std(),
         over_models=pl.col("accuracy_std").filter(finite & pl.col("accuracy_std").is_finite()).mean(),
-        interval=pl.col("accuracy_interval").filter(finite & pl.col("accuracy_interval").is_finite()).mean(),
+        interval=(pl.col("accuracy_interval").filter(finite) ** 2).sum().sqrt() / finite.sum(),
         models=(pl.col("n") * pl.col("ensemble")).max(),
         chosen_of=pl.col("chosen_of").max(),
         novelty=pl.col("novelty_mean").filter(pl.col("novelty_mean").is_finite()).mean(),
         failed=(~finite).sum(),
     )
     groups = groups.with_columns(
-        spread=pl.when(pl.col("seeds") > 1).then("over_seeds").otherwise("over_models"),
-        interval=pl.when(pl.col("seeds") > 1)
+        spread=pl.when(pl.col("seeds") >= LEAST_UNITS).then("over_seeds").otherwise("over_models"),
+        interval=pl.when(pl.col("seeds") >= LEAST_UNITS)
         .then(pl.col("over_seeds") * t_factors(groups["seeds"]))
-        .otherwise("interval"),
+        .otherwise("interval")
+        .fill_nan(None),
         best=(pl.col("method") != "zoo")
         & (
             pl.col("accuracy")
@@ -206,13 +208,13 @@ def format_accuracy(accuracy: float | None, interval: float | None = None) -> st
 
 def explain_interval(cells: Sequence[Cell]) -> str:
     """Return a sentence on what `±` means in these cells, and on what was left out of their means."""
-    several = {cell.seeds > 1 for cell in cells if cell.accuracy is not None}
+    several = {cell.seeds >= LEAST_UNITS for cell in cells if cell.accuracy is not None}
     if several == {True}:
         text = "± is the 95 % confidence interval over seeds."
     elif several == {True, False}:
-        text = "± is the 95 % confidence interval over seeds where a composition has several, else over the models."
+        text = "± is the 95 % confidence interval over seeds where there are three, else over anchors."
     else:
-        text = "± is the 95 % confidence interval over the models (one seed each)."
+        text = "± is the 95 % confidence interval over anchors (for these seeds)."
     failed = sum(cell.failed for cell in cells)
     if failed:
         text += f" Left out: {failed} measurement{'s' * (failed > 1)} without a finite accuracy."

@@ -2,11 +2,11 @@
 
 Samples of ten anchors are ten independent units, not a hundred numbers: what the samples of an anchor share must not be
 counted as often as there are samples. The variance is the cluster-robust one with the small-sample correction CR2 (Bell
-and McCaffrey 2002; Pustejovsky and Tipton 2018, arXiv 1601.01981), which is not biased when clusters differ in size, and
-the quantile is Student's with the clusters less one. Below three units there is no interval: with two the quantile
+and McCaffrey 2002; Pustejovsky and Tipton 2018, arXiv 1601.01981), which has no bias when clusters differ in size; the
+quantile is Student's with the clusters less one. Below three units there is no interval: with two the quantile
 alone is 12.7 standard errors.
 
-Suffixes: N values, G clusters, C cells.
+Suffix: N values.
 """
 
 import math
@@ -22,13 +22,13 @@ LEAST_UNITS = 3
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A difference of two means.
+class Interval:
+    """A mean, or a difference of two, and how well it is known.
 
     Attributes:
-        estimate: The difference.
+        estimate: The mean or difference.
         half: Half of its 95 % interval; NaN below three units.
-        units: Independent units behind it: of the side that has fewer.
+        units: Independent units behind it; of a difference those of the side that has fewer.
     """
 
     estimate: float
@@ -49,42 +49,22 @@ def t_factors(counts: pl.Series) -> pl.Series:
     return pl.Series([t_quantile(count) / math.sqrt(count or 1) for count in counts], dtype=pl.Float64)
 
 
-def summarise_clusters(frame: pl.DataFrame, by: Sequence[str], value: str, cluster: str) -> pl.DataFrame:
-    """Return the mean of a column in groups, with its clustered interval.
+def measure_interval(values: Sequence[float], clusters: Sequence[object]) -> Interval:
+    """Return the mean of values, with its clustered interval.
 
     Args:
-        frame: A row a value.
-        by: The columns that name a group.
-        value: The column of the values.
-        cluster: The column that names the independent unit of a value; a null is a unit of its own.
-
-    Returns:
-        The columns of `by`, and `mean`, `interval` (half of the 95 % interval, NaN below three clusters), `n`,
-        `clusters`; groups in the order in which they first appear.
+        values: Finite numbers.
+        clusters: What independent unit each goes back to; None for a value that stands for itself.
     """
-    own = pl.concat_str(pl.lit("\0row "), pl.int_range(pl.len()).cast(pl.String))
-    values = frame.select(
-        *by,
-        pl.col(value).cast(pl.Float64).alias("_value"),
-        pl.coalesce(pl.col(cluster).cast(pl.String), own).alias("_unit"),
-    )
-    sums = values.group_by(*by, "_unit", maintain_order=True).agg(pl.col("_value").sum(), pl.len().alias("_n"))
-    total = pl.col("_n").sum()
-    mean = pl.col("_value").sum() / total
-    residual = pl.col("_value") - pl.col("_n") * mean
-    variance = (residual**2 / (1 - pl.col("_n") / total)).sum() / total**2
-    found = sums.group_by(by, maintain_order=True).agg(
-        mean=mean, _variance=variance, n=total.cast(pl.Int64), clusters=pl.len().cast(pl.Int64)
-    )
-    quantiles = pl.Series([t_quantile(count) for count in found["clusters"]], dtype=pl.Float64)
-    return found.select(
-        *by, "mean", (pl.col("_variance").sqrt() * quantiles).fill_null(math.nan).alias("interval"), "n", "clusters"
-    )
+    units = (place if cluster is None else (cluster,) for place, cluster in enumerate(clusters))
+    mean, deviation = _spread_over_clusters([(None, *pair) for pair in zip(units, values, strict=True)])
+    half = t_quantile(len(deviation)) * math.sqrt(sum(value**2 for value in deviation.values()))
+    return Interval(mean, half, len(deviation))
 
 
 def compare_means(
     first: Sequence[tuple[object, object, float]], second: Sequence[tuple[object, object, float]]
-) -> Difference:
+) -> Interval:
     """Return the difference of two means over cells, with its clustered interval.
 
     Each side is the mean of its cells' means. Values of both sides in one cluster are paired: what they share cancels
@@ -104,7 +84,7 @@ def compare_means(
     units = min(map(len, deviations))
     estimate = means[0] - means[1]
     if units < LEAST_UNITS:
-        return Difference(estimate, math.nan, units)
+        return Interval(estimate, math.nan, units)
     one, other = deviations
     variance = sum((one.get(cluster, 0.0) - other.get(cluster, 0.0)) ** 2 for cluster in one.keys() | other.keys())
     if one.keys() == other.keys():
@@ -113,15 +93,15 @@ def compare_means(
         parts = [sum(value**2 for value in side.values()) for side in deviations]
         spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, deviations, strict=True))
         freedom = sum(parts) ** 2 / spread if spread > 0 else float(units - 1)
-    return Difference(estimate, t_quantile(freedom + 1) * math.sqrt(variance), units)
+    return Interval(estimate, t_quantile(freedom + 1) * math.sqrt(variance), units)
 
 
-def compare_pairs(differences: Sequence[float]) -> Difference:
+def compare_pairs(differences: Sequence[float]) -> Interval:
     """Return the mean of the differences of independent pairs, with Student's interval."""
     values_N = np.asarray(differences, dtype=float)
     count = len(values_N)
     half = t_quantile(count) * float(values_N.std(ddof=1)) / math.sqrt(count) if count >= LEAST_UNITS else math.nan
-    return Difference(float(values_N.mean()) if count else math.nan, half, count)
+    return Interval(float(values_N.mean()) if count else math.nan, half, count)
 
 
 def _spread_over_clusters(side: Sequence[tuple[object, object, float]]) -> tuple[float, dict[object, float]]:

@@ -32,8 +32,14 @@ from mzsane.zoo.images import load_images
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=3, samples=24, keep=4, bandwidth=0.3)
 EVALUATION = EvaluationConfig(
-    finetune_epochs=(0, 1, 2), finetune_models=2, learning_rates=(1e-5, 0.003), batch_size=16, ensembles=(2,),
-    random_models=2, distillation_steps=(5,), distilled_models=2,
+    finetune_epochs=(0, 1, 2),
+    finetune_models=2,
+    learning_rates=(1e-5, 0.003),
+    batch_size=16,
+    ensembles=(2,),
+    random_models=2,
+    distillation_steps=(5,),
+    distilled_models=2,
 )
 PLACE = ["method", "sees", "ensemble", "finetune_epochs", "model"]
 
