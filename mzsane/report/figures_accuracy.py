@@ -150,8 +150,8 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
         "methods",
         "Zero-shot accuracy of every method",
         "A mark is a composition, the bar its 95 % interval; hover to follow one through the methods. Compare only "
-        "methods that have seen the same of the target (in brackets). Of distilled_init there is a mark for each number "
-        "of gradient steps.",
+        "methods that have seen the same of the target (in brackets). Of distilled_init each number of gradient steps "
+        "has a mark.",
         panels,
         kinds,
         columns=2,

@@ -26,15 +26,22 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
     """Draw what reconstruction costs over how often each checkpoint was seen: a mark an arm.
 
     Args:
-        convergence: arm, composition, seed, steps, passes, val_r2, gain_last_quarter, reconstruction_loss_of_accuracy,
-            failed.
+        convergence: With the columns of `convergence.CONVERGENCE_SCHEMA`.
     """
-    lost = pl.col("reconstruction_loss_of_accuracy")
-    shown = convergence.filter(lost.is_finite() & pl.col("passes").is_finite()) if len(convergence) else convergence
-    if len(shown) < 2:
+    if len(convergence) < 2:
         return None
-    state = pl.when("failed").then(pl.lit("failed")).otherwise(pl.lit("trained"))
-    shown = shown.with_columns(lost=100 * lost, state=state)
+    passes = convergence["passes"].is_not_null().all()
+    x = axis_x(
+        "passes" if passes else "steps",
+        "passes over each checkpoint" if passes else "training steps",
+        type="log",
+        nice=False,
+        padding=20,
+    )
+    shown = convergence.with_columns(
+        lost=100 * pl.col("reconstruction_loss_of_accuracy"),
+        state=pl.when("failed").then(pl.lit("failed")).otherwise(pl.lit("trained")),
+    )
     entries = [Entry("trained", "--c1", "circle"), Entry("failed", "--c2", "triangle-down")]
     entries = [entry for entry in entries if entry.name in shown["state"]]
     panels = []
@@ -42,11 +49,14 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
         ("lost", "points lost by reconstruction", ".1f"),
         ("gain_last_quarter", "R² gained in the last quarter", ".3f"),
     ):
+        known = shown.filter(pl.col(name).is_finite())
+        if len(known) < 2:
+            continue
         marks = (
             alt.Chart()
             .mark_point(size=60, filled=True, opacity=0.8)
             .encode(
-                x=axis_x("passes", "passes over each checkpoint", type="log", nice=False, padding=20),
+                x=x,
                 y=axis_y(name, None),
                 color=color_by("state", entries),
                 shape=shape_by("state", entries),
@@ -61,7 +71,9 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        panels.append(draw_panel(title, shown, [marks], 240))
+        panels.append(draw_panel(title, known, [marks], 240))
+    if not panels:
+        return None
     return Figure(
         "convergence",
         "How far each backbone has converged",

@@ -4,6 +4,7 @@ import altair as alt
 import polars as pl
 
 from mzsane.report.cells import SEES
+from mzsane.report.effects import CHANGES
 from mzsane.report.figures import (
     ACCURACY,
     Entry,
@@ -93,7 +94,7 @@ def draw_effects(effects: pl.DataFrame) -> Figure | None:
     place = pl.when("in_distribution").then(pl.lit("in distribution")).otherwise(pl.lit("out of distribution"))
     shown = effects.filter(pl.col("estimate").is_not_null()).with_columns(
         place=place,
-        change=pl.col("label").first().over("factor"),
+        change=pl.col("factor").replace(CHANGES),
         line=pl.col("kind") + ", " + place,
     )
     shown = shown.with_columns((100 * pl.col(name)).alias(name) for name in ("estimate", "low", "high"))
@@ -136,7 +137,7 @@ def draw_effects(effects: pl.DataFrame) -> Figure | None:
                 shape=shape_by("line", entries),
                 fill=alt.condition("datum.kind == 'total'", fill_by("line", entries), alt.value("--card")),
                 tooltip=tell(
-                    ("label", "change"),
+                    ("label", "what"),
                     ("line", "effect"),
                     ("estimate", "points", "+.2f"),
                     ("low", "from", "+.2f"),

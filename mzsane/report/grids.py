@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-from mzsane.report.pooling import format_points
+from mzsane.report.answers import format_interval, format_points
+from mzsane.report.effects import name_place
 from mzsane.report.words import name_epochs, name_method, name_sees
 
 SYMBOLS = {"win": "▲", "tie": "=", "loss": "▼", "untested": "?"}
@@ -54,11 +56,21 @@ class DuelCell:
 
 @dataclass(frozen=True)
 class DuelCard:
-    """All duels with one opponent: a row a composition, a cell (or None) a target."""
+    """All duels with one opponent: a row a composition, a cell (or None) a target.
+
+    Attributes:
+        opponent: Its name with its gradient steps.
+        saw: What the opponent saw of the target, in words.
+        counts: Cells by verdict.
+        pooled: What all cells say together, in and out of distribution.
+        targets: The columns.
+        rows: Compositions with their cells.
+    """
 
     opponent: str
     saw: str
     counts: dict[str, int]
+    pooled: list[str]
     targets: list[str]
     rows: list[tuple[str, list[DuelCell | None]]]
 
@@ -133,11 +145,14 @@ def _make_accuracy(row: dict | None, mark: float | None) -> AccuracyCell | None:
     )
 
 
-def list_duels(duels: pl.DataFrame, compositions: Sequence[str], targets: Sequence[str]) -> list[DuelGroup]:
+def list_duels(
+    duels: pl.DataFrame, summary: pl.DataFrame, compositions: Sequence[str], targets: Sequence[str]
+) -> list[DuelGroup]:
     """Return the duels by method and number of epochs, a card an opponent.
 
     Args:
-        duels: With the columns of the DUELS frame: a row a composition, target and opponent.
+        duels: `duels.DUEL_SCHEMA`.
+        summary: `duels.SUMMARY_SCHEMA`, or empty.
         compositions: The rows of a card, as far as they have a duel.
         targets: The columns of a card, as far as they have a duel.
     """
@@ -156,10 +171,27 @@ def list_duels(duels: pl.DataFrame, compositions: Sequence[str], targets: Sequen
                 for name in compositions
                 if name in own["composition"]
             ]
+            pooled = _describe_pooled(summary, method, epochs, sees, *key)
             counts = {name: own.filter(verdict=name).height for name in SYMBOLS}
-            cards.append(DuelCard(name_method(str(key[0]), key[2]), name_sees(str(key[1])), counts, shown, rows))
+            cards.append(
+                DuelCard(name_method(str(key[0]), key[2]), name_sees(str(key[1])), counts, pooled, shown, rows)
+            )
         groups.append(DuelGroup(f"{method}, {name_epochs(epochs)}, {name_sees(str(sees))}", cards))
     return groups
+
+
+def _describe_pooled(summary: pl.DataFrame, *key: Any) -> list[str]:
+    """Return lines such as `▲ in distribution +4.1 points (95 %: +2.0 to +6.2, 21 compositions)`."""
+    if summary.is_empty():
+        return []
+    names = ("method", "finetune_epochs", "sees", "opponent", "opponent_sees")
+    same = [pl.col(name) == value for name, value in zip(names, key, strict=False)]
+    found = summary.filter(*same, pl.col("opponent_steps").fill_null(0) == key[-1])
+    return [
+        f"{SYMBOLS[row['verdict']]} {name_place(row['in_distribution'])}: {format_points(row['difference'])} points "
+        + format_interval(row["low"], row["high"], row["units"], row["unit_kind"])
+        for row in found.iter_rows(named=True)
+    ]
 
 
 def _make_duel(row: dict | None) -> DuelCell | None:
@@ -176,6 +208,8 @@ def _make_duel(row: dict | None) -> DuelCell | None:
     else:
         interval = f"95 % {format_points(row['low'])} to {format_points(row['high'])}"
         lines.append(f"{row['verdict']}: {interval}, over {units}")
+    if row.get("novelty") is not None and row.get("opponent_novelty") is not None:
+        lines.append(f"novelty {row['novelty']:.2f} against {row['opponent_novelty']:.2f}")
     strength = min(1.0, abs(row["difference"]) / _STRONG)
     return DuelCell(
         row["verdict"], format_points(row["difference"]), strength, row["in_distribution"], "\n".join(lines)

@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,8 +20,9 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup, escape
 
-from mzsane.report.answers import Answer
-from mzsane.report.cells import check_rows, join_names
+from mzsane.report.answers import DEFAULT_QUESTION, Answer
+from mzsane.report.cells import check_rows
+from mzsane.report.convergence import describe_failed
 from mzsane.report.figures import FONT_SIZE, list_data
 from mzsane.report.figures_accuracy import draw_cost, draw_methods, draw_novelty
 from mzsane.report.figures_backbone import draw_convergence, draw_curves, draw_shares
@@ -33,7 +34,6 @@ from mzsane.report.pooling import pool_seeds
 from mzsane.report.words import METHOD_MEANINGS, SEES_MEANINGS, WORDS
 
 EMPTY = pl.DataFrame()
-_QUESTION = "What should a model zoo be made of?"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def render_report(
     *,
     answers: Sequence[Answer] = (),
     duels: pl.DataFrame = EMPTY,
+    summary: pl.DataFrame = EMPTY,
     effects: pl.DataFrame = EMPTY,
     convergence: pl.DataFrame = EMPTY,
     curves: pl.DataFrame = EMPTY,
@@ -80,10 +81,11 @@ def render_report(
     Args:
         config: The ablation's whole config, JSON-like; its `name` is the page's.
         rows: One measurement a row, with the columns of `cells.ROW_SCHEMA`.
-        answers: To the preset's questions; the first is the page's title and its first sentence.
+        answers: To the preset's questions; the first question is the page's title, its answer the first sentence.
         duels: `duels.DUEL_SCHEMA`.
+        summary: `duels.SUMMARY_SCHEMA`: the duels pooled by opponent.
         effects: `effects.EFFECT_SCHEMA`.
-        convergence: A row an arm: steps, passes, val_r2, gain_last_quarter, reconstruction_loss_of_accuracy, failed.
+        convergence: `convergence.CONVERGENCE_SCHEMA`.
         curves: Training curves in long form: arm, composition, seed, step, metric, value.
         shares: `shares.SHARE_SCHEMA`.
         latents: `latents.LATENT_SCHEMA`.
@@ -98,6 +100,10 @@ def render_report(
         ConfigError: A column of `rows` is missing.
     """
     rows = check_rows(rows)
+    question = answers[0].question if answers else DEFAULT_QUESTION
+    # A failed backbone stands before every answer; the page says it once, above them.
+    failure = "" if convergence.is_empty() else describe_failed(convergence)
+    said = [replace(answer, sentence=answer.sentence.removeprefix(failure).strip()) for answer in answers]
     cells = pool_seeds(rows)
     views = list_views(cells)
     figures = {
@@ -124,15 +130,16 @@ def render_report(
     tables = [list_effects(effects), list_convergence(convergence), probe_table]
     return environment.get_template("page.html.j2").render(
         name=str(config.get("name", "")),
-        answers=answers,
-        question=answers[0].question if answers else _QUESTION,
-        failures=describe_failures(convergence),
+        question=question,
+        failure=failure,
+        first=[answer for answer in said if answer.question == question],
+        others=[answer for answer in said if answer.question != question],
         facts=facts.texts,
         counts=count_things(rows),
         targets=list_targets(cells),
         views=views,
         marks=list_marks(cells),
-        duels=list_duels(duels, list_compositions(cells), list_targets(cells)),
+        duels=list_duels(duels, summary, list_compositions(cells), list_targets(cells)),
         card_width=measure_cards(duels),
         figures=figures,
         tables=[table for table in tables if table.rows],
@@ -147,21 +154,6 @@ def render_report(
         scripts=scripts,
         policy=" ".join(f"'sha256-{_hash_script(script)}'" for script in scripts),
         payload=base64.b64encode(zlib.compress(json.dumps(payload, allow_nan=False).encode(), 9)).decode(),
-    )
-
-
-def describe_failures(convergence: pl.DataFrame) -> str:
-    """Say which backbones have failed, in one sentence; empty if none has."""
-    if convergence.is_empty() or not convergence["failed"].any():
-        return ""
-    failed = convergence.filter("failed")
-    names = failed["composition"].unique(maintain_order=True).to_list()
-    shown = join_names(names) if len(names) <= 3 else f"{len(names)} compositions"
-    lost = max(failed["reconstruction_loss_of_accuracy"].drop_nulls().to_list(), default=None)
-    cost = "" if lost is None else f": reconstruction alone costs up to {100 * lost:.0f} points of accuracy"
-    return (
-        f"{len(failed)} of {len(convergence)} backbones failed ({shown}){cost}. "
-        "What is generated from them says nothing about their compositions."
     )
 
 

@@ -13,8 +13,10 @@ from mzsane.report.provenance import merge_artifacts
 from mzsane.report.words import WORDS
 
 MISSING = "–"
-_FIRST = ("composition", "seed", "target", "method", "sees", "finetune_epochs", "accuracy_mean", "accuracy_interval")
-_FIRST += ("n", "novelty_mean", "sampling_novelty_mean")
+_FIRST = (
+    *("composition", "seed", "target", "method", "sees", "finetune_epochs"),
+    *("accuracy_mean", "accuracy_interval", "n", "novelty_mean", "sampling_novelty_mean"),
+)
 _CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
 

@@ -1,19 +1,17 @@
 """Measurements pooled over seeds, for the report's page."""
 
-import math
 from collections.abc import Sequence
 
 import polars as pl
 
 from mzsane.report.cells import METHODS, SEES, list_names
-from mzsane.report.intervals import t_factors
+from mzsane.report.intervals import LEAST_UNITS, t_factors
 from mzsane.report.words import KINDS, name_epochs, name_method, name_sees
 
 KEYS = (
     *("composition", "target", "in_distribution", "method", "sees", "ensemble", "finetune_epochs", "images_per_class"),
     "steps",
 )
-_LEAST_UNITS = 3  # an interval of fewer independent numbers is not worth showing
 _MEASURES = (
     *("novelty_mean", "sampling_novelty_mean", "seconds", "loss_mean", "calibration_mean", "outside_norms_share"),
     *("norm_ratio_mean", "error_overlap_mean", "spread_mean"),
@@ -42,7 +40,7 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
             pl.col("accuracy_mean").mean().alias("accuracy"),
             pl.col("accuracy_mean").std().alias("over_seeds"),
             pl.col("seed").n_unique().alias("seeds"),
-            pl.col("accuracy_interval").fill_nan(None).mean().alias("own_interval"),
+            ((pl.col("accuracy_interval") ** 2).sum().sqrt() / pl.len()).alias("own_interval"),
             pl.col("clusters").max(),
             pl.col("n").max(),
             pl.col("chosen_of").max(),
@@ -50,10 +48,10 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
             *(pl.col(name).fill_nan(None).mean().alias(name.removesuffix("_mean")) for name in _MEASURES),
         )
     )
-    several = pl.col("seeds") >= _LEAST_UNITS
+    several = pl.col("seeds") >= LEAST_UNITS
     factors = t_factors(groups["seeds"])
     units = pl.when(several).then("seeds").otherwise("clusters")
-    own = pl.when(pl.col("clusters") >= _LEAST_UNITS).then("own_interval")
+    own = pl.when(pl.col("clusters") >= LEAST_UNITS).then("own_interval")
     groups = groups.with_columns(
         interval=pl.when(several).then(pl.col("over_seeds") * factors).otherwise(own).fill_nan(None),
         units=units,
@@ -77,11 +75,6 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
         _place("composition", orders["composition"]),
         maintain_order=True,
     )
-
-
-def format_points(difference: float | None) -> str:
-    """Return a difference of accuracies in percentage points with its sign: `+1.2`."""
-    return "n/a" if difference is None or not math.isfinite(difference) else f"{100 * difference:+.1f}"
 
 
 def _place(name: str, order: Sequence[str]) -> pl.Expr:

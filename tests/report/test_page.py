@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
-from mzsane.report.answers import Answer
-from mzsane.report.page import Facts, describe_failures, render_report
+from mzsane.report.answers import DEFAULT_QUESTION, Answer
+from mzsane.report.convergence import describe_failed
+from mzsane.report.duels import SUMMARY_SCHEMA
+from mzsane.report.page import Facts, render_report
 from tests.report.made_up import make_ablation, make_large, make_small
 
 VOID = {"meta", "input", "img", "br", "path", "wbr"}
@@ -102,13 +104,34 @@ def test_a_duel_tells_its_interval_and_its_units(page, small):
     assert "not tested: 2 anchors, and a test needs three" in page
 
 
-def test_a_failed_backbone_is_the_first_sentence():
+def test_a_failed_backbone_is_the_first_sentence_and_is_said_once():
     made = make_ablation({"digits": (40, 1, 1), "broken": (40, 1, 1)}, {"digits": 0.9}, [0])
-    page = render(made)
-    failure = describe_failures(made["convergence"])
-    assert failure.startswith("1 of 2 backbones failed (broken): reconstruction alone costs up to 42 points")
-    assert page.index(failure) < page.index(SENTENCE)
-    assert describe_failures(make_small()["convergence"]) == ""
+    failure = describe_failed(made["convergence"])
+    assert failure.startswith("The backbone of broken-s0 has failed: what is reconstructed is 42 points less accurate")
+    page = render(made, f"{failure} {SENTENCE}")
+    assert page.count(failure) == 1
+    assert f'<p class="failed">{failure}</p>' in page
+    assert page.index(failure) < page.index(f'<p class="answer">{SENTENCE}</p>')
+
+
+def test_answers_to_the_same_question_stand_together_and_others_apart(small):
+    answers = [make_answer(QUESTION, "Inside yes."), make_answer(QUESTION, "Outside no."), make_answer("More?", "Tie.")]
+    page = render_report(answers=answers, **small)
+    head = page[: page.index('id="accuracy"')]
+    assert "Inside yes." in head
+    assert "Outside no." in head
+    assert "Tie." not in head
+    assert "<dt>More?</dt><dd>Tie.</dd>" in page
+
+
+def test_duels_pooled_over_compositions_stand_above_their_cells(small):
+    first = small["duels"].row(0, named=True)
+    pooled = {name: first[name] for name in SUMMARY_SCHEMA if name in first}
+    numbers = {"difference": 0.021, "low": 0.004, "high": 0.038, "units": 4, "unit_kind": "compositions"}
+    summary = pl.DataFrame([{**pooled, **numbers, "verdict": "win"}], schema=SUMMARY_SCHEMA)
+    page = render(small, summary=summary)
+    line = "▲ in distribution: +2.1 points (95 %: +0.4 to +3.8, 4 compositions)"
+    assert page.count(line) == 1
 
 
 def test_page_loads_nothing_and_runs_only_its_own_scripts(page):
@@ -211,7 +234,7 @@ def test_page_without_anything_says_so():
     reader = Reader(page)
     assert reader.open == []
     assert "figure" not in reader.tags
-    assert reader.texts["h1"] == ["What should a model zoo be made of?"]
+    assert reader.texts["h1"] == [DEFAULT_QUESTION]
 
 
 def test_what_has_nothing_to_say_is_not_drawn(small):
