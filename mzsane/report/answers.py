@@ -79,7 +79,7 @@ def answer_questions(
         else:
             answers.append(_answer_contrast(question, sound, convergence))
     warning = describe_failed(convergence)
-    answers = answers or [_name_best(sound)]
+    answers = answers or [name_best(find_leaders(sound))]
     return [replace(answer, sentence=f"{warning} {answer.sentence}".strip()) for answer in answers]
 
 
@@ -143,6 +143,30 @@ def describe_leader(leader: dict[str, Any]) -> str:
     if leader["verdict"] == "win":
         return f"{best} is best on {target}, by {lead} before {leader['next']} {interval}"
     return f"on {target} {best} cannot be told from {leader['next']}: {lead} {interval}"
+
+
+def name_best(leaders: pl.DataFrame) -> Answer:
+    """Answer what the zoo should be made of, by the best composition on each target (`LEADER_SCHEMA`)."""
+    leaders = leaders.filter(finetune_epochs=0)
+    methods = [name for name in ("samples", "selected") if name in leaders["method"]]
+    if not methods:
+        return Answer(DEFAULT_QUESTION, "There is no finite accuracy of samples to compare.")
+    found = leaders.filter(method=methods[0]).to_dicts()
+    by = f"By {name_accuracy(methods[0], 0)}"
+    if len(found) <= _MOST_TARGETS:
+        verdict = found[0]["verdict"] if len(found) == 1 else "untested"
+        numbers = [found[0][name] for name in ("difference", "low", "high")] if len(found) == 1 else [None] * 3
+        sentence = f"{by} {'; '.join(describe_leader(leader) for leader in found)}."
+        return Answer(DEFAULT_QUESTION, sentence, *numbers, verdict=verdict)
+    won: dict[str, list[str]] = {}
+    for leader in found:
+        if leader["verdict"] == "win":
+            won.setdefault(leader["best"], []).append(leader["target"])
+    names = [f"{name} on {join_names(targets)}" for name, targets in won.items()]
+    shown = f": {join_names(names[:3])}" if names else ""
+    count = sum(map(len, won.values()))
+    sentence = f"{by} one composition can be told from the next on {count} of {len(found)} targets{shown}."
+    return Answer(DEFAULT_QUESTION, sentence)
 
 
 def _answer_factor(
@@ -228,27 +252,3 @@ def _weigh(low: float | None, high: float | None, smallest: float) -> str:
     if not loss and not gain:
         return f", and an effect of {size} or more is excluded"
     return f", but {'an effect' if loss and gain else 'a gain' if gain else 'a loss'} of {size} or more is not excluded"
-
-
-def _name_best(models: pl.DataFrame) -> Answer:
-    """Answer what the zoo should be made of, by the best composition on each target."""
-    leaders = find_leaders(models).filter(finetune_epochs=0)
-    methods = [name for name in ("samples", "selected") if name in leaders["method"]]
-    if not methods:
-        return Answer(DEFAULT_QUESTION, "There is no finite accuracy of samples to compare.")
-    found = leaders.filter(method=methods[0]).to_dicts()
-    by = f"By {name_accuracy(methods[0], 0)}"
-    if len(found) <= _MOST_TARGETS:
-        verdict = found[0]["verdict"] if len(found) == 1 else "untested"
-        numbers = [found[0][name] for name in ("difference", "low", "high")] if len(found) == 1 else [None] * 3
-        sentence = f"{by} {'; '.join(describe_leader(leader) for leader in found)}."
-        return Answer(DEFAULT_QUESTION, sentence, *numbers, verdict=verdict)
-    won: dict[str, list[str]] = {}
-    for leader in found:
-        if leader["verdict"] == "win":
-            won.setdefault(leader["best"], []).append(leader["target"])
-    names = [f"{name} on {join_names(targets)}" for name, targets in won.items()]
-    shown = f": {join_names(names[:3])}" if names else ""
-    count = sum(map(len, won.values()))
-    sentence = f"{by} one composition can be told from the next on {count} of {len(found)} targets{shown}."
-    return Answer(DEFAULT_QUESTION, sentence)

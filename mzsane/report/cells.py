@@ -90,7 +90,7 @@ class Cell:
         chosen_of: Of how many models these were selected on validation images; None if they were not.
         novelty: Mean over seeds of the distance to what was trained on, in spacings of the zoo; None when unknown.
         failed: Measurements left out because their accuracy is not finite.
-        best: Whether no other method but the zoo is better for this target and number of epochs.
+        steps: Gradient steps a model before fine-tuning; None for models that somebody trained.
     """
 
     composition: str
@@ -107,7 +107,7 @@ class Cell:
     chosen_of: int | None
     novelty: float | None
     failed: int
-    best: bool
+    steps: int | None
 
 
 def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -163,7 +163,7 @@ def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     rows = check_rows(rows).filter(pl.col("ensemble") == ensemble)
     targets, compositions = list_names(rows, "target"), list_names(rows, "composition")
     finite = pl.col("accuracy_mean").is_finite()
-    groups = rows.group_by("composition", "target", "method", "sees", "finetune_epochs").agg(
+    groups = rows.group_by("composition", "target", "method", "sees", "gradient_steps", "finetune_epochs").agg(
         in_distribution=pl.col("in_distribution").any(),
         accuracy=pl.col("accuracy_mean").filter(finite).mean(),
         seeds=pl.col("seed").filter(finite).n_unique(),
@@ -181,19 +181,18 @@ def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
         .then(pl.col("over_seeds") * t_factors(groups["seeds"]))
         .otherwise("interval")
         .fill_nan(None),
-        best=(pl.col("method") != "zoo")
-        & (
-            pl.col("accuracy")
-            == pl.col("accuracy").filter(pl.col("method") != "zoo").max().over("target", "finetune_epochs")
-        ).fill_null(False),
     ).drop("over_seeds", "over_models")
-    cells = [Cell(epochs=group.pop("finetune_epochs"), **group) for group in groups.to_dicts()]
+    cells = [
+        Cell(epochs=group.pop("finetune_epochs"), steps=group.pop("gradient_steps"), **group)
+        for group in groups.to_dicts()
+    ]
     return sorted(
         cells,
         key=lambda cell: (
             cell.epochs,
             targets.index(cell.target),
             rank_method(cell.method, cell.sees),
+            cell.steps or 0,
             compositions.index(cell.composition),
         ),
     )

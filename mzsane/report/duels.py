@@ -8,10 +8,6 @@ nothing is tested.
 Zero-shot an opponent must not have seen or paid more: neither its `sees` nor its `generator_sees` is beyond what the
 generated models saw in all, and it took no more gradient steps. It may have seen or paid less, since whoever loses all
 the same has lost. Fine-tuned models have all seen labels and are compared at equal epochs.
-
-`summarise_duels` pools the differences of all compositions and targets. Its units are compositions; where all arms of a
-seed share the opponent, as one random initialisation, also the pairs of a target and a seed (two-way clustering,
-Cameron, Gelbach and Miller 2011): twelve random networks are not forty-eight.
 """
 
 import math
@@ -19,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
-from statsmodels.regression.linear_model import OLS
 
 from mzsane.report.cells import METHODS, SEES, rank_method
-from mzsane.report.intervals import Interval, compare_means, compare_pairs, measure_interval, t_quantile
+from mzsane.report.intervals import Interval, compare_means, compare_pairs
 
+COPIES = ("anchors", "best_anchor", "best_model", "transfer")  # networks that somebody trained, as they are
+_AS_NOVEL = 0.9  # of a sample's novelty, from which on an opponent is as new
 GENERATED = ("samples", "selected")
 OPPONENTS = tuple(name for name in METHODS if name not in ("zoo", "reconstruction", *GENERATED))
 DUEL_SCHEMA = {
@@ -47,30 +43,8 @@ DUEL_SCHEMA = {
     "novelty": pl.Float64,
     "opponent_novelty": pl.Float64,
 }
-SUMMARY_SCHEMA = {
-    "method": pl.String,
-    "sees": pl.String,
-    "opponent": pl.String,
-    "opponent_sees": pl.String,
-    "opponent_steps": pl.Int64,
-    "finetune_epochs": pl.Int64,
-    "in_distribution": pl.Boolean,
-    "wins": pl.Int64,
-    "ties": pl.Int64,
-    "losses": pl.Int64,
-    "untested": pl.Int64,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "units": pl.Int64,
-    "units_better": pl.Int64,
-    "unit_kind": pl.String,
-    "verdict": pl.String,
-}
 LEAST_SEEDS = 3  # from which on pairs are of seeds
 _SIDE = ("method", "sees", "generator_sees", "gradient_steps")
-_COUNTS = {"wins": "win", "ties": "tie", "losses": "loss", "untested": "untested"}
-_KEY = ("method", "sees", "opponent", "opponent_sees", "opponent_steps", "finetune_epochs", "in_distribution")
 
 
 @dataclass(frozen=True)
@@ -122,11 +96,11 @@ def match_duels(models: pl.DataFrame) -> pl.DataFrame:
         opponent; low and high are null where nothing is tested.
     """
     rows = []
-    for cell, one, other in _list_pairs(models):
+    for cell, one, other in list_pairs(models):
         found, kind = compare_sides(one, other)
         rows.append(
             cell
-            | _name_duel(one, other)
+            | name_duel(one, other)
             | describe_difference(found)
             | {"unit_kind": kind, "novelty": one.novelty, "opponent_novelty": other.novelty}
         )
@@ -158,70 +132,7 @@ def describe_difference(found: Interval) -> dict[str, Any]:
     return {"difference": found.estimate, "low": low, "high": high, "units": found.units, "verdict": verdict}
 
 
-def summarise_duels(models: pl.DataFrame, duels: pl.DataFrame) -> pl.DataFrame:
-    """Pool the duels with each opponent over compositions and targets, in and out of distribution apart.
-
-    Args:
-        models: A row a single model, as for `match_duels`.
-        duels: What that returned.
-
-    Returns:
-        A row an opponent, method, number of epochs and distribution, with the columns of `SUMMARY_SCHEMA`. Wins, ties
-        and losses count cells, a composition with a target; `units_better` of `units` counts independent units.
-    """
-    differences: dict[tuple, list[dict[str, Any]]] = {}
-    for cell, one, other in _list_pairs(models):
-        key = tuple((cell | _name_duel(one, other))[name] for name in _KEY)
-        own, others = one.average_seeds(), other.average_seeds()
-        for seed in own.keys() & others.keys():
-            differences.setdefault(key, []).append(
-                {
-                    "composition": cell["composition"],
-                    "place": f"{cell['target']}/{seed}",
-                    "seed": seed,
-                    "opponent": others[seed],
-                    "difference": own[seed] - others[seed],
-                }
-            )
-    rows = []
-    for key, found in differences.items():
-        named = dict(zip(_KEY, key, strict=True))
-        same = [pl.col(name).eq_missing(value) for name, value in named.items()]
-        verdicts = duels.filter(*same)["verdict"].to_list()
-        counts = {name: verdicts.count(verdict) for name, verdict in _COUNTS.items()}
-        rows.append(named | counts | _pool(pl.DataFrame(found)))
-    return pl.DataFrame(rows, schema=SUMMARY_SCHEMA)
-
-
-def _pool(found: pl.DataFrame) -> dict[str, Any]:
-    """Return the mean difference, with an interval over its independent units."""
-    shared = (
-        found.group_by("place").agg(pl.col("opponent").n_unique(), pl.len().alias("cells")).filter(pl.col("cells") > 1)
-    )
-    if len(shared) and (shared["opponent"] == 1).all():
-        difference, kind, unit = _pool_shared(found), "targets x seeds", "place"
-    else:
-        unit = "composition" if found["composition"].n_unique() >= LEAST_SEEDS else "seed"
-        difference, kind = measure_interval(found["difference"].to_list(), found[unit].to_list()), f"{unit}s"
-    by_unit = found.group_by(unit).agg(pl.col("difference").mean())["difference"]
-    return describe_difference(difference) | {"units_better": int((by_unit > 0).sum()), "unit_kind": kind}
-
-
-def _pool_shared(found: pl.DataFrame) -> Interval:
-    """Return the mean difference from opponents that arms share, clustered by composition and by target with seed."""
-    values_N = found["difference"].to_numpy()
-    codes = [found[name].rank("dense").to_numpy().astype(int) for name in ("composition", "place")]
-    units = [len(np.unique(code_N)) for code_N in codes]
-    if min(units) < LEAST_SEEDS:
-        return Interval(float(values_N.mean()), math.nan, units[1])
-    fit = OLS(values_N, np.ones(len(values_N))).fit()
-    # The intersection that two-way clustering takes off can leave less than one way alone, which is not to be trusted.
-    ways = [codes[0], codes[1], np.stack(codes, axis=1)]
-    errors = [fit.get_robustcov_results("cluster", groups=way).bse[0] for way in ways]
-    return Interval(float(values_N.mean()), t_quantile(min(units)) * float(np.nanmax(errors)), units[1])
-
-
-def _list_pairs(models: pl.DataFrame) -> Iterator[tuple[dict[str, Any], Side, Side]]:
+def list_pairs(models: pl.DataFrame) -> Iterator[tuple[dict[str, Any], Side, Side]]:
     """Yield what names a cell, a generated side of it and an opponent, in the order of the report."""
     used = models.filter(
         pl.col("accuracy").is_finite(), pl.col("ensemble") == 1, pl.col("method").is_in([*GENERATED, *OPPONENTS])
@@ -262,7 +173,8 @@ def _may_fight(one: Side, other: Side, epochs: int) -> bool:
     return epochs > 0 or (other.sight <= one.sight and other.steps <= one.steps)
 
 
-def _name_duel(one: Side, other: Side) -> dict[str, Any]:
+def name_duel(one: Side, other: Side) -> dict[str, Any]:
+    """Return the columns that name two sides."""
     return {
         "method": one.method,
         "sees": one.sees,
@@ -270,3 +182,23 @@ def _name_duel(one: Side, other: Side) -> dict[str, Any]:
         "opponent_sees": other.sees,
         "opponent_steps": other.steps,
     }
+
+
+def find_strongest(duels: pl.DataFrame, method: str = "samples", epochs: int = 0) -> pl.DataFrame:
+    """Return for each composition and target the duel with the strongest opponent that is as new as the generated ones.
+
+    A copy is as accurate as its original, so that an opponent counts if its novelty is at least 0.9 of theirs; where
+    novelty is not known, if it is no trained network as it is.
+
+    Args:
+        duels: What `match_duels` returned.
+        method: The generated ones.
+        epochs: Epochs of fine-tuning; fine-tuned opponents count whatever their novelty.
+    """
+    known = pl.col("novelty").is_not_null() & pl.col("opponent_novelty").is_not_null()
+    as_new = pl.when(known).then(pl.col("opponent_novelty") >= _AS_NOVEL * pl.col("novelty"))
+    equal = as_new.otherwise(~pl.col("opponent").is_in(COPIES)) if epochs == 0 else pl.lit(True)
+    some = duels.filter(equal, pl.col("method") == method, pl.col("finetune_epochs") == epochs)
+    return some.sort("difference", maintain_order=True).unique(
+        ["composition", "target"], keep="first", maintain_order=True
+    )

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from mzsane.report.duels import match_duels, summarise_duels
+from mzsane.report.duel_summary import summarise_duels
+from mzsane.report.duels import find_strongest, match_duels
 
 
 def make_models(
