@@ -45,7 +45,7 @@ def draw_novelty(cells: pl.DataFrame) -> Figure | None:
     shown = cells.filter(pl.col("novelty").is_not_null(), finetune_epochs=0, ensemble=1)
     if shown.is_empty():
         return None
-    names = ("composition", "target", "kind", "name", "saw", "sees", "accuracy", "interval", "novelty")
+    names = ("composition", "target", "kind", "name", "saw", "seen", "accuracy", "interval", "novelty")
     # What is drawn last is on top: the generated ones.
     shown = shown.select(*names, "sampling_novelty").sort(pl.col("kind") == "generated", maintain_order=True)
     kinds = [entry for entry in _KINDS if entry.name in shown["kind"]]
@@ -81,7 +81,7 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
             y=axis_y("accuracy", "accuracy", domain=[0, 1]),
             color=color_by("kind", kinds),
             fill=alt.condition(
-                "datum.sees == 'none' || datum.sees == 'statistics'", fill_by("kind", kinds), alt.value("transparent")
+                "datum.seen == 'none' || datum.seen == 'statistics'", fill_by("kind", kinds), alt.value("transparent")
             ),
             shape=shape_by("kind", kinds),
             opacity=alt.when(hovered).then(alt.value(0.85)).otherwise(alt.value(0.1)),
@@ -168,14 +168,14 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
     shown = cells.filter(known, finetune_epochs=0, ensemble=1)
     if shown["name"].n_unique() < 3:
         return None
-    means = shown.group_by("target", "name", "method", "sees", "saw", "steps", maintain_order=True).agg(
+    means = shown.group_by("target", "name", "method", "seen", "saw", "steps", maintain_order=True).agg(
         pl.col("accuracy", "novelty", "seconds").mean(), pl.col("image_passes").max()
     )
     # Few are named, lest names cover each other: what is judged, and the last points of the ways to train.
     last = (pl.col("steps") > 0) & (pl.col("steps") == pl.col("steps").max().over("method"))
-    named = pl.col("method").is_in(["samples", "zoo"]) | (last & (pl.col("sees") == "none"))
+    named = pl.col("method").is_in(["samples", "zoo"]) | (last & (pl.col("seen") == "none"))
     means = means.with_columns(label=pl.when(named).then("method"))
-    sights = [entry for entry in _SIGHTS if entry.name in means["sees"]]
+    sights = [entry for entry in _SIGHTS if entry.name in means["seen"]]
     panels = []
     for target in means["target"].unique(maintain_order=True).to_list():
         x = axis_x("seconds", "seconds for one network", type="log", nice=False, padding=20)
@@ -184,7 +184,7 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
             alt.Chart()
             .transform_filter("datum.steps > 0")
             .mark_line(strokeWidth=1.2, opacity=0.5)
-            .encode(x=x, y=y, color=color_by("sees", sights), detail=["method:N"])
+            .encode(x=x, y=y, color=color_by("seen", sights), detail=["method:N"])
         )
         marks = (
             alt.Chart()
@@ -192,8 +192,8 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
             .encode(
                 x=x,
                 y=y,
-                color=color_by("sees", sights),
-                shape=shape_by("sees", sights),
+                color=color_by("seen", sights),
+                shape=shape_by("seen", sights),
                 tooltip=tell(
                     ("name", "method"),
                     ("saw", "target"),

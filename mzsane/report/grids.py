@@ -8,11 +8,14 @@ from typing import Any
 import polars as pl
 
 from mzsane.report.answers import format_interval, format_points
+from mzsane.report.duels import find_strongest
 from mzsane.report.effects import name_place
 from mzsane.report.words import name_epochs, name_method, name_sees
 
 SYMBOLS = {"win": "▲", "tie": "=", "loss": "▼", "untested": "?"}
 _STRONG = 0.15  # a difference of accuracies from which on a duel's colour is as strong as it gets
+_STRONGEST = "the strongest that is as new"
+_LEADER = ("method", "finetune_epochs", "seen", "target", "composition")
 _UNIT_KINDS = {"anchors": "anchors", "seeds": "seeds of the backbone"}
 
 
@@ -26,6 +29,7 @@ class AccuracyCell:
     low: float
     high: float
     mark: float | None
+    best: bool
     inside: bool
     hint: str
 
@@ -83,11 +87,13 @@ class DuelGroup:
     cards: list[DuelCard]
 
 
-def list_views(cells: pl.DataFrame) -> list[AccuracyView]:
+def list_views(cells: pl.DataFrame, leaders: pl.DataFrame) -> list[AccuracyView]:
     """Return the accuracies of every method, zero-shot samples that have seen the least first.
 
     Args:
         cells: As of `pooling.pool_seeds`.
+        leaders: `leaders.LEADER_SCHEMA`, or empty: the best compositions, of which those are marked that a test tells
+            from the next.
     """
     compositions, targets = list_compositions(cells), cells["target"].unique(maintain_order=True).to_list()
     marks = dict(
@@ -97,16 +103,20 @@ def list_views(cells: pl.DataFrame) -> list[AccuracyView]:
         .rows()
     )
     first = (pl.col("method") != "samples") | (pl.col("ensemble") > 1)
-    keys = ("ensemble", "finetune_epochs", "name", "saw", "images_per_class")
+    keys = ("ensemble", "finetune_epochs", "name", "sees", "images_per_class")
+    told = set()
+    if not leaders.is_empty():
+        won = leaders.filter(verdict="win").select("method", "finetune_epochs", "sees", "target", "best")
+        told = set(won.rows())
     views = []
     for _, group in cells.sort(first, maintain_order=True).group_by(keys, maintain_order=True):
         found = {(row["composition"], row["target"]): row for row in group.iter_rows(named=True)}
         top = next(iter(found.values()))
-        label = f"{top['name']}, {top['stage']}, {top['saw']}"
+        label = f"{top['name']}, {top['stage']}, {name_sees(top['sees'])}"
         label += f", ensemble of {top['ensemble']}" * (top["ensemble"] > 1)
         label += f", {top['images_per_class']} images a class" * (top["images_per_class"] is not None)
         rows = [
-            (name, [_make_accuracy(found.get((name, target)), marks.get(target)) for target in targets])
+            (name, [_make_accuracy(found.get((name, target)), marks.get(target), told) for target in targets])
             for name in compositions
         ]
         views.append(AccuracyView(label, rows))
@@ -118,7 +128,7 @@ def list_compositions(frame: pl.DataFrame) -> list[str]:
     return frame["composition"].unique(maintain_order=True).to_list()
 
 
-def _make_accuracy(row: dict | None, mark: float | None) -> AccuracyCell | None:
+def _make_accuracy(row: dict | None, mark: float | None, told: set) -> AccuracyCell | None:
     if row is None:
         return None
     accuracy, half = row["accuracy"], row["interval"]
@@ -131,6 +141,9 @@ def _make_accuracy(row: dict | None, mark: float | None) -> AccuracyCell | None:
         lines += [f"{text}, 95 % {low:.3f} to {high:.3f}", f"over {row['units']} {row['unit_kind']}"]
     if mark is not None:
         lines.append(f"trained models: {mark:.3f}")
+    best = row["ensemble"] == 1 and tuple(row[name] for name in _LEADER) in told
+    if best:
+        lines.append("best of its target: a test tells it from the next composition that has seen as much")
     if row["novelty"] is not None:
         lines.append(f"novelty {row['novelty']:.2f}")
     return AccuracyCell(
@@ -140,6 +153,7 @@ def _make_accuracy(row: dict | None, mark: float | None) -> AccuracyCell | None:
         100 * low,
         100 * high,
         None if mark is None else 100 * mark,
+        best,
         row["in_distribution"],
         "\n".join(lines),
     )
@@ -163,21 +177,34 @@ def list_duels(
     keys = ("method", "finetune_epochs", "sees")
     for (method, epochs, sees), group in duels.with_columns(opponent_steps=steps).group_by(keys, maintain_order=True):
         cards = []
+        strongest = find_strongest(group, str(method), int(epochs))
+        if len(strongest) and group["opponent"].n_unique() > 1:
+            cards.append(_make_card(_STRONGEST, "", [], strongest, compositions, targets))
         for key, own in group.group_by("opponent", "opponent_sees", "opponent_steps", maintain_order=True):
-            found = {(row["composition"], row["target"]): row for row in own.iter_rows(named=True)}
-            shown = [name for name in targets if name in own["target"]]
-            rows = [
-                (name, [_make_duel(found.get((name, target))) for target in shown])
-                for name in compositions
-                if name in own["composition"]
-            ]
             pooled = _describe_pooled(summary, method, epochs, sees, *key)
-            counts = {name: own.filter(verdict=name).height for name in SYMBOLS}
-            cards.append(
-                DuelCard(name_method(str(key[0]), key[2]), name_sees(str(key[1])), counts, pooled, shown, rows)
-            )
+            name = name_method(str(key[0]), key[2])
+            cards.append(_make_card(name, name_sees(str(key[1])), pooled, own, compositions, targets))
         groups.append(DuelGroup(f"{method}, {name_epochs(epochs)}, {name_sees(str(sees))}", cards))
     return groups
+
+
+def _make_card(
+    opponent: str,
+    saw: str,
+    pooled: list[str],
+    duels: pl.DataFrame,
+    compositions: Sequence[str],
+    targets: Sequence[str],
+) -> DuelCard:
+    found = {(row["composition"], row["target"]): row for row in duels.iter_rows(named=True)}
+    shown = [name for name in targets if name in duels["target"]]
+    rows = [
+        (name, [_make_duel(found.get((name, target))) for target in shown])
+        for name in compositions
+        if name in duels["composition"]
+    ]
+    counts = {name: duels.filter(verdict=name).height for name in SYMBOLS}
+    return DuelCard(opponent, saw, counts, pooled, shown, rows)
 
 
 def _describe_pooled(summary: pl.DataFrame, *key: Any) -> list[str]:

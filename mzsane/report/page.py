@@ -67,6 +67,7 @@ def render_report(
     answers: Sequence[Answer] = (),
     duels: pl.DataFrame = EMPTY,
     summary: pl.DataFrame = EMPTY,
+    leaders: pl.DataFrame = EMPTY,
     effects: pl.DataFrame = EMPTY,
     convergence: pl.DataFrame = EMPTY,
     curves: pl.DataFrame = EMPTY,
@@ -83,7 +84,8 @@ def render_report(
         rows: One measurement a row, with the columns of `cells.ROW_SCHEMA`.
         answers: To the preset's questions; the first question is the page's title, its answer the first sentence.
         duels: `duels.DUEL_SCHEMA`.
-        summary: `duels.SUMMARY_SCHEMA`: the duels pooled by opponent.
+        summary: `duel_summary.SUMMARY_SCHEMA`: the duels pooled by opponent.
+        leaders: `leaders.LEADER_SCHEMA`: the best compositions, marked where a test tells them from the next.
         effects: `effects.EFFECT_SCHEMA`.
         convergence: `convergence.CONVERGENCE_SCHEMA`.
         curves: Training curves in long form: arm, composition, seed, step, metric, value.
@@ -105,7 +107,7 @@ def render_report(
     failure = "" if convergence.is_empty() else describe_failed(convergence)
     said = [replace(answer, sentence=answer.sentence.removeprefix(failure).strip()) for answer in answers]
     cells = pool_seeds(rows)
-    views = list_views(cells)
+    views = list_views(cells, leaders)
     figures = {
         "novelty": draw_novelty(cells),
         "effects": draw_effects(effects),

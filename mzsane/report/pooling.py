@@ -6,7 +6,7 @@ import polars as pl
 
 from mzsane.report.cells import METHODS, SEES, list_names
 from mzsane.report.intervals import LEAST_UNITS, t_factors
-from mzsane.report.words import KINDS, name_epochs, name_method, name_sees
+from mzsane.report.words import KINDS, name_epochs, name_method, name_sight
 
 KEYS = (
     *("composition", "target", "in_distribution", "method", "sees", "ensemble", "finetune_epochs", "images_per_class"),
@@ -26,8 +26,8 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         The columns of `KEYS`, accuracy, interval (half of 95 %, null where unknown), units, unit_kind, image_passes and
-        the measures without `_mean`, and for people kind, stage, name and saw; in the order of targets, methods,
-        `sees`, steps and compositions.
+        the measures without `_mean`, seen (in sampling or in making the generator, the larger) and for people
+        kind, stage, name and saw; in the order of targets, methods, `sees`, steps and compositions.
     """
     finite = pl.col("accuracy_mean").is_finite()
     steps = pl.when(pl.col("method") == "zoo").then(0).otherwise(pl.col("gradient_steps").fill_null(0))
@@ -36,7 +36,7 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
         .with_columns(steps=steps)
         .group_by(KEYS, maintain_order=True)
         .agg(
-            pl.col("models", "datasets", "architectures").first(),
+            pl.col("generator_sees").first(),
             pl.col("accuracy_mean").mean().alias("accuracy"),
             pl.col("accuracy_mean").std().alias("over_seeds"),
             pl.col("seed").n_unique().alias("seeds"),
@@ -59,7 +59,8 @@ def pool_seeds(rows: pl.DataFrame) -> pl.DataFrame:
         kind=pl.col("method").replace_strict(KINDS, default="other"),
         stage=pl.col("finetune_epochs").map_elements(name_epochs, pl.String),
         name=pl.struct("method", "steps").map_elements(lambda s: name_method(s["method"], s["steps"]), pl.String),
-        saw=pl.col("sees").map_elements(name_sees, pl.String),
+        saw=pl.struct("sees", "generator_sees").map_elements(lambda s: name_sight(**s), pl.String),
+        seen=pl.when(_place("generator_sees", SEES) > _place("sees", SEES)).then("generator_sees").otherwise("sees"),
     ).drop("own_interval", "over_seeds")
     orders = {
         "target": list_names(rows, "target"),

@@ -100,6 +100,11 @@ def name_sees(sees: str) -> str:
     return f"sees {'nothing' if sees == 'none' else sees}"
 
 
+def name_sight(sees: str, generator_sees: str) -> str:
+    """Return what was seen of the target in all: `sees nothing; its generator saw images`."""
+    return name_sees(sees) + ("" if generator_sees == "none" else f"; its generator saw {generator_sees}")
+
+
 def name_method(method: str, steps: int | None = None) -> str:
     """Return a method's name with its gradient steps, if it has any: `distilled_init, 300 steps`."""
     return f"{method}, {steps:,} steps" if steps and method != "zoo" else method

@@ -171,6 +171,8 @@ def make_duels(
                 "units": 2 if untested else seeds if seeds > 2 else 10,
                 "unit_kind": "seeds" if seeds > 2 else "anchors",
                 "verdict": "untested" if untested else verdict,
+                "novelty": 0.3,
+                "opponent_novelty": 0.1 if opponent.startswith("best") else 0.3,
             }
         )
     return found

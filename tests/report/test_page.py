@@ -11,7 +11,9 @@ import pytest
 
 from mzsane.report.answers import DEFAULT_QUESTION, Answer
 from mzsane.report.convergence import describe_failed
-from mzsane.report.duels import SUMMARY_SCHEMA
+from mzsane.report.duel_summary import SUMMARY_SCHEMA
+from mzsane.report.duels import find_strongest
+from mzsane.report.leaders import LEADER_SCHEMA
 from mzsane.report.page import Facts, render_report
 from tests.report.made_up import make_ablation, make_large, make_small
 
@@ -90,6 +92,8 @@ def test_accuracies_and_duels_are_there_without_scripts(page, small):
     assert body.count('class="accuracy inside"') == rows["in_distribution"].sum()
     duels = small["duels"]
     cells = re.findall(r'<td class="(win|tie|loss|untested)( inside)?"', page)
+    strongest = [find_strongest(duels, "samples", epochs) for epochs in (0, 3)]
+    duels = pl.concat([duels, *strongest])
     assert len(cells) == duels.height
     for verdict, symbol in {"win": "▲", "tie": "=", "loss": "▼", "untested": "?"}.items():
         count = duels.filter(verdict=verdict).height
@@ -132,6 +136,31 @@ def test_duels_pooled_over_compositions_stand_above_their_cells(small):
     page = render(small, summary=summary)
     line = "▲ in distribution: +2.1 points (95 %: +0.4 to +3.8, 4 compositions)"
     assert page.count(line) == 1
+
+
+def test_a_star_only_where_a_test_tells_the_best_from_the_next(small):
+    best = {"method": "samples", "sees": "none", "finetune_epochs": 0, "best": "letters"}
+    leaders = [{**best, "target": "letters", "verdict": "win"}, {**best, "target": "digits", "verdict": "tie"}]
+    page = render(small, leaders=pl.DataFrame(leaders, schema=LEADER_SCHEMA))
+    body = page.split('id="accuracy"')[1].split("</tbody>")[0]
+    assert body.count("★") == 1
+    accuracy = small["rows"].filter(method="samples", composition="letters", target="letters", finetune_epochs=0)
+    assert f"<b>{accuracy['accuracy_mean'][0]:.3f} ★</b>" in body
+
+
+def test_what_the_generator_saw_counts_as_seen(row):
+    rows = [row("a", "t", "samples", 0.5, novelty=0.3, generator_sees="images"), row("a", "t", "zoo", 0.9, novelty=1.0)]
+    (_, samples), (_, zoo) = sorted(
+        zip(
+            *(
+                read_payload(render_report({}, pl.DataFrame(rows)))["panels"]["novelty-0"]["data"][n]
+                for n in ("saw", "seen")
+            ),
+            strict=True,
+        ),
+        reverse=True,
+    )
+    assert (samples, zoo) == ("images", "none")
 
 
 def test_page_loads_nothing_and_runs_only_its_own_scripts(page):
@@ -215,7 +244,9 @@ def test_large_ablation_is_whole_and_fits():
     for name in names:
         assert f'data-composition="{name}"' in body
     assert body.count('class="accuracy') == 84
-    assert len(re.findall(r'<td class="(?:win|tie|loss|untested)', page)) == made["duels"].height
+    assert (
+        len(re.findall(r'<td class="(?:win|tie|loss|untested)', page)) == made["duels"].height + 84
+    )  # and the strongest
     # So many lines cannot be told apart by colour: one is brought out on hover.
     curves = json.dumps(read_payload(page)["panels"]["curves-0"]["spec"])
     assert '"hovered"' in curves
