@@ -14,7 +14,6 @@ from mzsane.report.words import name_epochs, name_method, name_sees
 
 SYMBOLS = {"win": "▲", "tie": "=", "loss": "▼", "untested": "?"}
 _STRONG = 0.15  # a difference of accuracies from which on a duel's colour is as strong as it gets
-_STRONGEST = "the strongest that is as new"
 _LEADER = ("method", "finetune_epochs", "seen", "target", "composition")
 _UNIT_KINDS = {"anchors": "anchors", "seeds": "seeds of the backbone"}
 
@@ -179,7 +178,8 @@ def list_duels(
         cards = []
         strongest = find_strongest(group, str(method), int(epochs))
         if len(strongest) and group["opponent"].n_unique() > 1:
-            cards.append(_make_card(_STRONGEST, "", [], strongest, compositions, targets))
+            name = "the strongest" if epochs else "the strongest that is as new"  # fine-tuning makes anything new
+            cards.append(_make_card(name, "", [], strongest, compositions, targets))
         for key, own in group.group_by("opponent", "opponent_sees", "opponent_steps", maintain_order=True):
             pooled = _describe_pooled(summary, method, epochs, sees, *key)
             name = name_method(str(key[0]), key[2])

@@ -141,6 +141,7 @@ def render_report(
         targets=list_targets(cells),
         views=views,
         marks=list_marks(cells),
+        starred=any(cell.best for view in views for _, row in view.rows for cell in row if cell),
         duels=list_duels(duels, summary, list_compositions(cells), list_targets(cells)),
         card_width=measure_cards(duels),
         figures=figures,
