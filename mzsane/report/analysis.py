@@ -1,4 +1,4 @@
-"""All that is computed from the measurements of an ablation, in one call: effects, duels, leaders, answers, findings."""
+"""All that is computed from the measurements of an ablation, in one call: effects, duels, answers, findings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

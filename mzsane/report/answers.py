@@ -72,7 +72,7 @@ def answer_questions(
     """
     failed = list_failed(convergence)
     sound = models.filter(~pl.col("arm").is_in(failed))
-    answers = []
+    answers: list[Answer] = []
     for question in questions:
         if question.factor is not None:
             answers += _answer_factor(question, rows, convergence, failed)
@@ -154,10 +154,11 @@ def name_best(leaders: pl.DataFrame) -> Answer:
     found = leaders.filter(method=methods[0]).to_dicts()
     by = f"By {name_accuracy(methods[0], 0)}"
     if len(found) <= _MOST_TARGETS:
-        verdict = found[0]["verdict"] if len(found) == 1 else "untested"
-        numbers = [found[0][name] for name in ("difference", "low", "high")] if len(found) == 1 else [None] * 3
-        sentence = f"{by} {'; '.join(describe_leader(leader) for leader in found)}."
-        return Answer(DEFAULT_QUESTION, sentence, *numbers, verdict=verdict)
+        answer = Answer(DEFAULT_QUESTION, f"{by} {'; '.join(describe_leader(leader) for leader in found)}.")
+        if len(found) > 1:
+            return answer
+        lead = found[0]
+        return replace(answer, estimate=lead["difference"], low=lead["low"], high=lead["high"], verdict=lead["verdict"])
     won: dict[str, list[str]] = {}
     for leader in found:
         if leader["verdict"] == "win":
@@ -177,7 +178,7 @@ def _answer_factor(
     with_failed = _pick(question, estimate_effects(rows, **chosen)) if failed else []  # type: ignore[arg-type]
     levels = rows.select("composition", pl.col(str(question.factor)).alias("level")).unique().sort("level")
     trained = _describe_levels(levels, str(question.factor), convergence)
-    answers = []
+    answers: list[Answer] = []
     for effect in effects:
         if effect.kind == ADJUSTED:
             answers[-1] = replace(answers[-1], notes=(*answers[-1].notes, describe_adjusted(effect)))

@@ -1,6 +1,6 @@
 """The duels with each opponent, pooled over compositions and targets, with intervals over what is independent.
 
-The units are compositions. Where all arms of a seed share the opponent, as a random initialisation, they are the pairs
+The units are compositions, or seeds where there are fewer than three. Where all arms of a seed share the opponent, as a random initialisation, they are the pairs
 of a target and a seed too (two-way clustering, Cameron, Gelbach and Miller 2011): twelve random networks are not
 forty-eight because four compositions were compared with them.
 
@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from statsmodels.regression.linear_model import OLS
 
-from mzsane.report.duels import LEAST_SEEDS, describe_difference, list_pairs, name_duel
-from mzsane.report.intervals import Interval, measure_interval, t_quantile
+from mzsane.report.duels import describe_difference, list_pairs, name_duel
+from mzsane.report.intervals import LEAST_UNITS, Interval, measure_interval, t_quantile
 
 SUMMARY_SCHEMA = {
     "method": pl.String,
@@ -81,10 +81,11 @@ def _pool(found: pl.DataFrame) -> dict[str, Any]:
     shared = (
         found.group_by("place").agg(pl.col("opponent").n_unique(), pl.len().alias("cells")).filter(pl.col("cells") > 1)
     )
-    if len(shared) and (shared["opponent"] == 1).all():
+    several = found["composition"].n_unique() >= LEAST_UNITS
+    if several and len(shared) and (shared["opponent"] == 1).all():
         difference, kind, unit = _pool_shared(found), "targets x seeds", "place"
     else:
-        unit = "composition" if found["composition"].n_unique() >= LEAST_SEEDS else "seed"
+        unit = "composition" if several else "seed"
         difference, kind = measure_interval(found["difference"].to_list(), found[unit].to_list()), f"{unit}s"
     by_unit = found.group_by(unit).agg(pl.col("difference").mean())["difference"]
     return describe_difference(difference) | {"units_better": int((by_unit > 0).sum()), "unit_kind": kind}
@@ -95,7 +96,7 @@ def _pool_shared(found: pl.DataFrame) -> Interval:
     values_N = found["difference"].to_numpy()
     codes = [found[name].rank("dense").to_numpy().astype(int) for name in ("composition", "place")]
     units = [len(np.unique(code_N)) for code_N in codes]
-    if min(units) < LEAST_SEEDS:
+    if min(units) < LEAST_UNITS:
         return Interval(float(values_N.mean()), math.nan, units[1])
     fit = OLS(values_N, np.ones(len(values_N))).fit()
     # The intersection that two-way clustering takes off can leave less than one way alone, which is not to be trusted.

@@ -1,4 +1,4 @@
-"""What the measurements say beyond the answers, in short sentences; what was not asked before the run is exploratory."""
+"""What the measurements say beyond the answers, in short sentences; what nobody asked before the run is exploratory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,11 +102,11 @@ def _describe_summary(summary: pl.DataFrame) -> list[str]:
         ]
         strongest = group.sort("difference").row(0, named=True)
         sentences.append(
-            f"{method.capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of {len(group)} "  # type: ignore[attr-defined]
+            f"{method.capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of {len(group)} "
             f"opponents {allowed}; the strongest is {_name_opponent(strongest)}: "
             f"{format_points(strongest['difference'])} points "
-            f"{format_interval(strongest['low'], strongest['high'], strongest['units'], strongest['unit_kind'])}, better "
-            f"in {strongest['units_better']} of {strongest['units']} {strongest['unit_kind']}."
+            f"{format_interval(strongest['low'], strongest['high'], strongest['units'], strongest['unit_kind'])}, "
+            f"better in {strongest['units_better']} of {strongest['units']} {strongest['unit_kind']}."
         )
     return sentences
 
@@ -117,7 +117,7 @@ def _name_opponent(row: dict[str, Any]) -> str:
 
 
 def _describe_targets(duels: pl.DataFrame, leaders: pl.DataFrame) -> dict[str, list[str]]:
-    """Say of each target which composition leads, and how samples compare with the strongest baseline as new as they."""
+    """Say of each target which composition leads, and how samples compare with the strongest baseline as new."""
     found: dict[str, list[str]] = {}
     for leader in leaders.filter(finetune_epochs=0).to_dicts():
         text = f"Zero-shot {leader['method']}: {describe_leader(leader)}."

@@ -115,9 +115,8 @@ def comparison_table(rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFr
     targets = list(next(iter(entries.values()), {}))
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        width=None,
+        padding=0,
+        show_edge=False,
         caption=Text(write_caption(entries)) if entries else None,
         caption_justify="left",
     )

@@ -8,43 +8,7 @@ from scipy import stats
 
 from mzsane.report.duel_summary import summarise_duels
 from mzsane.report.duels import find_strongest, match_duels
-
-
-def make_models(
-    method,
-    accuracies,
-    composition="a",
-    target="t",
-    seed=0,
-    clusters=None,
-    sees="none",
-    generator_sees="none",
-    steps=0,
-    epochs=0,
-    inside=True,
-    novelty=0.5,
-):
-    """Single models with these accuracies."""
-    return [
-        {
-            "arm": f"{composition}-s{seed}",
-            "composition": composition,
-            "seed": seed,
-            "target": target,
-            "in_distribution": inside,
-            "method": method,
-            "sees": sees,
-            "generator_sees": generator_sees,
-            "model": number,
-            "ensemble": 1,
-            "cluster": clusters[number] if clusters else None,
-            "finetune_epochs": epochs,
-            "gradient_steps": steps,
-            "accuracy": accuracy,
-            "novelty": novelty,
-        }
-        for number, accuracy in enumerate(accuracies)
-    ]
+from tests.report.made_models import make_models
 
 
 def fight(*groups):
@@ -152,3 +116,17 @@ def test_the_pool_counts_cells_and_keeps_places_apart():
     summary = summarise_duels(models, match_duels(models)).to_dicts()
     found = {row["in_distribution"]: (row["wins"], row["ties"], row["losses"], row["verdict"]) for row in summary}
     assert found == {True: (4, 0, 0, "win"), False: (0, 0, 4, "loss")}
+
+
+def test_the_strongest_opponent_is_as_new_as_the_samples():
+    """Copies are as accurate as their originals: to lose against them says nothing of generation."""
+    groups = [
+        make_models("samples", (0.5, 0.6, 0.7), novelty=0.5),
+        make_models("anchors", (0.8, 0.9, 0.9), novelty=0.0),
+        make_models("layer_noise", (0.5, 0.6, 0.6), novelty=0.49),
+        make_models("statistics", (0.1, 0.1, 0.2), novelty=1.5),
+    ]
+    duels = match_duels(pl.DataFrame([row for group in groups for row in group], infer_schema_length=None))
+    assert find_strongest(duels)["opponent"].to_list() == ["layer_noise"]
+    unknown = duels.with_columns(novelty=pl.lit(None, pl.Float64), opponent_novelty=pl.lit(None, pl.Float64))
+    assert find_strongest(unknown)["opponent"].to_list() == ["layer_noise"]
