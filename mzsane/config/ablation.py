@@ -81,9 +81,8 @@ class AblationConfig(Config):
     steps_per_model: int | None = Field(
         None,
         ge=1,
-        description="steps of pre-training for each model of a composition, in place of backbone.steps: a composition of "
-        "twice the models is then trained twice as long, and sees each as often; a composition's own backbone keeps its "
-        "steps",
+        description="steps of pre-training for each model of a composition, in place of backbone.steps: one of twice "
+        "the models is trained twice as long, and sees each as often; a composition's own backbone keeps its steps",
     )
     targets: tuple[TargetConfig, ...] = Field(min_length=1, description="what is sampled for and scored on")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how weights are drawn")

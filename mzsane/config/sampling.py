@@ -59,9 +59,9 @@ class SamplingConfig(Config):
         0.5,
         ge=0,
         le=10,
-        description="least mean sampling novelty of a bandwidth that is chosen from a list, in spacings of the zoo: the "
-        "distance from the anchors as the backbone decodes them, so that what the autoencoder loses counts for nothing. "
-        "Without it copies of the anchors would always win. If none reaches it, the most novel one is taken",
+        description="least mean sampling novelty of a bandwidth that is chosen from a list, in spacings of the zoo: "
+        "the distance from the anchors as the backbone decodes them, so that what the autoencoder loses counts for "
+        "nothing. Without it copies of the anchors would always win. If none reaches it, the most novel one is taken",
     )
     guidance_steps: int = Field(
         0,
@@ -143,9 +143,9 @@ class EvaluationConfig(Config):
     )
     distillation_steps: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (30, 100, 300, 1000),
-        description="gradient steps of random initialisations that are trained towards the mean output of the target's "
-        "zoo, on its unlabelled images, on pseudo-images of their statistics, and on noise: what a generator has to beat "
-        "at equal sight and cost; empty for none",
+        description="gradient steps of random initialisations that are trained towards the mean output of the "
+        "target's zoo, on its unlabelled images, on pseudo-images of their statistics, and on noise: what a generator "
+        "has to beat at equal sight and cost; empty for none",
     )
     distilled_models: int = Field(5, ge=1, description="models that are distilled for each number of steps")
     ensembles: tuple[int, ...] = Field(

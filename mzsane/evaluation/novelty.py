@@ -234,7 +234,7 @@ class KnownModels:
         return aligned_SP
 
     def _align(self, flat_SP: Tensor, reference: Tensor) -> Tensor:
-        """Return balanced models, units in the order and with the signs closest to one other model, or each to its own."""
+        """Return balanced models, units in the order and with the signs closest to one model, or each to its own."""
         matching = match_population(self.layout, self.groups, flat_SP, reference, signs=True)
         return apply_matching(self.layout, self.groups, flat_SP, matching)
 
