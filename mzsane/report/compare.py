@@ -27,7 +27,6 @@ from mzsane.report.latents import LATENT_SCHEMA, map_latents, plot_latents
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.page import render_report
 from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
-from mzsane.report.provenance import plot_provenance
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
 from mzsane.tokens.build import plan_tokens
 
@@ -84,7 +83,6 @@ def compare(
         "latents.png": to_png(plot_latents(latents)),
         "curves.png": to_png(plot_curves(curves, looks)),
         "probes.png": to_png(plot_probes(probes)),
-        "provenance.png": to_png(plot_provenance(provenance)),
     }
     sink.progress(2, 3, "parts: figures drawn")
     page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), shares, latents, probes)
