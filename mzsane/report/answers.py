@@ -184,7 +184,7 @@ def _answer_factor(
             answers[-1] = replace(answers[-1], notes=(*answers[-1].notes, describe_adjusted(effect)))
             continue
         where = f" on {join_names(question.targets)}" if question.targets else ""
-        notes = [trained] if trained else []
+        notes = [trained] if trained and not answers else []  # once a question
         for other in with_failed:
             if (other.kind, other.in_distribution) == (effect.kind, effect.in_distribution) and other.estimate:
                 notes.append(f"With the failed backbones it would be {format_points(other.estimate)} points.")

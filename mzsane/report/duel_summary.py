@@ -1,8 +1,8 @@
 """The duels with each opponent, pooled over compositions and targets, with intervals over what is independent.
 
-The units are compositions, or seeds where there are fewer than three. Where all arms of a seed share the opponent, as a random initialisation, they are the pairs
-of a target and a seed too (two-way clustering, Cameron, Gelbach and Miller 2011): twelve random networks are not
-forty-eight because four compositions were compared with them.
+The units are compositions, or seeds where there are fewer than three compositions. Where all arms of a seed share the
+opponent, as a random initialisation, they are the pairs of a target and a seed too (two-way clustering, Cameron,
+Gelbach and Miller 2011): twelve random networks are not forty-eight because four compositions were compared with them.
 
 Suffix: N differences.
 """

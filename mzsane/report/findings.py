@@ -16,7 +16,7 @@ from mzsane.report.answers import (
     format_points,
     name_best,
 )
-from mzsane.report.duels import find_strongest
+from mzsane.report.duels import COPIES, find_strongest
 from mzsane.report.effects import ADJUSTED, Effect, name_place
 
 _EXPLORATORY = "Exploratory:"
@@ -100,10 +100,16 @@ def _describe_summary(summary: pl.DataFrame) -> list[str]:
             )
             if verdict in verdicts
         ]
-        strongest = group.sort("difference").row(0, named=True)
+        # A copy is as accurate as its original, which says nothing of generation; fine-tuned it is an opponent as any.
+        rivals = group if epochs else group.filter(~pl.col("opponent").is_in(COPIES))
+        text = f"{str(method).capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of "
+        text += f"{len(group)} opponent{'s' * (len(group) > 1)} {allowed}"
+        if rivals.is_empty():
+            sentences.append(f"{text}.")
+            continue
+        strongest = rivals.sort("difference").row(0, named=True)
         sentences.append(
-            f"{method.capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of {len(group)} "
-            f"opponents {allowed}; the strongest is {_name_opponent(strongest)}: "
+            f"{text}; the strongest{' that is no copy' * (not epochs)} is {_name_opponent(strongest)}: "
             f"{format_points(strongest['difference'])} points "
             f"{format_interval(strongest['low'], strongest['high'], strongest['units'], strongest['unit_kind'])}, "
             f"better in {strongest['units_better']} of {strongest['units']} {strongest['unit_kind']}."

@@ -207,6 +207,6 @@ def test_what_was_not_asked_is_called_exploratory(ablate):
     assert all(text.startswith("Exploratory: ") for text in rest)
     assert not any("Doubling the models" in text for text in rest)
     assert any("Doubling the models" in text for text in analyse([], rows, models, NOTHING).findings.overall[1:])
-    (duels,) = [text for text in rest if "opponents" in text]
-    assert "zero-shot and out of distribution, are ahead of 1 of 1 opponents that saw and paid no more" in duels
-    assert "the strongest is layer_noise (sees none): +11.0 points" in duels
+    (duels,) = [text for text in rest if "opponent" in text]
+    assert "zero-shot and out of distribution, are ahead of 1 of 1 opponent that saw and paid no more" in duels
+    assert "the strongest that is no copy is layer_noise (sees none): +11.0 points" in duels
