@@ -4,8 +4,8 @@ The COMPARISON artifact holds as parquet `comparison` (also JSON; a row a measur
 (a row a single model: its names and its score), `duels` and `duel_summary` (samples against every baseline), `leaders`
 (the best compositions), `effects`, `convergence` (how far each backbone was trained), `curves` (training curves),
 `shares` (of models that are novel and as accurate as the zoo), `latents` (a map of held-out checkpoints), `probes`
-(what latents tell); `answers.json`, what the ablation asked and found; `report.html`; and figures as PNG, those that have
-something to say.
+(what latents tell); `answers.json`, what the ablation asked and found; `report.html`; and figures as PNG, those that
+have something to say.
 """
 
 import json

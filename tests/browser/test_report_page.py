@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mzsane.report.answers import Answer
 from mzsane.report.page import render_report
 from tests.report.made_up import make_large, make_small
 
@@ -29,7 +30,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, make in (("small", make_small), ("large", make_large)):
         found[name] = folder / f"{name}.html"
-        found[name].write_text(render_report(**make()), encoding="utf-8")
+        answers = [Answer("What should a zoo be made of?", "Doubling the models adds 1.1 points (95 %: +0.4 to +1.8).")]
+        found[name].write_text(render_report(answers=answers, **make()), encoding="utf-8")
     return found
 
 
