@@ -24,12 +24,14 @@ from mzsane.evaluation.baselines import (
     interpolate_anchors,
 )
 from mzsane.evaluation.curvature import count_images, flatten_noise
-from mzsane.evaluation.distillation import RATES, distil
+from mzsane.evaluation.distillation import choose_rate, distil
 from mzsane.sampling.samplers.protocol import mark_used
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs
 
-GUIDANCE_RATES = (0.03, 0.1)  # in deviations of what is moved
+FEW_STEPS = 100
+# In deviations of what is moved. Many steps at a large rate enlarge the weights, and distance is bought by that.
+GUIDANCE_RATES = {True: (0.03, 0.1), False: (0.01, 0.03)}  # of few steps, and of more
 TUNED_WITH, TUNED_AT = 5, 0.7  # models, and the bandwidth, that learning rates are chosen with
 CURVATURE_IMAGES = 300
 
@@ -72,7 +74,7 @@ def sample_guided(bench: Bench, sampler: str, steps: int, bandwidth: float) -> M
         deviation_TL = bench.anchors.latents_ATL.std(dim=0, correction=0)
         return bench.guide(latents_STL, deviation_TL, used_SA, bench.decode, steps, rate)
 
-    rate = bench.tune("latents", steps, GUIDANCE_RATES, partial(move, TUNED_AT, TUNED_WITH))
+    rate = bench.tune("latents", steps, GUIDANCE_RATES[steps <= FEW_STEPS], partial(move, TUNED_AT, TUNED_WITH))
     started = time.monotonic()
     return _finish_guided(bench, move(bandwidth, bench.slow_samples, rate), started - bench.encoding, steps, rate)
 
@@ -121,7 +123,7 @@ def guide_noise(bench: Bench, kind: str, steps: int, bandwidth: float) -> Made:
             flat_SP = add_layer_noise(bench.anchors_AP, chosen_S, distance_S, bench.layout, generator)
         return bench.guide_weights(flat_SP, mark_used(chosen_S[:, None], len(bench.anchors_AP)), steps, rate)
 
-    rate = bench.tune(f"{kind} noise", steps, GUIDANCE_RATES, partial(move, TUNED_AT, TUNED_WITH))
+    rate = bench.tune(f"{kind} noise", steps, GUIDANCE_RATES[steps <= FEW_STEPS], partial(move, TUNED_AT, TUNED_WITH))
     started = time.monotonic()
     return _finish_guided(bench, move(bandwidth, bench.slow_samples, rate), started, steps, rate)
 
@@ -153,7 +155,7 @@ def guide_init(bench: Bench, steps: int) -> Made:
         everyone_SA = torch.ones(count, len(bench.anchors_AP), dtype=torch.bool)
         return bench.guide_weights(bench.initialise(count), everyone_SA, steps, rate)
 
-    rate = bench.tune("random initialisation", steps, GUIDANCE_RATES, partial(move, TUNED_WITH))
+    rate = bench.tune("random initialisation", steps, GUIDANCE_RATES[steps <= FEW_STEPS], partial(move, TUNED_WITH))
     started = time.monotonic()
     return _finish_guided(bench, move(bench.slow_samples, rate), started, steps, rate)
 
@@ -165,7 +167,8 @@ def draw_distilled(bench: Bench, source: str, steps: int) -> Made:
     def learn(count: int, rate: float) -> Tensor:
         return distil(lessons, bench.initialise(count), steps, rate, bench.seed).flat_SP
 
-    rate = bench.tune(f"distilled on {source}", steps, RATES, partial(learn, TUNED_WITH))
+    rates = (choose_rate(steps) / 3, choose_rate(steps))
+    rate = bench.tune(f"distilled on {source}", steps, rates, partial(learn, TUNED_WITH))
     done = distil(lessons, bench.initialise(bench.slow_samples), steps, rate, bench.seed)
     return Made(done.flat_SP, done.seconds, steps, done.image_passes, rate)
 

@@ -7,7 +7,8 @@ All training models of the zoo at their last epoch are anchors; the backbone is 
 are chosen on validation images, one for all models of a way and number of steps. Everything is measured on validation
 images, beside validation models; with `--final`, once, on test images, beside test models. Novelty is the distance to
 the nearest training checkpoint in spacings of the zoo, sampling novelty that to the nearest decoded anchor
-(`mzsane.evaluation.novelty`).
+(`mzsane.evaluation.novelty`); models whose norms are outside those of the zoo have bought some of it
+(`mzsane.evaluation.norms`).
 
 What a row has seen is the more of what its drawing and its backbone saw of the images: none, statistics (of unlabelled
 images), images (without labels), labels. Seconds are those of a model, on this machine with one thread, its share of
@@ -35,6 +36,7 @@ from flows.presets import load_zoo_preset
 from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.judge import Judge, read_activations
 from mzsane.evaluation.distillation import STEPS
+from mzsane.evaluation.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS
 
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
@@ -42,7 +44,7 @@ GUIDED_BANDWIDTHS = (0.5, 1.0, 1.5)
 FLAT_BANDWIDTHS = (0.2, 0.5, 0.7, 1.0, 1.5)  # fewer: each anchor has Jacobians of its own
 GUIDED = ("joint", "shared", "neighbourhood")  # samplers that are guided too
 AT_NOVELTIES = (0.5, 1.0)
-REACH = 0.1  # spacings by which a curve may miss a novelty and still have an accuracy there
+REACH = 0.15  # spacings by which a curve may miss a novelty and still have an accuracy there
 TRAINED = "training a model"
 SEES = ("none", "statistics", "images", "labels")
 
@@ -125,9 +127,11 @@ class Measures:
         rows = bench.table.pick_rows(self.split, last_epochs=1)
         held_out_HP = bench.table.load(rows)
         classes_HN = self._judge.classify(held_out_HP, read_activations(bench.table, rows))
+        self._norms = NormRange.from_models(bench.known)
         self.held_out = {
             "held_out_accuracy": 100 * self._judge.score(classes_HN),
             "held_out_novelty": float(bench.known.measure_novelty(held_out_HP).mean()),
+            "held_out_outside_norms": float(self._norms.measure(held_out_HP)[1].double().mean()),
             "held_out_models": len(rows),
         }
 
@@ -135,8 +139,10 @@ class Measures:
         """Return the row of a point."""
         classes_SN = self._judge.classify(made.flat_SP, [None] * len(made.flat_SP))
         accuracy_S = 100 * (classes_SN == self._judge.labels_N).double().mean(dim=1)
-        known = self.bench.known
-        sampling = known.find_nearest if not curve.decoded else self.bench.decoded.find_nearest
+        known, sampling = self.bench.known, None
+        if curve.decoded:
+            sampling = float(self.bench.decoded.find_nearest(made.flat_SP)[0].mean()) / known.spacing
+        ratio_S, outside_S = self._norms.measure(made.flat_SP)
         generator_sees = "images" if curve.decoded and self.bench.behaves else "none"
         costs = {name: value for name, value in asdict(made).items() if not isinstance(value, Tensor)}
         return {
@@ -149,7 +155,9 @@ class Measures:
             **costs,
             "models": len(accuracy_S),
             "novelty": float(known.measure_novelty(made.flat_SP).mean()),
-            "sampling_novelty": float(sampling(made.flat_SP)[0].mean() / known.spacing) if curve.decoded else None,
+            "sampling_novelty": sampling,
+            "norm_ratio": float(ratio_S.mean()),
+            "outside_norms": float(outside_S.double().mean()),
             "accuracy": float(accuracy_S.mean()),
             "accuracy_std": float(accuracy_S.std()) if len(accuracy_S) > 1 else None,
             **self.held_out,
@@ -158,7 +166,7 @@ class Measures:
 
     def _take_zoo(self) -> dict[str, Any]:
         """Return what stands for a trained model: the held-out ones; one was trained for its seconds alone."""
-        return {name: self.held_out[f"held_out_{name}"] for name in ("accuracy", "novelty", "models")}
+        return {name: self.held_out[f"held_out_{name}"] for name in ("accuracy", "novelty", "outside_norms", "models")}
 
 
 def interpolate_at(points: list[dict[str, Any]], novelty: float, value: str) -> float | None:
@@ -177,8 +185,9 @@ def summarise(points: list[dict[str, Any]]) -> dict[str, Any]:
     kept = ("curve", "kind", "sees", "generator_sees", "class", "gradient_steps", "rate", "models")
     row = {name: first[name] for name in kept}
     for novelty in AT_NOVELTIES:
-        row[f"accuracy_at_{novelty}"] = interpolate_at(points, novelty, "accuracy")
-    for name in ("seconds", "image_passes"):
+        for name in ("accuracy", "novelty"):  # the novelty, because a curve may miss it a little
+            row[f"{name}_at_{novelty}"] = interpolate_at(points, novelty, name)
+    for name in ("seconds", "image_passes", "outside_norms"):
         row[name] = interpolate_at(points, AT_NOVELTIES[-1], name)
         if row[name] is None:
             row[name] = max(point[name] for point in points)
@@ -188,14 +197,14 @@ def summarise(points: list[dict[str, Any]]) -> dict[str, Any]:
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the curves, those that saw least first, the best at the largest novelty first."""
     best = f"accuracy_at_{AT_NOVELTIES[-1]}"
-    print(f"{'curve':<34}{'sees':<11}{'steps':>6}{'at 0.5':>8}{'at 1.0':>8}{'passes':>8}{'s':>9}")
+    print(f"{'curve':<34}{'sees':<11}{'steps':>6}{'at 0.5':>8}{'at 1.0':>8}{'passes':>8}{'s':>9}{'outside':>9}")
     for row in sorted(rows, key=lambda row: (SEES.index(row["class"]), -(row[best] or 0.0))):
         at = "".join(
             f"{'-' if row[f'accuracy_at_{x}'] is None else format(row[f'accuracy_at_{x}'], '.1f'):>8}"
             for x in AT_NOVELTIES
         )
-        costs = f"{row['gradient_steps']:>6}{at}{row['image_passes']:>8.0f}{row['seconds']:>9.3f}"
-        print(f"{row['curve']:<34}{row['class']:<11}{costs}")
+        what = f"{row['curve']:<34}{row['class']:<11}{row['gradient_steps']:>6}"
+        print(f"{what}{at}{row['image_passes']:>8.0f}{row['seconds']:>9.3f}{row['outside_norms']:>9.2f}")
 
 
 def measure(options: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The figures of `experiments.generation`: accuracy against novelty, and over seconds."""
 
+import math
 from typing import Any
 
 from matplotlib.lines import Line2D
@@ -12,6 +13,8 @@ CLASSES = {
     "images": "unlabelled images",
     "labels": "labels",
 }
+LABEL = (1.2, 2.4)  # width, in powers of ten, and height, in points of accuracy, of a label of the costs
+HALF_WAY = 30.0  # accuracy below which labels make room upwards, above it downwards
 SPLITS = {"val": "validation models on validation images", "test": "test models on test images"}
 
 
@@ -70,19 +73,25 @@ def draw_costs(result: dict[str, Any]) -> bytes:
         7.0,
         f"Accuracy at novelty 1.0 on {result['zoo']}, over the seconds that a model takes",
         "One thread; the backbone's training is not counted. Filled: samplers; hollow: baselines and references. Lines "
-        f"join the numbers of gradient steps, 0 for none. Dotted: {SPLITS[result['split']]}, "
-        f"at novelty {result['held_out_novelty']:.2f}.",
+        "join the numbers of gradient steps. Curves that do not cross 1.0 have their nearest point within 0.15 of it. "
+        f"Dotted: {SPLITS[result['split']]}, at novelty {result['held_out_novelty']:.2f}.",
         handles,
     )
     axes = figure.subplots()
     style_axes(axes)
-    for curve in dict.fromkeys(row["curve"] for row in shown):
-        line = sorted((row for row in shown if row["curve"] == curve), key=lambda row: row["gradient_steps"])
+    lines = [[row for row in shown if row["curve"] == curve] for curve in dict.fromkeys(row["curve"] for row in shown)]
+    labels: list[tuple[float, float]] = []
+    for line in sorted(lines, key=lambda line: -abs(max(row["accuracy_at_1.0"] for row in line) - HALF_WAY)):
+        line = sorted(line, key=lambda row: row["gradient_steps"])
         xs, ys = [max(row["seconds"], 1e-4) for row in line], [row["accuracy_at_1.0"] for row in line]
         color = colors[line[0]["class"]]
         fill = color if line[0]["kind"] == "sampler" else "white"
         axes.plot(xs, ys, color=color, marker="o", markerfacecolor=fill, linewidth=1.2)
-        axes.annotate(curve, (xs[-1], ys[-1]), (5, 4), textcoords="offset points", fontsize=8.5, color=color)
+        place = (math.log10(xs[-1]), ys[-1] + 0.8)
+        while any(abs(place[0] - x) < LABEL[0] and abs(place[1] - y) < LABEL[1] for x, y in labels):
+            place = (place[0], place[1] + (LABEL[1] if ys[-1] < HALF_WAY else -LABEL[1]) / 4)
+        labels.append(place)
+        axes.text(10 ** (place[0] + 0.04), place[1], line[0]["curve"], fontsize=8.5, color=color)
     axes.axhline(result["held_out_accuracy"], color=INK, linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("seconds a model", color=INK)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mzsane.config import NetworkConfig
-from mzsane.evaluation.distillation import distil, write_mean_lessons
+from mzsane.evaluation.distillation import choose_rate, distil, write_mean_lessons
 from mzsane.evaluation.pseudo_images import draw_pseudo_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import write_lessons
@@ -65,6 +65,14 @@ def test_the_seed_decides_and_a_student_alone_learns_the_same():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     torch.testing.assert_close(distil(lessons, start_SP[1:2], 20, 0.03, 0).flat_SP, first[1:2])
+
+
+def test_rates_fall_with_the_steps_to_a_floor():
+    rates = [choose_rate(steps) for steps in (1, 30, 100, 300, 1000)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == rates[1] == 0.03
+    assert 0.015 < rates[2] < 0.02
+    assert rates[3] == rates[4] == 0.01
 
 
 def test_what_a_student_costs_is_counted():

@@ -25,7 +25,7 @@ SMALL = {
 def test_accuracy_at_a_novelty_is_between_the_points_of_a_curve():
     points = [{"novelty": x, "accuracy": y} for x, y in ((0.2, 90.0), (0.6, 50.0), (0.9, 20.0))]
     assert interpolate_at(points, 0.5, "accuracy") == pytest.approx(60.0)
-    assert interpolate_at(points, 0.95, "accuracy") == 20.0  # nearly there
+    assert interpolate_at(points, 1.0, "accuracy") == 20.0  # nearly there
     assert interpolate_at(points, 1.2, "accuracy") is None
     assert interpolate_at(points[:1], 0.5, "accuracy") is None
 
