@@ -30,7 +30,7 @@ _CHUNK = 500  # images that teachers look at together
 
 def choose_rate(steps: int) -> float:
     """Return the learning rate that does well for so many steps where none is tuned; none above it should be tried."""
-    return min(_HIGHEST_RATE, _RATE * max(1.0, _AT_STEPS / steps) ** 0.5)
+    return float(min(_HIGHEST_RATE, _RATE * max(1.0, _AT_STEPS / steps) ** 0.5))
 
 
 @dataclass(frozen=True)
