@@ -198,6 +198,8 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     for row in arm_rows(config, parts, store).iter_rows(named=True):
         seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
         method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
+        if row["method"] == "distilled_init":  # one for each number of steps
+            method += f"-{row['gradient_steps']}"
         key = f"{row['target']}/{method}/{seen}"
         points.append((f"{key}/accuracy", row["accuracy_mean"], row["finetune_epochs"]))
         points.append((f"{key}/loss", row["loss_mean"], row["finetune_epochs"]))

@@ -149,7 +149,6 @@ def draw_samples(
         drawn = replace(drawn, used_SA=drawn.used_SA[:, :0])
     else:
         names = chosen.names
-    names = chosen.names
     anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
     originals = _held_out(target, tables, decoder, store)
     populations = {

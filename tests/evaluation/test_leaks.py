@@ -156,7 +156,7 @@ def test_no_model_that_was_trained_on_is_scored_as_held_out(store, slices, backb
     assert torch.cdist(populations["originals"], known_KP).min() > 0.1
 
 
-def test_zoo_and_transfer_rows_are_of_held_out_models(store, slices, tiny_zoo_config, tiny_tokens_config):
+def test_zoo_and_transfer_rows_are_of_held_out_models(store, slices, backbone, tiny_zoo_config, tiny_tokens_config):
     table = read_tokens(store.open(slices[0].tokens))
     trained = set(table.index.filter(pl.col("split") != "test")["model"])
     rows = table.pick_rows("test", last_epochs=1)
@@ -166,8 +166,10 @@ def test_zoo_and_transfer_rows_are_of_held_out_models(store, slices, tiny_zoo_co
     evaluation = EvaluationConfig(finetune_epochs=(0,), finetune_models=1)
     # As a transfer to its own images a zoo scores what it was measured with, so that models are told by accuracy.
     baselines = score_baselines(evaluation, own, tiny_tokens_config, 0, store, SERIAL, transfer=[slices[0].tokens])
-    frame = pl.read_parquet(baselines.path("scores.parquet"))
-    for method in ("zoo", "transfer"):
+    samples = draw_samples(SAMPLING, own, backbone.ref, slices, [0], 0, store, SERIAL)
+    scores = score_samples(evaluation, SAMPLING, own, samples.ref, 0, store, SERIAL)
+    for method, part in (("zoo", scores), ("transfer", baselines)):
+        frame = pl.read_parquet(part.path("scores.parquet"))
         assert sorted(frame.filter(method=method)["accuracy"]) == sorted(held_out["test_accuracy"])
         assert frame.filter(method=method)["loss"].to_list() == pytest.approx(held_out["test_loss"].to_list(), rel=1e-4)
 

@@ -18,7 +18,7 @@ from mzsane.zoo.shards import read_index
 from tests.pipeline.harness import REPOSITORY, SERIAL, read_comparison, start_deployed, wait_until
 from tests.zoo.http_server import serve
 
-FIGURES = ("effects", "heatmap", "accuracy", "novelty", "shares", "finetuning", "latents")
+FIGURES = ("heatmap", "accuracy", "novelty", "finetuning", "latents")  # two arms have no effects to show
 DEPLOYMENTS = {
     "ablation/zoo-composition",
     "arm/run",
@@ -148,7 +148,7 @@ def test_prefect_pages_show_the_comparison(running_stack, watched, tiny):
     assert {key: artifact.type for key, artifact in by_key.items() if key in types} == types
     assert '"font-digits"' in by_key["comparison"].data
     assert "# tiny" in by_key["findings"].data
-    assert "Size and diversity of the composition: Each added dataset" in by_key["findings"].data
+    assert "What should the zoo be made of?" in by_key["findings"].data
     assert "s3://mzsane/store/comparison/" in by_key["findings"].data
     assert running_stack.settings.mlflow_url in by_key["findings"].data
 
@@ -183,6 +183,8 @@ def test_mlflow_has_parameters_and_scores(mlflow_runs, tiny, reference_run):
         for row in rows.filter(pl.col("arm") == arm).iter_rows(named=True):
             seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
             method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
+            if row["method"] == "distilled_init":
+                method += f"-{row['gradient_steps']}"
             key = f"{row['target']}/{method}/{seen}"
             assert f"{key}/accuracy" in metrics
             if row["finetune_epochs"] == 0:  # one point; fine-tuned there is one for each number of epochs

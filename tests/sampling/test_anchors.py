@@ -9,7 +9,7 @@ import torch
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError
-from mzsane.sampling.anchors import _share_images, choose_anchors, resolve_given
+from mzsane.sampling.anchors import share_images, choose_anchors, resolve_given
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
@@ -84,7 +84,7 @@ def test_the_best_anchors_of_unknown_images_count_as_chosen_by_labels(arm):
     table = arm[2][0]
     manifest = table.artifact.manifest.model_copy(update={"inputs": {}})
     unknown = type(table.artifact)(table.artifact.store, manifest)
-    assert _share_images(replace(table, artifact=unknown), OTHER)
+    assert share_images(replace(table, artifact=unknown), OTHER)
 
 
 def test_best_needs_the_accuracy_of_every_model(arm):

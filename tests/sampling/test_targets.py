@@ -82,17 +82,18 @@ def test_other_classes_get_a_new_head_and_it_is_said(arm, draw):
     assert zero_shot.filter(method="best_anchor")["novelty"].to_list() == pytest.approx([0.0], abs=1e-3)
     assert zero_shot.filter(method="samples", ensemble=1)["novelty"].to_list() == records["novelty"].to_list()
     assert records["novelty"].min() > 0.001
-    assert records["nearest_disagreement"].is_null().all()
-    assert set(scores["method"]) >= {"zoo", "reconstruction", "anchors", "anchor_noise", "interpolation", "average"}
+    assert records["error_overlap"].is_null().all()
+    assert set(scores["method"]) >= {"zoo", "reconstruction", "anchors", "layer_noise", "interpolation", "average"}
 
 
 def test_a_bandwidth_for_a_new_head_is_chosen_without_labels(draw):
     _, records, _, _, samples = draw(
-        Target(NetworkConfig(), FIGURES), bandwidth=[3.0, 0.01, 1.0], bandwidth_samples=3, least_novelty=0.001
+        Target(NetworkConfig(), FIGURES), bandwidth=[3.0, 0.01, 1.0], bandwidth_samples=3, least_novelty=0.0001
     )
     trials = pl.read_parquet(samples.path("bandwidths.parquet"))
     assert trials["validation_accuracy"].is_null().all()
-    assert trials.filter("chosen")["novelty"].item() == trials["novelty"].min()
+    new = trials.filter(pl.col("sampling_novelty") >= 0.0001)
+    assert trials.filter("chosen")["sampling_novelty"].item() == new["sampling_novelty"].min()
     assert set(records["sees"]) == {"none"}
 
 
@@ -146,7 +147,7 @@ def test_without_anchors_samples_come_from_the_statistics_of_all_latents(arm, dr
     assert set(records["anchor_choice"]) == {"none"}
     assert records["made_of"].list.len().max() == 0
     assert records["nearest_anchor"].is_null().all()
-    assert not {"anchors", "anchor_noise", "best_anchor", "average"} & set(scores["method"])
+    assert not {"anchors", "decoded_noise", "layer_noise", "flat_noise", "best_anchor", "average"} & set(scores["method"])
     table = read_tokens(store.open(slices[0].tokens))
     used = pl.read_parquet(backbone.path("composition.parquet"))["model"].unique().sort().to_list()
     model, config = load_backbone(backbone)
@@ -189,7 +190,9 @@ def test_batch_norms_of_samples_are_conditioned_on_images(resnets):
     scores = score_samples(EVALUATION, SAMPLING, target, samples.ref, 0, store, SERIAL)
     frame = pl.read_parquet(scores.path("scores.parquet"))
     assert set(frame["sees"]) == {"images", "labels"}
-    assert set(frame.filter(sees="labels")["method"]) == {"selected", "anchor_noise", "best_anchor"}
+    assert set(frame.filter(sees="labels")["method"]) == {
+        *("selected", "decoded_noise", "layer_noise", "flat_noise", "best_anchor", "best_model")
+    }
     # With fresh statistics, mean 0 and variance 1, the same weights would be other networks.
     blind = layout.model_copy(update={"running_statistics": "out"})
     first, unconditioned = (
