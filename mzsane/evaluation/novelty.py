@@ -1,11 +1,11 @@
 """How new models are: their distance to what the backbone was trained on, in units of the zoo's own spacing.
 
-A copy of a training model scores 0, and so does a copy with its hidden units in another order; a model as far from all
-training models as these are from one another scores 1. Accuracy alone says nothing about generation: published samplers
-were found to copy (arXiv 2506.07998).
+Models are compared up to symmetry: a copy of a training model scores 0, whatever the order, the signs (where the
+activation is odd) and the scales (where it is homogeneous) of its hidden units; a model as far from all training models
+as these are from one another scores 1. Accuracy alone says nothing about generation: published samplers were found to
+copy (arXiv 2506.07998).
 
-Suffixes: S models that are judged, K known checkpoints, N some of them, P weights of a model, X models with one
-nearest checkpoint.
+Suffixes: S models that are judged, K known checkpoints, N known models, or some of what is known, P weights of a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
+from mzsane.evaluation.nearest import NearestSearch
+from mzsane.evaluation.quotient import Quotient
 from mzsane.tokens.fitting import cut_head, find_columns
 from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.symmetry.canonical import apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup
 
 _CHUNK = 2**26  # weights of the known checkpoints, and of the judged models, that are in memory together
@@ -32,9 +33,10 @@ class KnownModels:
     Args:
         layout: where the weights sit.
         groups: the architecture's permutation groups; without them models are compared as they lie.
-        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs.
+        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs. Checkpoints of a
+            model have their units in the same order.
         load: returns the weights, (N, P), of some checkpoints by number.
-        reference_P: the model that they were brought to canonical form with; the first of them if None.
+        reference_P: a model that all are aligned to when candidates are looked for; the first of them if None.
         columns_P: the weights of a judged model that are compared; all if None.
     """
 
@@ -52,6 +54,8 @@ class KnownModels:
         self.names = sorted(set(names_K))
         numbers = {name: number for number, name in enumerate(self.names)}
         self.model_K = torch.tensor([numbers[name] for name in names_K])
+        self.quotient = Quotient(layout, groups)
+        self.search = NearestSearch(self.quotient, self.model_K, load, self.reference_P, _CHUNK)
 
     @classmethod
     def from_tables(
@@ -108,41 +112,27 @@ class KnownModels:
         """The last checkpoint of each model in `names`."""
         return torch.tensor([int((self.model_K == number).nonzero()[-1]) for number in range(len(self.names))])
 
+    def against(self, names: Sequence[str], flat_KP: Tensor) -> "KnownModels":
+        """Return other models in the place of the known ones, compared in the same way; each is one checkpoint.
+
+        Args:
+            names: what they are called; those of one name count as checkpoints of one model.
+            flat_KP: their weights, as those of judged models.
+        """
+        body_KP = flat_KP if self.columns_P is None else flat_KP[:, self.columns_P]
+        return KnownModels(self.layout, self.groups, names, body_KP.__getitem__, self.reference_P, self.columns_P)
+
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
 
-        Each model is taken as it lies or aligned to the reference, whichever is nearer to a checkpoint, then aligned
-        to that and compared with all checkpoints of its model; the least distance counts. Weight matching is a
-        heuristic: of copies with shuffled units it found 91 % in a zoo of CNN-s on MNIST. NaN for a model whose weights
-        are not finite, or if there is nothing to compare it with.
+        It is a distance up to symmetry, of weights with balanced scales (see `mzsane.evaluation.nearest`). NaN for a
+        model whose weights are not finite, or if there is nothing to compare it with.
 
         Args:
             flat_SP: models.
             not_S: for each the number of a model that does not count: itself.
         """
-        return self._find_nearest(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P], not_S)
-
-    def _find_nearest(self, flat_SP: Tensor, not_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        finite_S = flat_SP.isfinite().all(dim=1)
-        flat_SP = flat_SP.where(finite_S[:, None], 0.0)
-        distances_SK = self._measure(flat_SP)
-        if self.groups:
-            aligned_SP = self.align(flat_SP, self.reference_P)
-            aligned_SK = self._measure(aligned_SP)
-            nearer_S = aligned_SK.min(dim=1).values < distances_SK.min(dim=1).values
-            flat_SP = aligned_SP.where(nearer_S[:, None], flat_SP)
-            distances_SK = aligned_SK.where(nearer_S[:, None], distances_SK)
-        if not_S is not None:
-            distances_SK[not_S[:, None] == self.model_K[None]] = float("inf")
-        distances_S, nearest_S = distances_SK.min(dim=1)
-        comparable_S = finite_S & distances_S.isfinite()
-        for known in nearest_S.unique().tolist() if self.groups else ():
-            own_S = nearest_S == known
-            of_model_K = (self.model_K == self.model_K[known]).nonzero().squeeze(1)
-            aligned_XP = self.align(flat_SP[own_S], self.load(torch.tensor([known]))[0])
-            distances_X = torch.cdist(aligned_XP, self.load(of_model_K)).min(dim=1).values
-            distances_S[own_S] = torch.minimum(distances_S[own_S], distances_X)
-        return distances_S.masked_fill(~comparable_S, float("nan")), self.model_K[nearest_S]
+        return self._search_in_parts(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P], not_S)
 
     @cached_property
     def spacing(self) -> float:
@@ -150,24 +140,36 @@ class KnownModels:
 
         NaN if there is one model.
         """
-        found = [self._find_nearest(self.load(some), self.model_K[some])[0] for some in self._split(self.last_N)]
+        numbers_N = torch.arange(len(self.names))
+        size = max(1, _CHUNK // self.layout.weights)
+        found = [self._search_in_parts(self.load(self.last_N[some]), some)[0] for some in numbers_N.split(size)]
         return float(torch.cat(found).mean())
 
     def measure_novelty(self, flat_SP: Tensor) -> Tensor:
         """Return the distance to the nearest known checkpoint over the spacing, (S,)."""
         return self.find_nearest(flat_SP)[0] / self.spacing
 
-    def align(self, flat_SP: Tensor, reference_P: Tensor) -> Tensor:
-        """Return models with their hidden units in the order that is closest to a reference."""
-        matching = match_population(self.layout, self.groups, flat_SP, reference_P)
-        return apply_matching(self.layout, self.groups, flat_SP, matching)
+    def measure_spread(self, flat_SP: Tensor) -> Tensor:
+        """Return the distance of each model to the nearest other of them over the spacing, (S,).
 
-    def _measure(self, flat_SP: Tensor) -> Tensor:
-        return torch.cat([torch.cdist(flat_SP, self.load(rows)) for rows in self._split()], dim=1)
+        NaN for a model whose weights are not finite, or if there is no other.
+        """
+        finite_S = flat_SP.isfinite().all(dim=1)
+        spread_S = torch.full((len(flat_SP),), float("nan"))
+        count = int(finite_S.sum())
+        if count > 1:
+            others = self.against([f"{number:09d}" for number in range(count)], flat_SP[finite_S])
+            spread_S[finite_S] = others.find_nearest(flat_SP[finite_S], torch.arange(count))[0] / self.spacing
+        return spread_S
 
-    def _split(self, rows_N: Tensor | None = None) -> list[Tensor]:
-        rows_N = torch.arange(len(self.model_K)) if rows_N is None else rows_N
-        return list(rows_N.split(max(1, _CHUNK // self.layout.weights)))
+    def _search_in_parts(self, flat_SP: Tensor, not_S: Tensor | None) -> tuple[Tensor, Tensor]:
+        size = max(1, _CHUNK // self.layout.weights)
+        parts = [
+            self.search.find(some_SP, None if not_S is None else not_S[number * size : (number + 1) * size])
+            for number, some_SP in enumerate(flat_SP.split(size))
+        ]
+        distances, models = zip(*parts, strict=True)
+        return torch.cat(distances), torch.cat(models)
 
 
 def open_known_models(samples: Artifact, store: ArtifactStore, layout: TokenLayout) -> KnownModels | None:
@@ -179,21 +181,23 @@ def open_known_models(samples: Artifact, store: ArtifactStore, layout: TokenLayo
 
 
 def find_known_models(backbone: Artifact, tables: Mapping[int, TokenTable], layout: TokenLayout) -> KnownModels | None:
-    """Return the checkpoints that a backbone was trained on, of the slices that anchors are from.
+    """Return the checkpoints that a backbone was trained on, as far as they are of the judged models' architecture.
 
     Args:
         backbone: the BACKBONE artifact.
-        tables: the tokens of the slices by number.
+        tables: the tokens of all slices by number. Those of another architecture are left out.
         layout: of the models that are judged.
 
     Returns:
-        None if these are of another architecture than what is judged.
+        Models called `number of the slice/model`; None if none are of the architecture.
     """
-    if {cut_head(table.layout).digest for table in tables.values()} != {cut_head(layout).digest}:
-        return None
     used = pl.read_parquet(backbone.path("composition.parquet"))
-    chosen = {str(number): (table, list_trained(used, number, table)) for number, table in tables.items()}
-    return KnownModels.from_tables(chosen, layout)
+    chosen = {
+        str(number): (table, list_trained(used, number, table))
+        for number, table in tables.items()
+        if cut_head(table.layout).digest == cut_head(layout).digest
+    }
+    return KnownModels.from_tables(chosen, layout) if chosen else None
 
 
 def list_trained(used: pl.DataFrame, number: int, table: TokenTable) -> Tensor:

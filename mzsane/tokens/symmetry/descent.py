@@ -33,7 +33,7 @@ class MatchingStep:
         number: which group.
         layout: of the tensors that the group touches, alone; Q is its number of weights.
         slices: where these tensors are in the flat vector of a model.
-        reference_1Q: their weights in the reference.
+        reference_BQ: their weights in the reference, a row for all models or one for each.
         later: groups behind it that do not commute with it; they are undone while the group is matched.
         children: for each unit of a block group the groups inside it, in corresponding order; or empty.
         neighbours: groups that touch a tensor of this one.
@@ -43,7 +43,7 @@ class MatchingStep:
     number: int
     layout: TokenLayout
     slices: tuple[slice, ...]
-    reference_1Q: Tensor
+    reference_BQ: Tensor
     later: tuple[int, ...]
     children: tuple[tuple[int, ...], ...]
     neighbours: tuple[int, ...]
@@ -51,9 +51,9 @@ class MatchingStep:
 
 
 def prepare_steps(
-    layout: TokenLayout, groups: Sequence[PermutationGroup], reference_1P: Tensor, signs: bool
+    layout: TokenLayout, groups: Sequence[PermutationGroup], reference_BP: Tensor, signs: bool
 ) -> list[MatchingStep]:
-    """Prepare a step for each group that touches the layout."""
+    """Prepare a step for each group that touches the layout; the reference is one row, or one for each model."""
     steps = []
     for number, (group, relations) in enumerate(zip(groups, relate_groups(layout, groups), strict=True)):
         entries = tuple(entry for entry in layout.tensors if entry.name in relations.tensors)
@@ -65,7 +65,7 @@ def prepare_steps(
                 number=number,
                 layout=TokenLayout(token_dim=1, tensors=entries),
                 slices=slices,
-                reference_1Q=torch.cat([reference_1P[:, part] for part in slices], dim=1),
+                reference_BQ=torch.cat([reference_BP[:, part] for part in slices], dim=1),
                 later=relations.later,
                 children=relations.children,
                 neighbours=relations.neighbours,
@@ -132,11 +132,13 @@ def _take_step(step: MatchingStep, groups: Sequence[PermutationGroup], state: De
     """Put the units of one group in the best order where that raises the objective; return the models that improved."""
     group = groups[step.number]
     weights_BQ = torch.cat([state.work_BP[models_B, part] for part in step.slices], dim=1)
-    reference_BQ = step.reference_1Q
+    reference_BQ = step.reference_BQ
+    if len(reference_BQ) > 1:
+        reference_BQ = reference_BQ[models_B]
     if step.later:
         # The inner product stays the same when both sides are permuted alike.
         weights_BQ = state.permute(step, groups, step.later, models_B, weights_BQ, undo=True)
-        reference_BQ = step.reference_1Q.expand(len(models_B), -1)
+        reference_BQ = reference_BQ.expand(len(models_B), -1)
         reference_BQ = state.permute(step, groups, step.later, models_B, reference_BQ, undo=True)
     before_B = measure_objective(weights_BQ, reference_BQ)
     sign_BG = torch.ones(len(models_B), group.units, dtype=torch.int8)
