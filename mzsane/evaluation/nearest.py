@@ -1,12 +1,12 @@
 """The nearest of many known checkpoints, up to symmetry.
 
-The best order of units cannot be searched for with every checkpoint. Three ways propose models: the distance as
-they lie, that after alignment to one reference, and that of fingerprints, which no symmetry changes: the original of an
-exact copy is always among them. Each judged model is matched to all that are proposed, and compared with all
-checkpoints of these models.
+The best order of units cannot be searched for with every checkpoint. Models are proposed in two ways: by the distance
+as they lie or after alignment to one reference, whichever is less, and by that of fingerprints, which no symmetry
+changes: the original of an exact copy is always among these. Each judged model is matched to all that are proposed, and
+compared with all checkpoints of these models. That finds copies surely, and the least distance up to a few percent.
 
-Suffixes: S models that are judged, K known checkpoints, N known models, C proposed models, B pairs of a judged model
-and a checkpoint, R some known checkpoints, P weights of a model, Q numbers of a fingerprint.
+Suffixes: S models that are judged, K known checkpoints, N known models, B pairs of a judged model and a checkpoint, X
+some of them, R some known checkpoints, P weights of a model, Q numbers of a fingerprint.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from mzsane.evaluation.quotient import Quotient
 from mzsane.tokens.symmetry.canonical import Matching
 
 _CHUNK = 2**24  # weights of the pairs that are matched together
-_AS_THEY_LIE, _ALIGNED, _BY_FINGERPRINT = 1, 3, 1  # models that each way proposes
+_BY_WEIGHTS, _BY_FINGERPRINTS = 3, 1  # models that are proposed
+_LYING, _ALIGNED, _SIGNATURES = range(3)  # orders that a pair is matched from
 
 Load = Callable[[Tensor], Tensor]
-Match = Callable[[Tensor, Tensor], Tensor]
 
 
 class NearestSearch:
@@ -42,7 +42,13 @@ class NearestSearch:
         self.reference_P = quotient.balance(reference_P[None])[0]
         few = len(model_K) * quotient.layout.weights <= held
         self.load_plain = self._hold(lambda rows_R: quotient.balance(load(rows_R)), few) if quotient.scaled else load
-        self.load_aligned = self._hold(self._read_aligned, few)
+        self.load_aligned = self._hold(self._read_aligned, few) if quotient.groups else self.load_plain
+
+    @cached_property
+    def last_N(self) -> Tensor:
+        """The last checkpoint of each model."""
+        numbers = range(int(self.model_K.max()) + 1)
+        return torch.tensor([int((self.model_K == number).nonzero()[-1]) for number in numbers])
 
     def find(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the distance to the nearest checkpoint, and its model's number: (S,), (S,).
@@ -53,66 +59,62 @@ class NearestSearch:
             flat_SP: models.
             not_S: for each the number of a model that does not count.
         """
-        quotient = self.quotient
         finite_S = flat_SP.isfinite().all(dim=1)
-        plain_SP = quotient.balance(flat_SP.where(finite_S[:, None], 0.0))
-        lying_SK = self._measure(plain_SP, self.load_plain)
-        ways: list[tuple[int, Tensor, Tensor, Load, Match]] = [
-            (_AS_THEY_LIE, lying_SK, plain_SP, self.load_plain, quotient.match)
-        ]
-        if quotient.groups:
-            aligned_SP = quotient.align(plain_SP, quotient.find_alignment(plain_SP, self.reference_P))
-            coarse_SK = self._measure(aligned_SP, self.load_aligned)
-            of_prints_SK = torch.cdist(quotient.fingerprint(plain_SP), self._fingerprint_KQ)
-            ways += [
-                (_ALIGNED, coarse_SK, aligned_SP, self.load_aligned, quotient.match),
-                (_BY_FINGERPRINT, of_prints_SK, plain_SP, self.load_plain, quotient.match_by_signatures),
-            ]
-        nearest_S = torch.full((len(flat_SP),), float("inf"))
+        plain_SP = self.quotient.balance(flat_SP.where(finite_S[:, None], 0.0))
+        aligned_SP = self.quotient.align(plain_SP, self.quotient.find_alignment(plain_SP, self.reference_P))
+        lying_SK, aligned_SK = self._measure(plain_SP, self.load_plain), self._measure(aligned_SP, self.load_aligned)
+        prints_SK = torch.cdist(self.quotient.fingerprint(plain_SP), self._fingerprint_KQ)
+        by_weights_2B = self._propose(torch.minimum(lying_SK, aligned_SK), _BY_WEIGHTS, not_S)
+        by_prints_2B = self._propose(prints_SK, _BY_FINGERPRINTS, not_S)
+        judged_B, known_B = torch.cat([by_weights_2B, by_prints_2B], dim=1)
+        start_B = torch.full_like(judged_B, _SIGNATURES)
+        start_B[: by_weights_2B.shape[1]] = torch.where(
+            lying_SK[tuple(by_weights_2B)] < aligned_SK[tuple(by_weights_2B)], _LYING, _ALIGNED
+        )
+        distance_B = torch.empty(len(judged_B))
+        for some_X in known_B.argsort().split(max(1, _CHUNK // self.quotient.layout.weights)):
+            distance_B[some_X] = self._match(judged_B[some_X], known_B[some_X], start_B[some_X], plain_SP, aligned_SP)
+        nearest_S = torch.full((len(flat_SP),), torch.nan)
         model_S = torch.zeros(len(flat_SP), dtype=torch.int64)
-        for count, distances_SK, start_SP, load, match in ways:
-            if not_S is not None:
-                distances_SK[not_S[:, None] == self.model_K] = float("inf")
-            judged_B, known_B = self._propose(distances_SK, count)
-            found_B = self._compare(judged_B, known_B, start_SP, load, match)
-            for distance, judged, known in zip(found_B.tolist(), judged_B.tolist(), known_B.tolist(), strict=True):
-                if distance < nearest_S[judged]:
-                    nearest_S[judged], model_S[judged] = distance, self.model_K[known]
-        return nearest_S.where(finite_S & nearest_S.isfinite(), float("nan")), model_S
+        for pair in distance_B.argsort(descending=True).tolist():  # what is written last is the nearest
+            nearest_S[judged_B[pair]], model_S[judged_B[pair]] = distance_B[pair], self.model_K[known_B[pair]]
+        return nearest_S.masked_fill(~finite_S, torch.nan), model_S
 
-    def _propose(self, distances_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return pairs of a judged model and a checkpoint: the nearest of each of the nearest models."""
+    def _propose(self, distances_SK: Tensor, count: int, not_S: Tensor | None) -> Tensor:
+        """Return pairs of a judged model and a checkpoint, (2, B): the nearest of each of the nearest models."""
+        left_SK = distances_SK if not_S is None else distances_SK.masked_fill(not_S[:, None] == self.model_K, torch.inf)
         pairs = []
-        for _ in range(min(count, int(self.model_K.max()) + 1)):
-            distance_S, known_S = distances_SK.min(dim=1)
+        for _ in range(min(count, len(self.last_N))):
+            distance_S, known_S = left_SK.min(dim=1)
             judged_B = distance_S.isfinite().nonzero().squeeze(1)
-            pairs.append(torch.stack([known_S[judged_B], judged_B]))
-            distances_SK[self.model_K[known_S][:, None] == self.model_K] = float("inf")
-        known_B, judged_B = torch.cat(pairs, dim=1)
-        order_B = known_B.argsort()  # those with one model are read together
-        return judged_B[order_B], known_B[order_B]
+            pairs.append(torch.stack([judged_B, known_S[judged_B]]))
+            left_SK = left_SK.masked_fill(self.model_K[known_S][:, None] == self.model_K, torch.inf)
+        return torch.cat(pairs, dim=1)
 
-    def _compare(self, judged_B: Tensor, known_B: Tensor, start_SP: Tensor, load: Load, match: Match) -> Tensor:
-        """Return the distance of each pair, the judged model matched to the checkpoint, to any checkpoint of its model.
-
-        Distances are summed as they are: products of matrices lose what is left of a copy.
-        """
-        parts = []
-        size = max(1, _CHUNK // self.quotient.layout.weights)
-        for own_B, with_B in zip(judged_B.split(size), known_B.split(size), strict=True):
-            if not len(own_B):
-                return torch.empty(0)
-            known_R, place_B = with_B.unique(return_inverse=True)
-            matched_BP = match(start_SP[own_B], load(known_R)[place_B])
-            found_B = torch.empty(len(own_B))
-            model_B = self.model_K[with_B]
-            for model in model_B.unique().tolist():
-                same_B = (model_B == model).nonzero().squeeze(1)
-                of_model_RP = load((self.model_K == model).nonzero().squeeze(1))
-                exact = "donot_use_mm_for_euclid_dist"
-                found_B[same_B] = torch.cdist(matched_BP[same_B], of_model_RP, compute_mode=exact).min(dim=1).values
-            parts.append(found_B)
-        return torch.cat(parts)
+    def _match(
+        self, judged_X: Tensor, known_X: Tensor, start_X: Tensor, plain_SP: Tensor, aligned_SP: Tensor
+    ) -> Tensor:
+        """Match each judged model to its checkpoint, and return its distance to the nearest one of that model, (X,)."""
+        known_R, place_X = known_X.unique(return_inverse=True)
+        model_X = self.model_K[known_X]
+        reference_XP = self.load_aligned(known_R)[place_X]
+        matched_XP = aligned_SP[judged_X]
+        if self.quotient.groups:
+            lying_X = start_X == _LYING  # as they lie beside the known one, which is moved with it
+            matched_XP[lying_X] = self.quotient.align(
+                plain_SP[judged_X[lying_X]], self._alignment.pick(model_X[lying_X])
+            )
+            signed_X = start_X == _SIGNATURES
+            matched_XP[signed_X] = self.quotient.order(matched_XP[signed_X], reference_XP[signed_X])
+            matched_XP = self.quotient.match(matched_XP, reference_XP)
+        distance_X = torch.empty(len(judged_X))
+        for model in model_X.unique().tolist():
+            same_X = (model_X == model).nonzero().squeeze(1)
+            of_model_RP = self.load_aligned((self.model_K == model).nonzero().squeeze(1))
+            # Products of matrices would lose what is left of a copy.
+            exact = "donot_use_mm_for_euclid_dist"
+            distance_X[same_X] = torch.cdist(matched_XP[same_X], of_model_RP, compute_mode=exact).min(dim=1).values
+        return distance_X
 
     def _measure(self, flat_SP: Tensor, load: Load) -> Tensor:
         return torch.cat([torch.cdist(flat_SP, load(rows_R)) for rows_R in self._split()], dim=1)
@@ -124,9 +126,7 @@ class NearestSearch:
     @cached_property
     def _alignment(self) -> Matching:
         """What aligns each model to the reference, at its last checkpoint."""
-        count = int(self.model_K.max()) + 1
-        last_N = torch.tensor([int((self.model_K == number).nonzero()[-1]) for number in range(count)])
-        parts = [self.quotient.find_alignment(self.load_plain(r), self.reference_P) for r in self._split(last_N)]
+        parts = [self.quotient.find_alignment(self.load_plain(r), self.reference_P) for r in self._split(self.last_N)]
         return Matching.join(parts)
 
     def _read_aligned(self, rows_R: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class KnownModels:
     @cached_property
     def last_N(self) -> Tensor:
         """The last checkpoint of each model in `names`."""
-        return torch.tensor([int((self.model_K == number).nonzero()[-1]) for number in range(len(self.names))])
+        return self.search.last_N
 
     def against(self, names: Sequence[str], flat_KP: Tensor) -> "KnownModels":
         """Return other models in the place of the known ones, compared in the same way; each is one checkpoint.

@@ -46,11 +46,10 @@ class Quotient:
         steps = prepare_steps(self.layout, self.groups, reference_BP, signs=True)
         return match_models(steps, self.groups, flat_BP.clone()).work_BP
 
-    def match_by_signatures(self, flat_BP: Tensor, reference_BP: Tensor) -> Tensor:
-        """Return the same from another start: the order and the signs that the units' signatures tell."""
+    def order(self, flat_BP: Tensor, reference_BP: Tensor) -> Tensor:
+        """Return each balanced model with the order and signs of its own reference, as units' signatures tell."""
         ours, theirs = (sign_units(self.layout, self.groups, some_BP) for some_BP in (flat_BP, reference_BP))
-        ordered_BP = order_by_signatures(self.layout, self.groups, flat_BP, reference_BP, ours, theirs)
-        return self.match(ordered_BP, reference_BP)
+        return order_by_signatures(self.layout, self.groups, flat_BP, reference_BP, ours, theirs)
 
     def fingerprint(self, flat_BP: Tensor) -> Tensor:
         """Return numbers of balanced models that are the same for all copies of a model, (B, Q)."""

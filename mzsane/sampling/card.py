@@ -63,7 +63,7 @@ def make_card(
     card: dict[str, list] = {
         "novelty": (distances_S / known.spacing).tolist(),
         "nearest_model": [known.names[i] if found else None for i, found in zip(nearest_S, finite_S, strict=True)],
-        "nearest_sample_distance": (_measure_spread(samples.flat_NP, known) / known.spacing).tolist(),
+        "nearest_sample_distance": known.measure_spread(samples.flat_NP).tolist(),
         "nearest_disagreement": [None] * count,
         "zoo_disagreement": [None] * count,
     }
@@ -99,18 +99,3 @@ def _classify_known(
     flat_NP = known.load(known.last_N[wanted_N])
     models = ModelSet(samples.network, samples.images, samples.layout, flat_NP)
     return classify_models(models, activations, execution, sink)
-
-
-def _measure_spread(flat_SP: Tensor, known: KnownModels) -> Tensor:
-    """Return the distance to the nearest other sample, measured as that to training models is; NaN without one."""
-    compared_SP = flat_SP if known.columns_P is None else flat_SP[:, known.columns_P]
-    finite_S = compared_SP.isfinite().all(dim=1)
-    found_S = torch.full((len(flat_SP),), float("nan"))
-    if int(finite_S.sum()) < 2:
-        return found_S
-    kept_SP = compared_SP[finite_S]
-    aligned_SP = known.align(kept_SP, known.reference_P) if known.groups else kept_SP
-    names = [f"{number:09d}" for number in range(len(kept_SP))]
-    others = KnownModels(known.layout, known.groups, names, aligned_SP.__getitem__, known.reference_P)
-    found_S[finite_S] = others.find_nearest(kept_SP, torch.arange(len(kept_SP)))[0]
-    return found_S
