@@ -71,9 +71,7 @@ class NearestSearch:
         start_B[: by_weights_2B.shape[1]] = torch.where(
             lying_SK[tuple(by_weights_2B)] < aligned_SK[tuple(by_weights_2B)], _LYING, _ALIGNED
         )
-        distance_B = torch.empty(len(judged_B))
-        for some_X in known_B.argsort().split(max(1, _CHUNK // self.quotient.layout.weights)):
-            distance_B[some_X] = self._match(judged_B[some_X], known_B[some_X], start_B[some_X], plain_SP, aligned_SP)
+        distance_B = self._match(judged_B, known_B, start_B, plain_SP, aligned_SP)
         nearest_S = torch.full((len(flat_SP),), torch.nan)
         model_S = torch.zeros(len(flat_SP), dtype=torch.int64)
         for pair in distance_B.argsort(descending=True).tolist():  # what is written last is the nearest
@@ -91,10 +89,33 @@ class NearestSearch:
             left_SK = left_SK.masked_fill(self.model_K[known_S][:, None] == self.model_K, torch.inf)
         return torch.cat(pairs, dim=1)
 
+    def find_all(self, flat_SP: Tensor) -> Tensor:
+        """Return the distance of each model to each known one, at its nearest checkpoint, (S, N).
+
+        They are matched from the order that is closest to the reference. Weights have to be finite.
+        """
+        plain_SP = self.quotient.balance(flat_SP)
+        aligned_SP = self.quotient.align(plain_SP, self.quotient.find_alignment(plain_SP, self.reference_P))
+        judged_B = torch.arange(len(flat_SP)).repeat_interleave(len(self.last_N))
+        start_B = torch.full_like(judged_B, _ALIGNED)
+        distance_B = self._match(judged_B, self.last_N.repeat(len(flat_SP)), start_B, plain_SP, aligned_SP)
+        return distance_B.view(len(flat_SP), -1)
+
     def _match(
+        self, judged_B: Tensor, known_B: Tensor, start_B: Tensor, plain_SP: Tensor, aligned_SP: Tensor
+    ) -> Tensor:
+        """Match each judged model to its checkpoint, and return its distance to the nearest one of that model, (B,)."""
+        distance_B = torch.empty(len(judged_B))
+        # Pairs with one known model are side by side.
+        for some_X in known_B.argsort().split(max(1, _CHUNK // self.quotient.layout.weights)):
+            distance_B[some_X] = self._match_some(
+                judged_B[some_X], known_B[some_X], start_B[some_X], plain_SP, aligned_SP
+            )
+        return distance_B
+
+    def _match_some(
         self, judged_X: Tensor, known_X: Tensor, start_X: Tensor, plain_SP: Tensor, aligned_SP: Tensor
     ) -> Tensor:
-        """Match each judged model to its checkpoint, and return its distance to the nearest one of that model, (X,)."""
         known_R, place_X = known_X.unique(return_inverse=True)
         model_X = self.model_K[known_X]
         reference_XP = self.load_aligned(known_R)[place_X]

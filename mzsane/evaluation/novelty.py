@@ -134,6 +134,13 @@ class KnownModels:
         """
         return self._search_in_parts(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P], not_S)
 
+    def measure_distances(self, flat_SP: Tensor) -> Tensor:
+        """Return the distance of each model to each known one, at its nearest checkpoint, (S, N).
+
+        For few models: each is matched to all known ones. Weights have to be finite.
+        """
+        return self.search.find_all(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
+
     @cached_property
     def spacing(self) -> float:
         """The mean distance of the known models, at their last checkpoints, to the nearest checkpoint of another.
