@@ -61,7 +61,7 @@ class NearestSearch:
         """
         finite_S = flat_SP.isfinite().all(dim=1)
         plain_SP = self.quotient.balance(flat_SP.where(finite_S[:, None], 0.0))
-        aligned_SP = self.quotient.align(plain_SP, self.quotient.find_alignment(plain_SP, self.reference_P))
+        aligned_SP = self.quotient.match(plain_SP, self.reference_P[None])
         lying_SK, aligned_SK = self._measure(plain_SP, self.load_plain), self._measure(aligned_SP, self.load_aligned)
         prints_SK = torch.cdist(self.quotient.fingerprint(plain_SP), self._fingerprint_KQ)
         by_weights_2B = self._propose(torch.minimum(lying_SK, aligned_SK), _BY_WEIGHTS, not_S)
@@ -95,7 +95,7 @@ class NearestSearch:
         They are matched from the order that is closest to the reference. Weights have to be finite.
         """
         plain_SP = self.quotient.balance(flat_SP)
-        aligned_SP = self.quotient.align(plain_SP, self.quotient.find_alignment(plain_SP, self.reference_P))
+        aligned_SP = self.quotient.match(plain_SP, self.reference_P[None])
         judged_B = torch.arange(len(flat_SP)).repeat_interleave(len(self.last_N))
         start_B = torch.full_like(judged_B, _ALIGNED)
         distance_B = self._match(judged_B, self.last_N.repeat(len(flat_SP)), start_B, plain_SP, aligned_SP)

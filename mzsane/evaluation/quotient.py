@@ -42,7 +42,12 @@ class Quotient:
         return apply_matching(self.layout, self.groups, flat_BP, matching)
 
     def match(self, flat_BP: Tensor, reference_BP: Tensor) -> Tensor:
-        """Return each balanced model as close to its own reference as weight matching brings it from where it lies."""
+        """Return balanced models as close to their references as weight matching brings them from where they lie.
+
+        Args:
+            flat_BP: models.
+            reference_BP: one for each, or a single row for all.
+        """
         steps = prepare_steps(self.layout, self.groups, reference_BP, signs=True)
         return match_models(steps, self.groups, flat_BP.clone()).work_BP
 
@@ -53,4 +58,4 @@ class Quotient:
 
     def fingerprint(self, flat_BP: Tensor) -> Tensor:
         """Return numbers of balanced models that are the same for all copies of a model, (B, Q)."""
-        return fingerprint_models(self.layout, flat_BP)
+        return fingerprint_models(self.layout, self.groups, flat_BP)

@@ -5,7 +5,7 @@ unit again in an exact copy, whatever the order. Weight matching from there has 
 which models lie it is a descent that may stop short. Weights with scales have to be balanced first (`balance_scales`).
 
 Suffixes: B models, P weights of a model, G units of a group, U units inside of a block, F weights of a unit, D numbers
-of a signature, Q numbers of a fingerprint.
+of a signature, Q numbers of a fingerprint, S size of an axis.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,6 @@ from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.nesting import GroupRelations, relate_groups
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.tokens.symmetry.scales import scale_units, weights_of_units
-
-_QUANTILES = 64  # absolute values of a tensor that are in a fingerprint
 
 Signatures = dict[int, Tensor]
 
@@ -45,20 +43,19 @@ def sign_units(layout: TokenLayout, groups: Sequence[PermutationGroup], flat_BP:
     return found
 
 
-def fingerprint_models(layout: TokenLayout, flat_BP: Tensor) -> Tensor:
+def fingerprint_models(layout: TokenLayout, groups: Sequence[PermutationGroup], flat_BP: Tensor) -> Tensor:
     """Return numbers of each model that no order and no signs change, (B, Q).
 
-    They are quantiles of the absolute values of each tensor, weighted so that the Euclidean distance of fingerprints is
-    near that of all sorted absolute values, which is at most the distance of the models in their best order.
+    They are the norms, of power two and four, of each tensor's rows and columns, sorted. Columns of which some rows are
+    permuted by themselves (of a convolution in groups) are left out.
     """
+    apart = {member.tensor for group in groups for member in group.members if member.rows is not None}
     pieces = []
-    for entry in layout.tensors:
-        begin = layout.offsets[entry.name]
-        sorted_BF = flat_BP[:, begin : begin + entry.size].abs().sort(dim=1).values
-        chosen = min(entry.size, _QUANTILES)
-        places = ((torch.arange(chosen) + 0.5) * entry.size / chosen).long()
-        pieces.append(sorted_BF[:, places] * (entry.size / chosen) ** 0.5)
-    return torch.cat(pieces, dim=1)
+    for name, square in layout.unflatten(flat_BP.square()).items():
+        for axis in range(1, min(square.ndim, 2 if name in apart else 3)):
+            square_BSF = square.movedim(axis, 1).flatten(2) if square.ndim > 2 else square[:, :, None]
+            pieces += [square_BSF.sum(2).sqrt(), square_BSF.square().sum(2).pow(0.25)]
+    return torch.cat([norm_BS.sort(dim=1).values for norm_BS in pieces], dim=1)
 
 
 def order_by_signatures(
