@@ -68,7 +68,7 @@ def find_simply(known: KnownModels, flat_SP: Tensor, not_S: Tensor | None = None
         matching = match_population(known.layout, known.groups, models_BP, reference_P)
         return apply_matching(known.layout, known.groups, models_BP, matching)
 
-    distances_SK, aligned_SP = torch.cdist(flat_SP, known_KP), align(flat_SP, known.reference_P)
+    distances_SK, aligned_SP = torch.cdist(flat_SP, known_KP), align(flat_SP, known_KP[0])
     aligned_SK = torch.cdist(aligned_SP, known_KP)
     nearer_S = aligned_SK.min(dim=1).values < distances_SK.min(dim=1).values
     flat_SP = aligned_SP.where(nearer_S[:, None], flat_SP)

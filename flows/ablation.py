@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from typing import Literal
 
 from prefect import flow, get_run_logger, runtime
@@ -61,6 +62,7 @@ def ablation(
                 "presets/demo.yaml has changed since the form was made)"
             )
         config = load_preset(preset)
+    started = time.time()
     logger = get_run_logger()
     store = ArtifactStore.from_environment()
     store.check()
@@ -87,7 +89,7 @@ def ablation(
             for item in chosen
         ]
         run_parts(arm, "arm/run", arms, together)
-        stages.compare(config, execution)
+        stages.compare(config, execution, started)
     comparison = store.open(planned)
     tracker.finish_ablation(config, run, comparison, store)
     show_comparison(config.name, comparison, run)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+SIZE = 10.5  # of every text in a figure, in points
 INK, MUTED, FAINT, BAND = "#1f2733", "#5b6675", "#d5dae1", "#f3f5f8"
 # Okabe and Ito's palette without its yellow, which cannot be seen on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4d4d4d")
@@ -66,35 +67,35 @@ def create_figure(width: float, height: float, title: str, note: str = "", handl
         loc="outside upper left",
         ncols=max(1, columns),
         frameon=False,
-        fontsize=10.5,
+        fontsize=SIZE,
         labelcolor=INK,
         handletextpad=0.5,
         columnspacing=1.3,
         title=title,
-        title_fontproperties={"size": 14, "weight": "bold"},
+        title_fontproperties={"size": SIZE, "weight": "bold"},
         alignment="left",
         borderaxespad=0.1,
     ).get_title().set_color(INK)
     if note:
-        figure.supxlabel(textwrap.fill(note, int(width * 13)), x=0.01, ha="left", fontsize=9.5, color=MUTED)
+        figure.supxlabel(textwrap.fill(note, int(width * 12)), x=0.01, ha="left", fontsize=SIZE, color=MUTED)
     return figure
 
 
 def create_message(message: str) -> Figure:
     """Create a figure that says why there is nothing to see."""
     figure = create_figure(8, 1.4, "")
-    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=12, color=MUTED)
+    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=SIZE, color=MUTED)
     return figure
 
 
 def style_axes(axes: Axes, title: str = "") -> None:
-    """Remove what carries no data, and set sizes that can be read on a slide."""
+    """Remove what carries no data, and set the size of the text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(labelsize=10, colors=INK, length=3)
+    axes.tick_params(labelsize=SIZE, colors=INK, length=3)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
+    axes.set_title(title, loc="left", fontsize=SIZE, fontweight="bold", color=INK)
 
 
 def list_handles(looks: Mapping[str, Look], markers: bool = True, lines: bool = True) -> list[Line2D]:

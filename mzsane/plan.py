@@ -114,12 +114,12 @@ def plan_ablation(config: AblationConfig) -> list[Stage]:
     return list(unique.values())
 
 
-def plan_comparison_stage(config: AblationConfig) -> Stage:
-    """Return the stage that compares all arms."""
+def plan_comparison_stage(config: AblationConfig, started: float | None = None) -> Stage:
+    """Return the stage that compares all arms; `started` is when the ablation began, if its page is to say so."""
     config = resolve_ablation(config)
     parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
     work = plan_comparison(config, parts)
-    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink))
+    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink, started))
 
 
 def _resolve(config: AblationConfig, target: TargetConfig) -> Target:

@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from mzsane.artifacts import Artifact
-from mzsane.report.findings import find_findings
+from mzsane.report.compare import read_answers
 from mzsane.report.table import comparison_markdown
 
 # What people look for first: the page cuts off what does not fit.
@@ -44,20 +44,22 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
         key="comparison",
         description=f"Every measurement of ablation {name}; {comparison.address}",
     )
-    sentences = find_findings(rows).overall
-    for sentence in sentences:
+    answers, findings = read_answers(comparison)
+    for sentence in findings.overall:
         get_run_logger().info(sentence)
-    findings = "\n".join(f"- {sentence}" for sentence in sentences)
+    duels, leaders = (pl.read_parquet(comparison.path(f"{name}.parquet")) for name in ("duels", "leaders"))
+    listed = "\n".join(f"- {sentence}" for sentence in findings.overall if sentence not in {a.text for a in answers})
     places = [f"Artifact: `{comparison.address}`"]
     if tracking_run is not None:
         places.append(f"MLflow: {os.environ['MLFLOW_TRACKING_URI']}, run `{tracking_run}`")
     create_markdown_artifact(
-        markdown=f"# {name}\n\n{findings}\n\n{comparison_markdown(rows)}\n\n" + "\n\n".join(places),
+        markdown="\n\n".join((f"# {name}", comparison_markdown(answers, rows, duels, leaders), listed, *places)),
         key="findings",
         description=f"What ablation {name} found",
     )
     for figure, description in _FIGURES.items():
-        _show_image(comparison, f"{figure}.png", figure, description)
+        if f"{figure}.png" in comparison.manifest.files:  # only what has something to say was drawn
+            _show_image(comparison, f"{figure}.png", figure, description)
 
 
 def show_card(name: str, zoo: Artifact) -> None:

@@ -83,9 +83,9 @@ def score_samples(
 
 
 @task(task_run_name="compare-{config.name}")
-def compare(config: AblationConfig, execution: ExecutionConfig) -> ArtifactRef:
-    """Compare all arms."""
-    return _run_stage(plan_comparison_stage(config), execution)
+def compare(config: AblationConfig, execution: ExecutionConfig, started: float | None = None) -> ArtifactRef:
+    """Compare all arms; `started` is when the ablation began, in seconds since the epoch."""
+    return _run_stage(plan_comparison_stage(config, started), execution)
 
 
 def _run_stage(

@@ -16,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from mzsane.artifacts import Artifact
 from mzsane.errors import ConfigError, MzsaneError
 from mzsane.parallel import end_workers
-from mzsane.report.findings import find_findings
-from mzsane.report.table import comparison_table, samples_table
+from mzsane.report.compare import read_answers
+from mzsane.report.table import comparison_table
 
-_WIDTH = 120  # of the table when the output is not a terminal
-_SIDE_BY_SIDE = 4  # compositions that fit in it
+_WIDTH = 100  # of the table when the output is not a terminal
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -62,13 +61,15 @@ def _ending(number: int) -> BaseException:
 
 
 def print_comparison(comparison: Artifact) -> None:
-    """Print the table, what was found, and, as the last line, the path of the page."""
-    rows = pl.read_parquet(comparison.path("comparison.parquet"))
+    """Print the answers, one table, and, as the last line, the path of the page."""
     console = Console(width=max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), highlight=False)
-    few = rows["composition"].n_unique() <= _SIDE_BY_SIDE
-    console.print(comparison_table(rows) if few else samples_table(rows))
-    for sentence in find_findings(rows).overall:
-        console.print(f"- {sentence}", soft_wrap=True)
+    answers, _ = read_answers(comparison)
+    for answer in answers:
+        console.print(f"{answer.question} {answer.sentence}\n", soft_wrap=True, markup=False)
+    rows, duels, leaders = (
+        pl.read_parquet(comparison.path(f"{name}.parquet")) for name in ("comparison", "duels", "leaders")
+    )
+    console.print(comparison_table(rows, duels, leaders))
     console.print(f"\nartifact {comparison.address}", soft_wrap=True)
     print(comparison.path("report.html").resolve())
 

@@ -23,7 +23,7 @@ from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
-from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, name_curve
+from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, name_curve, read_answers
 from mzsane.report.plots import plot_curves
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1000  # MLflow's limit of metrics in one request
 _PARENT_TAG = "mlflow.parentRunId"
+_NOTE_TAG = "mlflow.note.content"  # what MLflow's page shows as the run's description
 _KEY_TAG = "mzsane.key"
 _ZOOS = "zoos"  # the experiment of zoos that are made by themselves
 _COMPARISON_FILES = (
@@ -43,9 +44,9 @@ _COMPARISON_FILES = (
     "latents.png",
     "curves.png",
     "probes.png",
-    "provenance.png",
     "report.html",
     "comparison.json",
+    "answers.json",
 )
 
 
@@ -223,7 +224,11 @@ def _send_comparison(client: "MlflowClient", run: str, comparison: Artifact, zoo
     for name, zoo in zoos.items():
         _send_card(client, run, name, zoo)
     client.set_tag(run, "artifact.comparison", comparison.address)
+    answers, _ = read_answers(comparison)
+    client.set_tag(run, _NOTE_TAG, "\n\n".join(f"**{answer.question}** {answer.text}" for answer in answers))
     for name in _COMPARISON_FILES:
+        if name not in comparison.manifest.files:  # a figure that has nothing to say
+            continue
         _log_file(client, run, name, comparison.path(name).read_bytes())
     client.set_terminated(run, "FINISHED")
 

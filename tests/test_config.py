@@ -117,6 +117,41 @@ def test_wrong_setting_is_named(change, expected):
     assert expected in refuse(make_ablation(**change))
 
 
+def make_question(**changes):
+    """The valid ablation with a second composition and one question."""
+    slices = [{"zoo": "letters", "models": 14}]
+    question = {"text": "Do more datasets help?"} | changes
+    return make_ablation(
+        compositions=[*make_ablation()["compositions"], {"name": "letters", "slices": slices}], questions=[question]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "needs either a factor or a contrast"),
+        ({"factor": "datasets", "contrast": ["both", "letters"]}, "needs either a factor or a contrast"),
+        ({"contrast": ["both", "both"]}, "compares composition 'both' with itself"),
+        ({"contrast": ["both", "all"]}, "composition 'all', which is not among the compositions: both, letters"),
+        ({"factor": "datasets", "targets": ["fonts"]}, "target 'fonts', which is not among the targets: on-digits"),
+        ({"factor": "datasets", "epochs": 3}, "3 epochs of fine-tuning, but models are scored after 0, 1, 2, 5"),
+        ({"factor": "models"}, "what the number of models does, which is 14 in all compositions"),
+        ({"factor": "layers"}, "questions.0.factor: Input should be 'models', 'datasets' or 'architectures'"),
+        ({"factor": "datasets", "smallest": -1}, "smallest: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused(change, expected):
+    assert expected in refuse(make_question(**change))
+
+
+def test_a_question_is_accepted():
+    data = make_question(factor="datasets", epochs=5, in_distribution=True, targets=["on-digits"])
+    (question,) = validate_config(AblationConfig, data, where="the form").questions
+    assert (question.smallest, question.method) == (1.0, "samples")
+    (contrast,) = validate_config(AblationConfig, make_question(contrast=["both", "letters"]), where="").questions
+    assert contrast.contrast == ("both", "letters")
+
+
 def test_unknown_key_deep_inside_a_list_is_named_by_its_place():
     data = make_ablation()
     data["zoos"][1]["learning_rte"] = 1

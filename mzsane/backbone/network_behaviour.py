@@ -73,12 +73,12 @@ class NetworkBehaviour:
 
     def run_vectorised(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models as one program: the engine on a GPU."""
-
-        def run_model(flat_P: Tensor) -> Tensor:
-            return self._call(self.layout.unflatten(flat_P), images_SCHR)
-
-        logits_MSK: Tensor = vmap(run_model)(flat_MP)
+        logits_MSK: Tensor = vmap(self.run_model, in_dims=(0, None))(flat_MP, images_SCHR)
         return logits_MSK
+
+    def run_model(self, flat_P: Tensor, images_SCHR: Tensor) -> Tensor:
+        """Return the logits of one model, (S, K); `torch.func` can transform it."""
+        return self._call(self.layout.unflatten(flat_P), images_SCHR)
 
     def run_one_by_one(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models in a loop: the engine on a CPU, where channels last, which `vmap` does not know, pay more."""

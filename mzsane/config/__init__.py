@@ -20,6 +20,7 @@ from mzsane.config.images import (
     TorchvisionConfig,
 )
 from mzsane.config.loading import explain_validation, load_config, validate_config
+from mzsane.config.questions import QuestionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
@@ -45,6 +46,7 @@ __all__ = [
     "ImagesConfig",
     "MetricFilter",
     "NetworkConfig",
+    "QuestionConfig",
     "ReadConfig",
     "RecipeConfig",
     "SamplingConfig",

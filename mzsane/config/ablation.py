@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
 from mzsane.config.images import AnyImagesConfig, FilesConfig, ImagesConfig, TorchvisionConfig
+from mzsane.config.questions import QuestionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
@@ -77,10 +78,19 @@ class AblationConfig(Config):
     tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
     compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")
+    steps_per_model: int | None = Field(
+        None,
+        ge=1,
+        description="steps of pre-training for each model of a composition, in place of backbone.steps: one of twice "
+        "the models is trained twice as long, and sees each as often; a composition's own backbone keeps its steps",
+    )
     targets: tuple[TargetConfig, ...] = Field(min_length=1, description="what is sampled for and scored on")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how weights are drawn")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="how models are scored")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one arm a composition and seed")
+    questions: tuple[QuestionConfig, ...] = Field(
+        (), description="what is asked of it, before it runs; what is found beyond these is called exploratory"
+    )
 
     @property
     def all_zoos(self) -> tuple[AnyZooConfig, ...]:
@@ -106,6 +116,14 @@ class AblationConfig(Config):
         for composition in self.compositions:
             self._check_slices(composition, zoos)
             self._check_anchors(composition)
+        counts = [self.count_parts(composition) for composition in self.compositions]
+        for question in self.questions:
+            question.check(
+                [c.name for c in self.compositions],
+                [t.name for t in self.targets],
+                self.evaluation.finetune_epochs,
+                {factor: {count[factor] for count in counts} for factor in counts[0]},
+            )
         return self
 
     def _check_slices(self, composition: CompositionConfig, zoos: dict[str, AnyZooConfig]) -> None:
@@ -168,8 +186,11 @@ class AblationConfig(Config):
         return target.network, target.images
 
     def find_backbone(self, composition: CompositionConfig) -> BackboneConfig:
-        """Return the backbone of a composition, its own or the ablation's."""
-        return composition.backbone or self.backbone
+        """Return the backbone of a composition: its own, or the ablation's with its share of steps."""
+        if composition.backbone is not None or self.steps_per_model is None:
+            return composition.backbone or self.backbone
+        steps = self.steps_per_model * sum(part.models for part in composition.slices)
+        return self.backbone.model_copy(update={"steps": steps})
 
     def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
         """Tell whether the target's dataset is among the datasets of the composition."""

@@ -59,8 +59,9 @@ class SamplingConfig(Config):
         0.5,
         ge=0,
         le=10,
-        description="least mean novelty of a bandwidth that is chosen from a list, in spacings of the zoo: without it "
-        "copies of the anchors would always win. If none reaches it, the most novel one is taken",
+        description="least mean sampling novelty of a bandwidth that is chosen from a list, in spacings of the zoo: "
+        "the distance from the anchors as the backbone decodes them, so that what the autoencoder loses counts for "
+        "nothing. Without it copies of the anchors would always win. If none reaches it, the most novel one is taken",
     )
     guidance_steps: int = Field(
         0,
@@ -135,6 +136,18 @@ class EvaluationConfig(Config):
         "for all methods; all if unset. Validation images are not thinned",
     )
     batch_size: int = Field(16, ge=1, description="images in a fine-tuning step")
+    random_models: int = Field(
+        5,
+        ge=1,
+        description="random initialisations that are scored and fine-tuned, or finetune_models if those are more",
+    )
+    distillation_steps: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
+        (30, 100, 300, 1000),
+        description="gradient steps of random initialisations that are trained towards the mean output of the "
+        "target's zoo, on its unlabelled images, on pseudo-images of their statistics, and on noise: what a generator "
+        "has to beat at equal sight and cost; empty for none",
+    )
+    distilled_models: int = Field(5, ge=1, description="models that are distilled for each number of steps")
     ensembles: tuple[int, ...] = Field(
         (5, 10),
         description="sizes of ensembles that are scored without fine-tuning: of so many models of a method their "
@@ -149,6 +162,9 @@ class EvaluationConfig(Config):
         rates = self.learning_rates
         if len(set(rates)) != len(rates) or not all(0 < rate <= 10 for rate in rates):
             raise ValueError(f"learning_rates must be different, above 0 and at most 10, not {list(rates)}")
+        steps = self.distillation_steps
+        if list(steps) != sorted(set(steps)):
+            raise ValueError(f"distillation_steps must rise, not {list(steps)}")
         sizes = self.ensembles
         if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 2):
             raise ValueError(f"ensembles must rise from at least 2 models, not {list(sizes)}")

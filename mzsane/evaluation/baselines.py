@@ -15,16 +15,16 @@ from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
 
 
-def perturb_anchors(
+def add_layer_noise(
     anchors_AP: Tensor, chosen_S: Tensor, distances_S: Tensor, layout: TokenLayout, generator: torch.Generator
 ) -> Tensor:
-    """Add Gaussian noise to anchors: for each sample to its nearest anchor, and as far from it as the sample is.
+    """Add Gaussian noise to anchors, for each sample to one of them, to a given distance from it.
 
     The noise of each tensor is proportional to that tensor's deviation over the anchors, as a sampler's would be.
 
     Args:
         anchors_AP: flat weights of the anchors.
-        chosen_S: for each sample, the anchor nearest to it.
+        chosen_S: for each sample, the anchor that it starts from.
         distances_S: for each sample, its Euclidean distance to that anchor, in weight units.
         layout: where the tensors are.
         generator: source of the noise.
@@ -32,11 +32,45 @@ def perturb_anchors(
     Returns:
         Flat weights (S, P).
     """
+    return add_decoded_noise(anchors_AP, anchors_AP, chosen_S, distances_S, layout, generator)
+
+
+def add_decoded_noise(
+    anchors_AP: Tensor,
+    decoded_AP: Tensor,
+    chosen_S: Tensor,
+    distances_S: Tensor,
+    layout: TokenLayout,
+    generator: torch.Generator,
+) -> Tensor:
+    """Add Gaussian noise to decoded anchors, to a given distance from the anchors as they are.
+
+    What an autoencoder loses is itself a displacement, and hardly a harmful one. Noise that starts from the anchor as
+    it is has to make up for it; this noise has it for nothing, as the autoencoder's samples do. The noise is that of
+    `add_layer_noise`.
+
+    Args:
+        anchors_AP: flat weights of the anchors.
+        decoded_AP: flat weights of the same anchors after encoder and decoder.
+        chosen_S: for each sample, the anchor that it starts from.
+        distances_S: for each sample, its Euclidean distance to that anchor, not decoded, in weight units.
+        layout: where the tensors are.
+        generator: source of the noise.
+
+    Returns:
+        Flat weights (S, P). Where the decoded anchor is farther away than the sample, it is returned as it is.
+    """
     scale_P = torch.cat([part.std().expand(part.shape[-1]) for part in _tensors(anchors_AP, layout)])
     noise_SP = torch.randn(len(chosen_S), anchors_AP.shape[1], generator=generator) * scale_P
-    length_S = noise_SP.norm(dim=1).clamp(min=torch.finfo(noise_SP.dtype).tiny)
-    perturbed_SP: Tensor = anchors_AP[chosen_S] + noise_SP * (distances_S / length_S)[:, None]
-    return perturbed_SP
+    noise_SP = noise_SP / noise_SP.norm(dim=1, keepdim=True).clamp(min=torch.finfo(noise_SP.dtype).tiny)
+    lost_SP = (decoded_AP - anchors_AP)[chosen_S]
+    # The length a of the noise n solves |e + a n| = d for the decoded anchor's error e; |n| is 1.
+    along_S = (lost_SP * noise_SP).double().sum(dim=1)
+    room_S = (distances_S.double().square() - lost_SP.double().square().sum(dim=1)).clamp(min=0)
+    length_S = (along_S.square() + room_S).sqrt() - along_S
+    length_S = length_S.where(room_S > 0, 0.0).to(noise_SP.dtype)
+    noisy_SP: Tensor = decoded_AP[chosen_S] + noise_SP * length_S[:, None]
+    return noisy_SP
 
 
 def average_anchors(anchors_AP: Tensor) -> Tensor:

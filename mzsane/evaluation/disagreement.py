@@ -1,4 +1,4 @@
-"""How differently networks behave: the share of images that two of them put in different classes.
+"""The classes that networks put images in, by which their errors are compared (`mzsane.evaluation.functional`).
 
 Suffixes: N models, I images, P weights of a model.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mzsane.config import ExecutionConfig
+from mzsane.config import ExecutionConfig, ImagesConfig
 from mzsane.evaluation.scoring import ModelSet, load_model, run_jobs
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.zoo.architectures import build_network
@@ -44,11 +44,9 @@ def classify_models(
     return torch.cat(run_jobs(_classify, jobs, "cpu", execution, sink, "model sets compared on validation images"))
 
 
-def measure_pairs(classes_NI: Tensor) -> float:
-    """Return the mean disagreement of all pairs of models; NaN for fewer than two."""
-    count = len(classes_NI)
-    different = sum(float((classes_NI != classes_I).double().mean(dim=1).sum()) for classes_I in classes_NI)
-    return different / (count * (count - 1)) if count > 1 else float("nan")
+def read_labels(images: ImagesConfig) -> Tensor:
+    """Return the labels of the images that `classify_models` looks at, (I,)."""
+    return load_images(images).splits["val"].labels_N[:_IMAGES]
 
 
 @torch.no_grad()

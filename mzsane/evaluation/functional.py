@@ -1,8 +1,8 @@
-"""Whether models compute something else, told by the classes that they predict.
+"""Functional novelty: whether a model errs as a training model does.
 
-Two networks of equal accuracy differ less the better they are, so plain disagreement flatters bad models. Overlap of
-wrong predictions and disagreement among images that at least one gets right do not (arXiv 2506.07998 compares sets of
-errors as intersection over union).
+Half of the directions in the space of weights change nothing of what a network computes, so that distance alone says
+little. Two networks that learned by themselves make errors of their own; a copy makes those of its original. Errors
+are compared, not predictions: two accurate networks agree on most images whatever else they are (arXiv 2506.07998).
 
 Suffixes: S models that are judged, N known models, I images.
 """
@@ -12,37 +12,38 @@ from torch import Tensor
 
 
 def error_overlap(classes_SI: Tensor, classes_NI: Tensor, labels_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each model the overlap of its errors with those of the most similar known model, and which that is.
+    """Return the overlap of each model's errors with those of the known model whose errors are most like them.
 
-    The overlap is the number of images that both get wrong over that of images that at least one gets wrong. Two models
-    without errors are the same, with overlap 1.
+    The overlap is the number of images that both get wrong over the number that at least one does. Two models without
+    an error have none in common that could tell them apart, and an overlap of 1.
 
     Args:
-        classes_SI: predicted by the models that are judged.
-        classes_NI: by the known models.
+        classes_SI: predicted classes of the models.
+        classes_NI: predicted classes of the known models.
         labels_I: right classes.
 
     Returns:
-        Overlap (S,) float64, and number of the known model (S,).
+        The overlap, from 0 to 1, (S,), and the known model's number, (S,).
     """
-    wrong_SI, wrong_NI = (classes_SI != labels_I).double(), (classes_NI != labels_I).double()
+    wrong_SI, wrong_NI = ((classes != labels_I).double() for classes in (classes_SI, classes_NI))
     both_SN = wrong_SI @ wrong_NI.T
-    any_SN = wrong_SI.sum(dim=1)[:, None] + wrong_NI.sum(dim=1) - both_SN
-    overlap_SN = torch.where(any_SN > 0, both_SN / any_SN, 1.0)
-    overlap_S, similar_S = overlap_SN.max(dim=1)
-    return overlap_S, similar_S
+    either_SN = wrong_SI.sum(dim=1)[:, None] + wrong_NI.sum(dim=1)[None] - both_SN
+    overlap_SN = torch.where(either_SN > 0, both_SN / either_SN.clamp(min=1), 1.0)
+    overlap_S, most_similar_S = overlap_SN.max(dim=1)
+    return overlap_S, most_similar_S
 
 
-def measure_disagreement(classes_SI: Tensor, of_nearest_SI: Tensor, labels_I: Tensor) -> Tensor:
-    """Return in how many of the images that a model or its nearest known one gets right the two differ, (S,).
+def measure_disagreement(classes_SI: Tensor, others_SI: Tensor, labels_I: Tensor) -> Tensor:
+    """Return how often a model and another put an image in different classes, of those that one of them gets right.
 
-    NaN where neither gets any right.
+    Images that both get wrong are left out, on which inaccurate networks disagree for no good reason; NaN where both
+    get every image wrong.
 
     Args:
-        classes_SI: predicted by the models that are judged.
-        of_nearest_SI: by the known model that is nearest to each.
+        classes_SI: predicted classes of the models.
+        others_SI: those of the model that each is compared with.
         labels_I: right classes.
     """
-    counted_SI = (classes_SI == labels_I) | (of_nearest_SI == labels_I)
-    different_SI = counted_SI & (classes_SI != of_nearest_SI)
-    return different_SI.sum(dim=1).double() / counted_SI.sum(dim=1)
+    right_SI = (classes_SI == labels_I) | (others_SI == labels_I)
+    different_SI = (classes_SI != others_SI) & right_SI
+    return different_SI.sum(dim=1).double() / right_SI.sum(dim=1)

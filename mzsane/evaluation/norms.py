@@ -1,82 +1,91 @@
-"""Whether a model's weights are as large as those of training models, layer by layer.
+"""The norm guard: whether a model's layers are as large as those of the zoo.
 
-Distance can be bought by larger weights: a network that keeps its function while they grow is far from all training
-models and nothing new. Weights with scales are balanced first, so that moving a scale from one layer to the next says
-nothing.
+Distance can be bought by enlarging weights, which networks with saturating activations hardly feel: such a model is far
+from every training model and new in nothing. Scales of homogeneous units are balanced first, so that moving them from
+one layer to the next changes no norm.
 
-Suffixes: S models that are judged, N known models, L layers, P weights of a model.
+Suffixes: S models that are judged, N known models, P weights of a model, L layers.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from mzsane.evaluation.novelty import KnownModels
-from mzsane.evaluation.quotient import Quotient
 from mzsane.tokens.layout import TokenLayout
 
-_LOW, _HIGH = 0.01, 0.99  # quantiles of the known models' norms that bound the range
-_CHUNK = 2**26  # weights of the known models that are in memory together
+_TAIL = 0.01  # share of the zoo's models whose layer is smaller, and larger, than the range that counts as the zoo's
 
 
 @dataclass(frozen=True)
 class NormRange:
-    """The norms of known models' weights by layer.
+    """The norms of a zoo's layers.
 
     Attributes:
-        quotient: the symmetries, with the layout of what is compared.
-        low_L: first percentile.
-        median_L: median.
-        high_L: 99th percentile.
-        columns_P: the weights of a judged model that are compared; all if None.
+        known: the zoo's models, which say how weights are balanced.
+        spans: where the weights of each layer are.
+        low_L: what 1 % of the zoo's models are below, for each layer.
+        median_L: the median.
+        high_L: what 1 % are above.
     """
 
-    quotient: Quotient
+    known: KnownModels
+    spans: Sequence[tuple[slice, ...]]
     low_L: Tensor
     median_L: Tensor
     high_L: Tensor
-    columns_P: Tensor | None = None
 
     @classmethod
     def from_models(cls, known: KnownModels) -> "NormRange":
-        """Measure known models at their last checkpoints."""
-        size = max(1, _CHUNK // known.layout.weights)
-        norms_NL = torch.cat(
-            [
-                _measure_norms(known.layout, known.quotient.balance(known.load(some)))
-                for some in known.last_N.split(size)
-            ]
-        )
-        low_L, median_L, high_L = (torch.quantile(norms_NL, level, dim=0) for level in (_LOW, 0.5, _HIGH))
-        return cls(known.quotient, low_L, median_L, high_L, known.columns_P)
+        """Measure the last checkpoints of known models.
+
+        The range is that of a new model: a prediction interval of the norm's logarithm (Student's t). The quantiles of
+        a few dozen models themselves are their extremes, which one in three new models exceeds in some layer.
+        """
+        spans = _find_spans(known.layout)
+        parts = [_measure_norms(known.load_balanced(some), spans) for some in known.split(known.last_N)]
+        log_NL = torch.cat(parts).clamp(min=torch.finfo(torch.float64).tiny).log()
+        count = len(log_NL)
+        if count < 2:
+            unknown_L = torch.full_like(log_NL[0], math.inf)
+            return cls(known, spans, -unknown_L, log_NL[0].exp(), unknown_L)
+        reach_L = float(stdtrit(count - 1, 1 - _TAIL)) * log_NL.std(dim=0) * (1 + 1 / count) ** 0.5
+        mean_L = log_NL.mean(dim=0)
+        return cls(known, spans, (mean_L - reach_L).exp(), log_NL.median(dim=0).values.exp(), (mean_L + reach_L).exp())
 
     def measure(self, flat_SP: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the largest deviation of a layer's norm from the median, and whether a layer is outside the range.
+        """Compare models with the zoo.
+
+        Args:
+            flat_SP: models, in the layout of those that are judged.
 
         Returns:
-            The norm over the median or the median over the norm, whichever is above 1, in the layer where that is
-            largest, (S,); NaN where weights are not finite. Whether the norm of any layer is below the first or above
-            the 99th percentile, or not a number, (S,) bool.
+            The norm over the zoo's median of the layer that is farthest from it, as a ratio, (S,), and whether a layer
+            is outside the zoo's 1 to 99 % range, (S,), bool.
         """
-        body_SP = flat_SP if self.columns_P is None else flat_SP[:, self.columns_P]
-        finite_S = body_SP.isfinite().all(dim=1)
-        balanced_SP = self.quotient.balance(body_SP.where(finite_S[:, None], 0.0))
-        norms_SL = _measure_norms(self.quotient.layout, balanced_SP)
-        # A layer of zeros in all known models (new biases) is as large as theirs while it stays zero.
-        ratio_SL = torch.where(norms_SL == self.median_L, 1.0, norms_SL / self.median_L)
-        ratio_S = ratio_SL.log().abs().amax(dim=1).exp().masked_fill(~finite_S, torch.nan)
-        outside_S = ((norms_SL < self.low_L) | (norms_SL > self.high_L)).any(dim=1)
-        return ratio_S, outside_S | ~finite_S
+        norm_SL = _measure_norms(self.known.prepare(flat_SP), self.spans)
+        ratio_SL = norm_SL / self.median_L.clamp(min=torch.finfo(norm_SL.dtype).tiny)
+        farthest_S = ratio_SL.clamp(min=torch.finfo(norm_SL.dtype).tiny).log().abs().argmax(dim=1)
+        ratio_S = ratio_SL.gather(1, farthest_S[:, None]).squeeze(1)
+        outside_S = ~((norm_SL >= self.low_L) & (norm_SL <= self.high_L)).all(dim=1)  # what is no number is outside
+        return ratio_S, outside_S
 
 
-def _measure_norms(layout: TokenLayout, flat_SP: Tensor) -> Tensor:
-    """Return the norm of each layer's weights, biases included, (S, L) float64."""
-    tensors = layout.unflatten(flat_SP.double().square())
-    return torch.stack(
-        [
-            torch.stack([tensors[entry.name].flatten(1).sum(dim=1) for entry in layer.entries]).sum(dim=0).sqrt()
-            for layer in layout.layers
-        ],
-        dim=1,
-    )
+def _find_spans(layout: TokenLayout) -> list[tuple[slice, ...]]:
+    return [
+        tuple(
+            slice(layout.offsets[entry.name], layout.offsets[entry.name] + entry.size)
+            for entry in layer.entries
+            if entry.name in layout.offsets
+        )
+        for layer in layout.layers
+    ]
+
+
+def _measure_norms(flat_SP: Tensor, spans: Sequence[tuple[slice, ...]]) -> Tensor:
+    squares = [sum(flat_SP[:, span].double().square().sum(dim=1) for span in own) for own in spans]
+    return torch.stack([torch.as_tensor(square) for square in squares], dim=1).sqrt()

@@ -1,11 +1,12 @@
 """How new models are: their distance to what the backbone was trained on, in units of the zoo's own spacing.
 
-Models are compared up to symmetry: a copy of a training model scores 0, whatever the order, the signs (where the
-activation is odd) and the scales (where it is homogeneous) of its hidden units; a model as far from all training models
-as these are from one another scores 1. Accuracy alone says nothing about generation: published samplers were found to
-copy (arXiv 2506.07998).
+A copy of a training model scores 0, whatever element of the symmetry group was applied to it: its hidden units in
+another order, signs of odd units flipped, scales of homogeneous units moved. A model as far from all training models as
+these are from one another scores 1. Accuracy alone says nothing about generation: published samplers were found to copy
+(arXiv 2506.07998).
 
-Suffixes: S models that are judged, K known checkpoints, N known models, or some of what is known, P weights of a model.
+Suffixes: S models that are judged, K known checkpoints, N known models or some of what is known, P weights of a model,
+X checkpoints of one table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,12 @@ class KnownModels:
 
     Args:
         layout: where the weights sit.
-        groups: the architecture's permutation groups; without them models are compared as they lie.
-        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs. Checkpoints of a
-            model have their units in the same order.
+        groups: the architecture's symmetry groups; without them models are compared as they lie.
+        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs. They have their
+            units in the same order.
         load: returns the weights, (N, P), of some checkpoints by number.
-        reference_P: a model that all are aligned to when candidates are looked for; the first of them if None.
+        references: the model that the checkpoints of each zoo were brought to canonical form with, by the part of
+            their names before the slash; the first checkpoint of all if left out.
         columns_P: the weights of a judged model that are compared; all if None.
     """
 
@@ -46,16 +48,19 @@ class KnownModels:
         groups: Sequence[PermutationGroup],
         names_K: Sequence[str],
         load: Callable[[Tensor], Tensor],
-        reference_P: Tensor | None = None,
+        references: Mapping[str, Tensor] | None = None,
         columns_P: Tensor | None = None,
     ) -> None:
-        self.reference_P = load(torch.tensor([0]))[0] if reference_P is None else reference_P
         self.layout, self.groups, self.load, self.columns_P = layout, groups, load, columns_P
         self.names = sorted(set(names_K))
         numbers = {name: number for number, name in enumerate(self.names)}
         self.model_K = torch.tensor([numbers[name] for name in names_K])
         self.quotient = Quotient(layout, groups)
-        self.search = NearestSearch(self.quotient, self.model_K, load, self.reference_P, _CHUNK)
+        zoos = list(references or ())
+        self._zoo_K = torch.tensor([zoos.index(name.partition("/")[0]) if zoos else 0 for name in names_K])
+        aligned_to = list((references or {}).values()) or [self.load(torch.tensor([0]))[0]]
+        balanced = [self.quotient.balance(flat_P[None])[0] for flat_P in aligned_to]
+        self._search = NearestSearch(self.quotient, self.model_K, self._zoo_K, self.load_balanced, balanced, _CHUNK)
 
     @classmethod
     def from_tables(
@@ -100,27 +105,23 @@ class KnownModels:
             return flat_NP
 
         held_KP = read(torch.arange(len(names))) if len(names) * layout.weights <= _CHUNK else None
-        # The first training model of a zoo is what its others were aligned to.
-        first = opened[0][0]
-        reference_1P = first.load(first.pick_rows("train", last_epochs=1)[:1])
-        reference_1P = reference_1P if columns_P is None else reference_1P[:, find_columns(first.layout, layout)]
+        references = {}
+        for name, (table, _) in tables.items():
+            # The first training model of a zoo is what its others were aligned to.
+            flat_1P = table.load(table.pick_rows("train", last_epochs=1)[:1])
+            references[name] = flat_1P[0] if columns_P is None else flat_1P[0, find_columns(table.layout, layout)]
         load = read if held_KP is None else held_KP.__getitem__
-        return cls(layout, _cut_groups(first.groups, layout), names, load, reference_1P[0], columns_P)
+        return cls(layout, _cut_groups(opened[0][0].groups, layout), names, load, references, columns_P)
+
+    def against(self, names: Sequence[str], flat_KP: Tensor) -> "KnownModels":
+        """Return other models, in the layout of those that are judged, to measure distances from."""
+        cut_KP = flat_KP if self.columns_P is None else flat_KP[:, self.columns_P]
+        return KnownModels(self.layout, self.groups, names, cut_KP.__getitem__, columns_P=self.columns_P)
 
     @cached_property
     def last_N(self) -> Tensor:
         """The last checkpoint of each model in `names`."""
-        return self.search.last_N
-
-    def against(self, names: Sequence[str], flat_KP: Tensor) -> "KnownModels":
-        """Return other models in the place of the known ones, compared in the same way; each is one checkpoint.
-
-        Args:
-            names: what they are called; those of one name count as checkpoints of one model.
-            flat_KP: their weights, as those of judged models.
-        """
-        body_KP = flat_KP if self.columns_P is None else flat_KP[:, self.columns_P]
-        return KnownModels(self.layout, self.groups, names, body_KP.__getitem__, self.reference_P, self.columns_P)
+        return self._search.last_N
 
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
@@ -132,77 +133,104 @@ class KnownModels:
             flat_SP: models.
             not_S: for each the number of a model that does not count: itself.
         """
-        return self._search_in_parts(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P], not_S)
-
-    def measure_distances(self, flat_SP: Tensor) -> Tensor:
-        """Return the distance of each model to each known one, at its nearest checkpoint, (S, N).
-
-        For few models: each is matched to all known ones. Weights have to be finite.
-        """
-        return self.search.find_all(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
+        body_SP = flat_SP if self.columns_P is None else flat_SP[:, self.columns_P]
+        found = [
+            self._search.find(body_SP[some], None if not_S is None else not_S[some, None] == self.model_K)
+            for some in self.split(torch.arange(len(body_SP)))
+        ]
+        distances, models = zip(*found, strict=True)
+        return torch.cat(distances), torch.cat(models)
 
     @cached_property
     def spacing(self) -> float:
         """The mean distance of the known models, at their last checkpoints, to the nearest checkpoint of another.
 
-        NaN if there is one model.
+        The other is of the same zoo: zoos of one seed draw the same initial weights, and what became of these on two
+        datasets lies closer together than two models of a zoo. NaN if no zoo has two models.
         """
-        numbers_N = torch.arange(len(self.names))
-        size = max(1, _CHUNK // self.layout.weights)
-        found = [self._search_in_parts(self.load(self.last_N[some]), some)[0] for some in numbers_N.split(size)]
-        return float(torch.cat(found).mean())
+        found = []
+        for some_N in self.split(torch.arange(len(self.names))):
+            last_N = self.last_N[some_N]
+            not_NK = (some_N[:, None] == self.model_K) | (self._zoo_K[last_N][:, None] != self._zoo_K)
+            found.append(self._search.find(self.load(last_N), not_NK)[0])
+        return float(torch.cat(found).nanmean())
 
     def measure_novelty(self, flat_SP: Tensor) -> Tensor:
         """Return the distance to the nearest known checkpoint over the spacing, (S,)."""
         return self.find_nearest(flat_SP)[0] / self.spacing
 
+    def measure_distances(self, flat_SP: Tensor, others_NP: Tensor) -> Tensor:
+        """Return the distance of each model to each of some others, symmetries divided out, (S, N)."""
+        if not len(others_NP):
+            return torch.empty(len(flat_SP), 0)
+        others = self.against([f"{number:09d}" for number in range(len(others_NP))], others_NP)
+        return others._search.find_all(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
+
+    def prepare(self, flat_SP: Tensor) -> Tensor:
+        """Return what is compared of judged models: their weights, scales balanced, without a head of other classes."""
+        return self.quotient.balance(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
+
     def measure_spread(self, flat_SP: Tensor) -> Tensor:
-        """Return the distance of each model to the nearest other of them over the spacing, (S,).
-
-        NaN for a model whose weights are not finite, or if there is no other.
-        """
+        """Return the distance to the nearest other of these models over the spacing, (S,); NaN where there is none."""
         finite_S = flat_SP.isfinite().all(dim=1)
-        spread_S = torch.full((len(flat_SP),), float("nan"))
-        count = int(finite_S.sum())
-        if count > 1:
-            others = self.against([f"{number:09d}" for number in range(count)], flat_SP[finite_S])
-            spread_S[finite_S] = others.find_nearest(flat_SP[finite_S], torch.arange(count))[0] / self.spacing
-        return spread_S
+        found_S = torch.full((len(flat_SP),), float("nan"))
+        if int(finite_S.sum()) < 2:
+            return found_S
+        kept_SP = flat_SP[finite_S]
+        others = self.against([f"{number:09d}" for number in range(len(kept_SP))], kept_SP)
+        found_S[finite_S] = others.find_nearest(kept_SP, torch.arange(len(kept_SP)))[0]
+        return found_S / self.spacing
 
-    def _search_in_parts(self, flat_SP: Tensor, not_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        size = max(1, _CHUNK // self.layout.weights)
-        parts = [
-            self.search.find(some_SP, None if not_S is None else not_S[number * size : (number + 1) * size])
-            for number, some_SP in enumerate(flat_SP.split(size))
-        ]
-        distances, models = zip(*parts, strict=True)
-        return torch.cat(distances), torch.cat(models)
+    def load_balanced(self, rows_N: Tensor) -> Tensor:
+        """Return known checkpoints with their scales balanced; kept while they are few."""
+        if not self.quotient.scaled:
+            return self.load(rows_N)
+        return self._balanced_KP[rows_N] if self._few else self.quotient.balance(self.load(rows_N))
+
+    @property
+    def _few(self) -> bool:
+        return len(self.model_K) * self.layout.weights <= _CHUNK
+
+    @cached_property
+    def _balanced_KP(self) -> Tensor:
+        return self.quotient.balance(self.load(torch.arange(len(self.model_K))))
+
+    def split(self, rows_N: Tensor | None = None) -> list[Tensor]:
+        """Return numbers of checkpoints, of all if None, in parts that are in memory together."""
+        rows_N = torch.arange(len(self.model_K)) if rows_N is None else rows_N
+        return list(rows_N.split(max(1, _CHUNK // self.layout.weights)))
+
+
+def open_trained_tokens(samples: Artifact, store: ArtifactStore) -> dict[int, TokenTable]:
+    """Open the tokens that the backbone of some samples was trained on, by number of the slice."""
+    inputs = samples.manifest.inputs
+    numbers = sorted(int(name.removeprefix("tokens/")) for name in inputs if name.startswith("tokens/"))
+    return {number: read_tokens(store.open(ArtifactRef.parse(inputs[f"tokens/{number}"]))) for number in numbers}
 
 
 def open_known_models(samples: Artifact, store: ArtifactStore, layout: TokenLayout) -> KnownModels | None:
     """Open what samples of a layout are compared with, see `find_known_models`."""
-    inputs = samples.manifest.inputs
-    numbers = sorted(int(name.removeprefix("tokens/")) for name in inputs if name.startswith("tokens/"))
-    tables = {number: read_tokens(store.open(ArtifactRef.parse(inputs[f"tokens/{number}"]))) for number in numbers}
-    return find_known_models(store.open(ArtifactRef.parse(inputs["backbone"])), tables, layout)
+    backbone = store.open(ArtifactRef.parse(samples.manifest.inputs["backbone"]))
+    return find_known_models(backbone, open_trained_tokens(samples, store), layout)
 
 
 def find_known_models(backbone: Artifact, tables: Mapping[int, TokenTable], layout: TokenLayout) -> KnownModels | None:
-    """Return the checkpoints that a backbone was trained on, as far as they are of the judged models' architecture.
+    """Return the checkpoints that a backbone was trained on, of the architecture of the models that are judged.
 
     Args:
         backbone: the BACKBONE artifact.
-        tables: the tokens of all slices by number. Those of another architecture are left out.
+        tables: the tokens of all its slices, by number.
         layout: of the models that are judged.
 
     Returns:
-        Models called `number of the slice/model`; None if none are of the architecture.
+        None if no slice has that architecture.
     """
+    body = cut_head(layout).digest
     used = pl.read_parquet(backbone.path("composition.parquet"))
     chosen = {
         str(number): (table, list_trained(used, number, table))
         for number, table in tables.items()
-        if cut_head(table.layout).digest == cut_head(layout).digest
+        if cut_head(table.layout).digest == body
     }
     return KnownModels.from_tables(chosen, layout) if chosen else None
 

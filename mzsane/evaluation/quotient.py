@@ -1,6 +1,6 @@
 """Weights up to symmetry: brought to the order, the signs and the scales in which they are closest to another model's.
 
-Suffixes: B models, P weights of a model.
+Suffixes: B models, P weights of a model, F numbers of a model.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.descent import match_models, prepare_steps
 from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.tokens.symmetry.scales import balance_scales, scale_weights
-from mzsane.tokens.symmetry.signatures import fingerprint_models, order_by_signatures, sign_units
+from mzsane.tokens.symmetry.signatures import Signatures
 
 
 class Quotient:
@@ -26,6 +27,7 @@ class Quotient:
     def __init__(self, layout: TokenLayout, groups: Sequence[PermutationGroup]) -> None:
         self.layout, self.groups = layout, tuple(groups)
         self.scaled = any(group.scale for group in groups)
+        self._signatures = Signatures(layout, self.groups)
 
     def balance(self, flat_BP: Tensor) -> Tensor:
         """Return models whose units have the scales at which what makes them and what uses them has the same norm."""
@@ -33,9 +35,9 @@ class Quotient:
             return flat_BP
         return scale_weights(self.layout, self.groups, balance_scales(self.layout, self.groups, flat_BP), flat_BP)
 
-    def find_alignment(self, flat_BP: Tensor, reference_P: Tensor) -> Matching:
-        """Return the order and the signs that bring balanced models closest to one reference, also balanced."""
-        return match_population(self.layout, self.groups, flat_BP, reference_P, signs=True)
+    def find_alignment(self, flat_BP: Tensor, reference_BP: Tensor) -> Matching:
+        """Return the order and the signs that bring each balanced model closest to its own reference."""
+        return match_population(self.layout, self.groups, flat_BP, reference_BP, signs=True)
 
     def align(self, flat_BP: Tensor, matching: Matching) -> Tensor:
         """Return balanced models in the order and with the signs that were found for them."""
@@ -53,9 +55,10 @@ class Quotient:
 
     def order(self, flat_BP: Tensor, reference_BP: Tensor) -> Tensor:
         """Return each balanced model with the order and signs of its own reference, as units' signatures tell."""
-        ours, theirs = (sign_units(self.layout, self.groups, some_BP) for some_BP in (flat_BP, reference_BP))
-        return order_by_signatures(self.layout, self.groups, flat_BP, reference_BP, ours, theirs)
+        ours, theirs = (self._signatures.measure(some_BP) for some_BP in (flat_BP, reference_BP))
+        ordered_BP = permute_weights(self.layout, self.groups, self._signatures.match(ours, theirs), flat_BP)
+        return self._signatures.orient(ordered_BP, reference_BP)
 
-    def fingerprint(self, flat_BP: Tensor) -> Tensor:
-        """Return numbers of balanced models that are the same for all copies of a model, (B, Q)."""
-        return fingerprint_models(self.layout, self.groups, flat_BP)
+    def summarise(self, flat_BP: Tensor) -> Tensor:
+        """Return numbers of balanced models that are the same for all copies of a model, (B, F)."""
+        return self._signatures.summarise(self._signatures.measure(flat_BP))

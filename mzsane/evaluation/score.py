@@ -1,37 +1,49 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
-A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsane.evaluation.scorer`.
+A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsane.evaluation.scorer`; that of SCORES has
+`populations.parquet` too, the two-sample tests of whole populations (`mzsane.evaluation.two_sample`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
-from mzsane.evaluation.baselines import (
-    average_anchors,
-    draw_from_statistics,
-    draw_random_models,
-    interpolate_anchors,
-    perturb_anchors,
-)
-from mzsane.evaluation.novelty import open_known_models
-from mzsane.evaluation.scorer import Novelty, Scorer
+from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
+from mzsane.evaluation.baselines import draw_random_models
+from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
+from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
+from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
+from mzsane.evaluation.pseudo_images import draw_pseudo_images
+from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
+from mzsane.evaluation.scoring import ModelSet
+from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, read_populations
-from mzsane.sampling.guidance import open_guidance
-from mzsane.sampling.samplers.protocol import mark_used
 from mzsane.tokens.layout import TokenLayout, check_same_layout
-from mzsane.tokens.store import read_tokens
+from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
+from mzsane.zoo.images import ImageDataset, load_images
 
-VERSION = 5
+VERSION = 6
+
+POPULATION_SCHEMA = {
+    "method": pl.String,
+    "sees": pl.String,
+    "n": pl.Int64,
+    "coverage": pl.Float64,
+    "copying_z": pl.Float64,
+}
+_TEACHERS = 20  # training models of the zoo that random initialisations are trained towards
+_DISTILLATION_IMAGES = 5000  # of each kind, of which each step sees some
+_HELD = 2**26  # weights of training models that are scored together
 
 
 def plan_scores(
@@ -52,69 +64,92 @@ def score_samples(
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
 ) -> Artifact:
-    """Score samples, the selected ones, reconstructions, and what anchors give without a backbone, on test images.
+    """Score samples, the selected ones, reconstructions, and what models give without a sampler, on test images.
 
-    Selection, of samples, of perturbed anchors and of the best anchor, is by accuracy on validation images.
+    Selection, of samples, of perturbed anchors, of the best anchor and the best training model, is by accuracy on
+    validation images.
     """
     work = plan_scores(config, sampling, target, samples, seed)
     if found := store.find(work.ref):
         return found
     artifact = store.open(samples)
     populations, records, layout = read_populations(artifact)
-    scorer = Scorer(config, target, layout, seed, execution, sink, open_known_models(artifact, store, layout))
-    drawn = populations["samples"]
-    best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
+    tables = open_trained_tokens(artifact, store)
+    known = find_known_models(store.open(ArtifactRef.parse(artifact.manifest.inputs["backbone"])), tables, layout)
+    models = ModelSet(target.network, target.images, layout, populations["anchors"])
+    memorisation = Memorisation(known, tables, models, seed, execution, sink, populations["anchors"])
+    scorer = Scorer(config, target, layout, seed, execution, sink, memorisation)
     records = records.sort("sample")
-    anchors_AP = populations["anchor_weights"]
-    novelty: Novelty = records["novelty"].to_list()
-    if target.tokens is None:
-        scorer.add("zoo", populations["originals"])
-    scorer.add("reconstruction", populations["reconstruction"], finetune=False)  # anchors tell that of decoded models
-    scorer.add("samples", drawn, sees=records["sees"][0], novelty=novelty)
-    scorer.add_chosen("selected", drawn, best, novelty)
-    if len(anchors_AP):
-        _add_baselines(scorer, sampling, populations["anchors"], anchors_AP, records)
-    return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+    best = records.filter(pl.col("rank") <= sampling.keep).sort("rank")["sample"].to_list()
+    card = records.select(list(CARD_SCHEMA))
+    made = Provenance(
+        sees=records["sees"][0],
+        generator_sees=records["generator_sees"][0],
+        clusters=records["cluster"].to_list(),
+        gradient_steps=records["gradient_steps"][0],
+        image_passes=records["image_passes"][0],
+        seconds=records["seconds"][0],
+    )
+    scored = [Scored("samples", records["sees"][0], populations["samples"], card)]
+    # A target with a zoo has it fine-tuned once for all arms, among the baselines.
+    zoo_card = scorer.add("zoo", populations["originals"], TRAINED, tuned=None if target.tokens is None else 0)
+    decoded = Provenance(generator_sees=made.generator_sees)
+    scorer.add("reconstruction", populations["reconstruction"], decoded, tuned=0)  # `anchors` tell it of tuned models
+    scorer.add("samples", populations["samples"], made, card=card)
+    scorer.add_chosen("selected", populations["samples"], best, made, card=card)
+    _add_best_model(scorer, known)
+    if len(populations["anchor_weights"]):
+        names = pl.read_parquet(artifact.path("anchors.parquet"))["model"].to_list()
+        decoded_AP, anchors_AP = populations["anchors"], populations["anchor_weights"]
+        scored += AnchorBaselines(scorer, sampling, made, records, decoded_AP, anchors_AP, names).add_all()
+    files = {
+        "scores.parquet": to_parquet(scorer.table()),
+        "populations.parquet": to_parquet(
+            _compare_populations(known, scored, Scored("zoo", scorer.sees, populations["originals"], zoo_card))
+        ),
+    }
+    return store.publish(work, files, counts={"scores": len(scorer.rows)})
 
 
-def _add_baselines(
-    scorer: Scorer, sampling: SamplingConfig, decoded_AP: Tensor, anchors_AP: Tensor, records: pl.DataFrame
-) -> None:
-    """Score what the anchors give without a sampler; what it starts from is guided as the samples were."""
-    layout, seed, target, count = scorer.layout, scorer.seed, scorer.target, len(records)
-    sees, anchors_see = records["sees"][0], records["anchors_see"][0]
-    nearest, distances = (records[name].to_torch() for name in ("nearest_anchor", "nearest_distance"))
-    noisy = perturb_anchors(anchors_AP, nearest, distances.float(), layout, make_generator(seed, "scores", "noise"))
-    between = None
-    if len(anchors_AP) > 1:
-        between = interpolate_anchors(anchors_AP, count, make_generator(seed, "scores", "interpolation"))
-    guided_see = anchors_see
-    if records["guided"][0]:
-        guidance = open_guidance(sampling, target.network, target.images, layout, anchors_AP, seed)
-        deviation_P = anchors_AP.std(dim=0, correction=0)
-        everyone_SA = torch.ones(count, len(anchors_AP), dtype=torch.bool)
-        own_SA = mark_used(nearest[:, None], len(anchors_AP))
-        guided_see = "labels" if anchors_see == "labels" else "images"
+def _add_best_model(scorer: Scorer, known: KnownModels | None) -> None:
+    """Score the training model that is best on validation images: what a user would take."""
+    if known is None or known.columns_P is not None:
+        return
+    best = scorer.find_best(known.load(some) for some in known.last_N.split(max(1, _HELD // known.layout.weights)))
+    flat_1P = known.load(known.last_N[[best]])
+    scorer.add_chosen("best_model", flat_1P, [0], TRAINED, of=len(known.names))
 
-        def guide(flat_SP: Tensor, teachers_SA: Tensor) -> Tensor:
-            return guidance.move(flat_SP, deviation_P, teachers_SA, lambda moved_SP: moved_SP, scorer.sink)
 
-        noisy = guide(noisy, own_SA)
-        between = None if between is None else guide(between, everyone_SA)
-        generator = make_generator(seed, "scores", "random_init")
-        fresh = draw_random_models(target.network, target.images, layout, count, generator)
-        scorer.add("random_init", guide(fresh, everyone_SA), sees=guided_see, finetune=False)
-    scorer.add("anchors", decoded_AP, sees=anchors_see)
-    # Noise goes as far as the samples do, so that it knows what their distance was chosen by.
-    novelty = scorer.add("anchor_noise", noisy, sees=sees)
-    if sees != "labels":  # else one row would be of all and of the selected
-        scorer.add_chosen("anchor_noise", noisy, scorer.select(noisy, sampling.keep), novelty, finetune=False)
-    scorer.add_chosen("best_anchor", anchors_AP, scorer.select(anchors_AP, 1), finetune=False)
-    if between is not None:
-        scorer.add("interpolation", between, sees=guided_see, finetune=False)
-    scorer.add("average", average_anchors(anchors_AP), sees=anchors_see)
-    statistics = draw_from_statistics(anchors_AP, layout, count, make_generator(seed, "scores", "statistics"))
-    scorer.add("statistics", statistics, sees=anchors_see, finetune=False)
+def _compare_populations(known: KnownModels | None, scored: Sequence[Scored], zoo: Scored) -> pl.DataFrame:
+    """Return the two-sample tests of whole populations against held-out models, a row a method and what it sees.
+
+    That of the zoo is of training models, as many as there are samples: what coverage models of the zoo reach.
+
+    Args:
+        known: the training models.
+        scored: the populations, the samples first.
+        zoo: the held-out models.
+    """
+    if known is None or zoo.card is None or len(zoo.flat_SP) < 2:
+        return pl.DataFrame(schema=POPULATION_SCHEMA)
+    trained_NP = known.load(known.last_N[: len(scored[0].flat_SP)])
+    return pl.DataFrame(
+        [
+            {
+                "method": one.method,
+                "sees": one.sees,
+                "n": len(one.flat_SP),
+                "coverage": measure_coverage(known, zoo.flat_SP, one.flat_SP),
+                "copying_z": None if one.card is None else measure_copying(_novelty(one.card), _novelty(zoo.card)),
+            }
+            for one in (replace(zoo, flat_SP=trained_NP, card=None), *scored)
+        ],
+        schema=POPULATION_SCHEMA,
+    )
+
+
+def _novelty(card: pl.DataFrame) -> Tensor:
+    return card["novelty"].fill_null(float("nan")).to_torch()
 
 
 def plan_baselines(
@@ -153,21 +188,58 @@ def score_baselines(
     network = build_network(target.network, images.channels, images.classes, images.size)
     assert tokens.token_dim is not None
     layout = TokenLayout.from_network(network, tokens.token_dim, tokens.running_statistics)
-    scorer = Scorer(config, target, layout, seed, execution, sink)
-    if target.tokens is not None:
-        table = read_tokens(store.open(target.tokens))
-        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)))
+    table = None if target.tokens is None else read_tokens(store.open(target.tokens))
+    memorisation = None
+    if table is not None:
+        known = KnownModels.from_tables({"0": (table, table.pick_rows("train"))})
+        models = ModelSet(target.network, target.images, layout, torch.empty(0, layout.weights))
+        memorisation = Memorisation(known, {0: table}, models, seed, execution, sink)
+    scorer = Scorer(config, target, layout, seed, execution, sink, memorisation)
+    if table is not None:
+        # As they are, arms score them, each beside the training models of its own backbone.
+        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)), TRAINED, zero_shot=False)
+        _add_distilled(scorer, network, table, images)
     if transfer:
         tables = [read_tokens(store.open(ref)) for ref in transfer]
-        check_same_layout([layout, *(table.layout for table in tables)], "scoring models of other zoos")
-        others_NP = torch.cat([table.load(table.pick_rows("test", last_epochs=1)) for table in tables])
+        check_same_layout([layout, *(other.layout for other in tables)], "scoring models of other zoos")
+        others_NP = torch.cat([other.load(other.pick_rows("test", last_epochs=1)) for other in tables])
         order_N = torch.randperm(len(others_NP), generator=make_generator(seed, "baselines", "transfer"))
-        scorer.add("transfer", others_NP[order_N])
+        scorer.add("transfer", others_NP[order_N], TRAINED)
+    count = max(config.random_models, config.finetune_models)
     generator = make_generator(seed, "baselines", "random_init")
-    scorer.add(
-        "random_init", draw_random_models(target.network, target.images, layout, config.finetune_models, generator)
-    )
+    fresh_NP = draw_random_models(target.network, target.images, layout, count, generator)
+    scorer.add("random_init", fresh_NP, tuned=count)
     return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+
+
+def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images: ImageDataset) -> None:
+    """Score random initialisations that are trained towards the mean output of the target's zoo, without labels."""
+    config, target, layout, seed = scorer.config, scorer.target, scorer.layout, scorer.seed
+    if not config.distillation_steps:
+        return
+    trained = table.pick_rows("train", last_epochs=1)
+    order_N = torch.randperm(len(trained), generator=make_generator(seed, "baselines", "teachers"))
+    teachers_AP = table.load(trained[order_N[:_TEACHERS]])
+    generator = make_generator(seed, "baselines", "distilled_init")
+    start_SP = draw_random_models(target.network, target.images, layout, config.distilled_models, generator)
+    unlabelled_NCHW = images.splits["train"].images_NCHW
+    shape = (images.channels, images.size, images.size)
+    looks = {
+        "none": draw_noise_images(_DISTILLATION_IMAGES, shape, generator),
+        "statistics": draw_pseudo_images(unlabelled_NCHW, _DISTILLATION_IMAGES, generator),
+        "images": unlabelled_NCHW[:_DISTILLATION_IMAGES],
+    }
+    for sees, seen_NCHW in looks.items():
+        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees])
+        for steps in config.distillation_steps:
+            found = distil(lessons, start_SP, steps, choose_rate(steps), seed, scorer.sink)
+            made = Provenance(
+                sees=max(sees, scorer.sees, key=SEES.index),
+                gradient_steps=found.gradient_steps,
+                image_passes=found.image_passes,
+                seconds=found.seconds,
+            )
+            scorer.add("distilled_init", found.flat_SP, made, tuned=0)
 
 
 def _describe(target: Target) -> dict[str, object]:

@@ -1,66 +1,67 @@
-"""Whether generated models are distributed as held-out trained models are: coverage, and a test for copying.
+"""Two-sample tests: whether generated models are distributed as held-out models of the zoo are.
 
-Novelty 1 is necessary and not sufficient: what was made might cover a corner of the population only, or keep closer to
-the training models than training again does.
+A distance of one spacing is necessary and not sufficient: samples may all lie in one corner, or nearer to the training
+models than any model that was trained by itself.
 
 Suffixes: S generated models, H held-out models, P weights of a model.
 """
 
 import math
 
-from scipy.stats import mannwhitneyu
+import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from mzsane.evaluation.novelty import KnownModels
 
+NEIGHBOURS = 3  # held-out models within a ball: of so few models, no more
 
-def measure_coverage(known: KnownModels, held_out_HP: Tensor, flat_SP: Tensor, neighbours: int = 5) -> float:
-    """Return the share of held-out models that have a generated one beside them (Naeem et al. 2020, arXiv 2002.09797).
 
-    Beside means no farther than the held-out model's `neighbours`-th nearest other one, up to symmetry. With as many
-    generated models, drawn from the population that the held-out ones are from, about 1 - 2^-neighbours is expected;
-    with more generated models it is more.
+def measure_coverage(known: KnownModels, held_out_HP: Tensor, flat_SP: Tensor, neighbours: int = NEIGHBOURS) -> float:
+    """Return the share of held-out models that have a generated model in their neighbourhood (arXiv 2002.09797).
+
+    The neighbourhood of a held-out model reaches as far as its k-th nearest other one; distances are those of
+    `KnownModels`.
 
     Args:
-        known: the training models; they say how models are compared.
-        held_out_HP: trained models that the generator has not seen.
-        flat_SP: generated models. Those whose weights are not finite cover nothing.
-        neighbours: which neighbour gives the radius; the farthest where there are fewer.
+        known: says what symmetries are divided out.
+        held_out_HP: held-out models.
+        flat_SP: generated models.
+        neighbours: k; fewer where there are fewer other held-out models.
 
     Returns:
-        The share, 0..1; NaN for fewer than two held-out models.
+        0 to 1; NaN with fewer than two held-out models or no generated one.
     """
-    count = len(held_out_HP)
-    if count < 2:
-        return math.nan
     flat_SP = flat_SP[flat_SP.isfinite().all(dim=1)]
-    if not len(flat_SP):
-        return 0.0
-    held_out = known.against([f"{number:09d}" for number in range(count)], held_out_HP)
-    others_HH = held_out.measure_distances(held_out_HP).fill_diagonal_(math.inf)
-    radius_H = others_HH.kthvalue(min(neighbours, count - 1), dim=1).values
-    covered_H = held_out.measure_distances(flat_SP).amin(dim=0) <= radius_H
-    return float(covered_H.double().mean())
+    count = len(held_out_HP)
+    if count < 2 or not len(flat_SP):
+        return math.nan
+    held_out_HH = known.measure_distances(held_out_HP, held_out_HP).fill_diagonal_(math.inf)
+    radius_H = held_out_HH.sort(dim=1).values[:, min(neighbours, count - 1) - 1]
+    nearest_H = known.measure_distances(flat_SP, held_out_HP).min(dim=0).values
+    return float((nearest_H <= radius_H).double().mean())
 
 
 def measure_copying(sample_distances_S: Tensor, held_out_distances_H: Tensor) -> float:
-    """Return whether samples are closer to training models than held-out models are (Meehan et al. 2020, 2004.05675).
+    """Return Z_U: how much nearer to the training models generated models are than held-out ones (arXiv 2004.05675).
 
-    It is Z_U, the Mann-Whitney statistic of the distances to the nearest training model, with mean 0 and deviation 1
-    where both are distributed alike: far below 0 samples copy, far above 0 they are farther than training again goes.
-    Samples that go back to the same anchor are not independent, therefore it is too large on both sides.
+    It is the Mann-Whitney statistic of the distances, standardised with ties: about 0 for a perfect generator, far
+    below 0 for one that copies, above 0 for one that is farther away than new models are.
 
     Args:
-        sample_distances_S: of generated models; what is not a number is left out.
-        held_out_distances_H: of trained models that the generator has not seen.
+        sample_distances_S: distances of generated models to the nearest training model; what is not finite is left out.
+        held_out_distances_H: those of held-out models.
 
     Returns:
-        NaN if there are none of either.
+        NaN where one of the two is empty.
     """
-    samples = sample_distances_S[sample_distances_S.isfinite()].double()
-    held_out = held_out_distances_H[held_out_distances_H.isfinite()].double()
-    pairs = len(samples) * len(held_out)
-    if not pairs:
+    ours, theirs = (values[values.isfinite()].double() for values in (sample_distances_S, held_out_distances_H))
+    first, second = len(ours), len(theirs)
+    if not first or not second:
         return math.nan
-    wins = float(mannwhitneyu(samples.numpy(), held_out.numpy()).statistic)
-    return (wins - pairs / 2) / math.sqrt(pairs * (len(samples) + len(held_out) + 1) / 12)
+    ranks = torch.from_numpy(rankdata(torch.cat([ours, theirs]).numpy()))
+    larger = float(ranks[:first].sum()) - first * (first + 1) / 2
+    total = first + second
+    ties = float(sum(count**3 - count for count in ranks.unique(return_counts=True)[1].tolist()))
+    variance = first * second / 12 * (total + 1 - ties / (total * (total - 1)))
+    return (larger - first * second / 2) / math.sqrt(variance) if variance > 0 else 0.0

@@ -6,23 +6,27 @@ from dataclasses import dataclass
 import polars as pl
 
 from mzsane.errors import ConfigError
-from mzsane.report.intervals import t_factors
+from mzsane.report.intervals import LEAST_UNITS, t_factors
 
 METHODS = (
     "zoo",
+    "best_model",
     "transfer",
     "reconstruction",
     "samples",
     "selected",
     "anchors",
     "best_anchor",
-    "anchor_noise",
+    "decoded_noise",
+    "layer_noise",
+    "flat_noise",
+    "distilled_init",
     "interpolation",
     "average",
     "statistics",
     "random_init",
 )
-SEES = ("none", "images", "labels")
+SEES = ("none", "statistics", "images", "labels")
 ROW_SCHEMA = {
     "arm": pl.String,
     "composition": pl.String,
@@ -34,11 +38,16 @@ ROW_SCHEMA = {
     "architectures": pl.Int64,
     "method": pl.String,
     "sees": pl.String,
+    "generator_sees": pl.String,
     "ensemble": pl.Int64,
     "finetune_epochs": pl.Int64,
     "learning_rate": pl.Float64,
     "images_per_class": pl.Int64,
+    "gradient_steps": pl.Int64,
+    "image_passes": pl.Int64,
+    "seconds": pl.Float64,
     "n": pl.Int64,
+    "clusters": pl.Int64,
     "chosen_of": pl.Int64,
     "accuracy_mean": pl.Float64,
     "accuracy_std": pl.Float64,
@@ -46,8 +55,19 @@ ROW_SCHEMA = {
     "loss_mean": pl.Float64,
     "calibration_mean": pl.Float64,
     "novelty_mean": pl.Float64,
+    "sampling_novelty_mean": pl.Float64,
+    "norm_ratio_mean": pl.Float64,
+    "outside_norms_share": pl.Float64,
+    "error_overlap_mean": pl.Float64,
+    "disagreement_mean": pl.Float64,
+    "spread_mean": pl.Float64,
+    "coverage": pl.Float64,
+    "copying_z": pl.Float64,
 }
-_MEASURED = ("accuracy_mean", "accuracy_std", "accuracy_interval", "loss_mean", "calibration_mean", "novelty_mean")
+_COUNTED = ("learning_rate", "seconds")  # numbers that are null where there is nothing to count
+_MEASURED = tuple(name for name, kind in ROW_SCHEMA.items() if kind == pl.Float64 and name not in _COUNTED)
+# What names a single model of `models.parquet`, beside the columns of its score (`mzsane.evaluation.scorer`).
+MODEL_LABELS = {name: ROW_SCHEMA[name] for name in ("arm", "composition", "seed", "target", "in_distribution")}
 
 
 @dataclass(frozen=True)
@@ -62,14 +82,15 @@ class Cell:
         sees: The information about the target that the score used.
         epochs: Epochs of fine-tuning on the target.
         accuracy: Mean over seeds, 0 to 1; None when no seed has a finite accuracy.
-        spread: Standard deviation, over seeds when there are several, else over the models; None when unknown.
-        interval: Half of the 95 % confidence interval of the accuracy, over what the spread is of; None when unknown.
+        spread: Standard deviation, over seeds when there are three or more, else over the models; None when unknown.
+        interval: Half of the 95 % confidence interval of the accuracy, over seeds when there are three or more, else
+            over the anchors that the models go back to; None when unknown.
         seeds: Seeds with a finite accuracy.
         models: Models of a seed, in whatever ensembles.
         chosen_of: Of how many models these were selected on validation images; None if they were not.
         novelty: Mean over seeds of the distance to what was trained on, in spacings of the zoo; None when unknown.
         failed: Measurements left out because their accuracy is not finite.
-        best: Whether no other method but the zoo is better for this target and number of epochs.
+        steps: Gradient steps a model before fine-tuning; None for models that somebody trained.
     """
 
     composition: str
@@ -86,7 +107,7 @@ class Cell:
     chosen_of: int | None
     novelty: float | None
     failed: int
-    best: bool
+    steps: int | None
 
 
 def check_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -126,8 +147,8 @@ def rank_method(method: str, sees: str) -> tuple[int, str, int, str]:
 def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     """Average the measurements over seeds.
 
-    The confidence interval is Student's, the results of seeds, or of a seed's models, taken as independent and
-    normal. That of several seeds is over their means: it covers both, what a seed changes and what a model does.
+    The confidence interval is Student's over the means of seeds, which covers both, what a seed changes and what a
+    model does. With fewer than three seeds it is the clustered one of their models, and holds for these seeds.
 
     Args:
         rows: One measurement a row.
@@ -142,36 +163,36 @@ def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     rows = check_rows(rows).filter(pl.col("ensemble") == ensemble)
     targets, compositions = list_names(rows, "target"), list_names(rows, "composition")
     finite = pl.col("accuracy_mean").is_finite()
-    groups = rows.group_by("composition", "target", "method", "sees", "finetune_epochs").agg(
+    groups = rows.group_by("composition", "target", "method", "sees", "gradient_steps", "finetune_epochs").agg(
         in_distribution=pl.col("in_distribution").any(),
         accuracy=pl.col("accuracy_mean").filter(finite).mean(),
         seeds=pl.col("seed").filter(finite).n_unique(),
         over_seeds=pl.col("accuracy_mean").filter(finite).std(),
         over_models=pl.col("accuracy_std").filter(finite & pl.col("accuracy_std").is_finite()).mean(),
-        interval=pl.col("accuracy_interval").filter(finite & pl.col("accuracy_interval").is_finite()).mean(),
+        interval=(pl.col("accuracy_interval").filter(finite) ** 2).sum().sqrt() / finite.sum(),
         models=(pl.col("n") * pl.col("ensemble")).max(),
         chosen_of=pl.col("chosen_of").max(),
         novelty=pl.col("novelty_mean").filter(pl.col("novelty_mean").is_finite()).mean(),
         failed=(~finite).sum(),
     )
     groups = groups.with_columns(
-        spread=pl.when(pl.col("seeds") > 1).then("over_seeds").otherwise("over_models"),
-        interval=pl.when(pl.col("seeds") > 1)
+        spread=pl.when(pl.col("seeds") >= LEAST_UNITS).then("over_seeds").otherwise("over_models"),
+        interval=pl.when(pl.col("seeds") >= LEAST_UNITS)
         .then(pl.col("over_seeds") * t_factors(groups["seeds"]))
-        .otherwise("interval"),
-        best=(pl.col("method") != "zoo")
-        & (
-            pl.col("accuracy")
-            == pl.col("accuracy").filter(pl.col("method") != "zoo").max().over("target", "finetune_epochs")
-        ).fill_null(False),
+        .otherwise("interval")
+        .fill_nan(None),
     ).drop("over_seeds", "over_models")
-    cells = [Cell(epochs=group.pop("finetune_epochs"), **group) for group in groups.to_dicts()]
+    cells = [
+        Cell(epochs=group.pop("finetune_epochs"), steps=group.pop("gradient_steps"), **group)
+        for group in groups.to_dicts()
+    ]
     return sorted(
         cells,
         key=lambda cell: (
             cell.epochs,
             targets.index(cell.target),
             rank_method(cell.method, cell.sees),
+            cell.steps or 0,
             compositions.index(cell.composition),
         ),
     )
@@ -186,13 +207,13 @@ def format_accuracy(accuracy: float | None, interval: float | None = None) -> st
 
 def explain_interval(cells: Sequence[Cell]) -> str:
     """Return a sentence on what `±` means in these cells, and on what was left out of their means."""
-    several = {cell.seeds > 1 for cell in cells if cell.accuracy is not None}
+    several = {cell.seeds >= LEAST_UNITS for cell in cells if cell.accuracy is not None}
     if several == {True}:
         text = "± is the 95 % confidence interval over seeds."
     elif several == {True, False}:
-        text = "± is the 95 % confidence interval over seeds where a composition has several, else over the models."
+        text = "± is the 95 % confidence interval over seeds where there are three, else over anchors."
     else:
-        text = "± is the 95 % confidence interval over the models (one seed each)."
+        text = "± is the 95 % confidence interval over anchors (for these seeds)."
     failed = sum(cell.failed for cell in cells)
     if failed:
         text += f" Left out: {failed} measurement{'s' * (failed > 1)} without a finite accuracy."

@@ -1,37 +1,45 @@
 """Compare the arms of an ablation: the last stage, from scores to a table, figures and a page.
 
-The COMPARISON artifact holds `comparison.parquet` and `comparison.json` (a row a measurement, see `cells.ROW_SCHEMA`),
-`curves.parquet` (training curves of all arms), `shares.parquet` (of models that are novel and as accurate as the zoo),
-`latents.parquet` (a map of held-out checkpoints), `probes.parquet` (what the latents of all arms tell), `report.html`,
-and the page's figures as PNG.
+The COMPARISON artifact holds as parquet `comparison` (also JSON; a row a measurement, see `cells.ROW_SCHEMA`), `models`
+(a row a single model: its names and its score), `duels` and `duel_summary` (samples against every baseline), `leaders`
+(the best compositions), `effects`, `convergence` (how far each backbone was trained), `curves` (training curves),
+`shares` (of models that are novel and as accurate as the zoo), `latents` (a map of held-out checkpoints), `probes`
+(what latents tell); `answers.json`, what the ablation asked and found; `report.html`; and figures as PNG, those that
+have something to say.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any
 
 import polars as pl
 
-from mzsane.appearance import assign_looks, to_png
+from mzsane.appearance import assign_looks
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import AblationConfig, CompositionConfig, TargetConfig
-from mzsane.evaluation.probes_picture import plot_probes
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.report.analysis import analyse
+from mzsane.report.answers import Answer
 from mzsane.report.cells import ROW_SCHEMA
-from mzsane.report.effect_plots import plot_effects, plot_heatmap
-from mzsane.report.intervals import t_factors
-from mzsane.report.latents import LATENT_SCHEMA, map_latents, plot_latents
-from mzsane.report.novelty import plot_novelty
+from mzsane.report.convergence import measure_convergence
+from mzsane.report.findings import Findings
+from mzsane.report.intervals import Interval, measure_interval
+from mzsane.report.latents import LATENT_SCHEMA, map_latents
 from mzsane.report.page import render_report
-from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
-from mzsane.report.provenance import plot_provenance
-from mzsane.report.shares import SHARE_SCHEMA, measure_shares, plot_shares
+from mzsane.report.pictures import draw_pictures
+from mzsane.report.run_facts import describe_run
+from mzsane.report.shares import SHARE_SCHEMA, measure_shares
 from mzsane.tokens.build import plan_tokens
+from mzsane.tokens.store import read_tokens
 
-VERSION = 6
+VERSION = 7
+
+_MEASURES = ("novelty", "sampling_novelty", "norm_ratio", "error_overlap", "disagreement", "spread")
+_AVERAGED = ("loss", "calibration", *_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -60,71 +68,136 @@ def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
 
 
 def compare(
-    config: AblationConfig, arms: Sequence[ArmParts], store: ArtifactStore, sink: MetricSink = NO_SINK
+    config: AblationConfig,
+    arms: Sequence[ArmParts],
+    store: ArtifactStore,
+    sink: MetricSink = NO_SINK,
+    started: float | None = None,
 ) -> Artifact:
-    """Gather all scores in one table, draw the figures, and write the page."""
+    """Gather all scores, compare them, draw the figures, and write the page.
+
+    Args:
+        config: the ablation.
+        arms: its arms, whose artifacts are all there.
+        store: where they are.
+        sink: told of progress.
+        started: when the ablation began, in seconds since the epoch, if that is known: the page says how long it took.
+    """
     work = plan_comparison(config, arms)
     if found := store.find(work.ref):
         return found
     rows = pl.concat([arm_rows(config, arm, store) for arm in arms])
+    models = pl.concat([arm_scores(config, arm, store) for arm in arms]).filter(ensemble=1)
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
-    shares = pl.concat([arm_shares(config, arm, store) for arm in arms])
+    convergence = measure_convergence(curves, {arm.name: count_passes(config, arm, store) for arm in arms})
+    shares = pl.concat([arm_shares(config, arm, models) for arm in arms])
     latents = pl.concat([arm_latents(config, arm, store) for arm in choose_mapped(config, arms)])
     probes = pl.concat([arm_probes(config, arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
-    sink.progress(1, 3, "parts: measurements gathered")
+    sink.progress(1, 4, "parts: measurements gathered")
+    found_out = analyse(config.questions, rows, models, convergence)
+    sink.progress(2, 4, "parts: effects and duels computed")
     looks = assign_looks([composition.name for composition in config.compositions])
-    figures = {
-        "effects.png": to_png(plot_effects(rows)),
-        "heatmap.png": to_png(plot_heatmap(rows)),
-        "accuracy.png": to_png(plot_accuracy(rows, looks)),
-        "novelty.png": to_png(plot_novelty(rows, looks)),
-        "shares.png": to_png(plot_shares(shares)),
-        "finetuning.png": to_png(plot_finetuning(rows, looks)),
-        "latents.png": to_png(plot_latents(latents)),
-        "curves.png": to_png(plot_curves(curves, looks)),
-        "probes.png": to_png(plot_probes(probes)),
-        "provenance.png": to_png(plot_provenance(provenance)),
+    pictures = draw_pictures(rows, found_out.effects, shares, latents, curves, probes, looks)
+    sink.progress(3, 4, "parts: figures drawn")
+    page = render_report(
+        config.model_dump(mode="json"),
+        rows,
+        answers=found_out.answers,
+        duels=found_out.duels,
+        summary=found_out.duel_summary,
+        leaders=found_out.leaders,
+        effects=found_out.effects,
+        convergence=convergence,
+        curves=curves,
+        shares=shares,
+        latents=latents,
+        probes=probes,
+        provenance=provenance,
+        facts=describe_run(started),
+    )
+    answers = [answer.to_json() for answer in found_out.answers]
+    frames = {
+        "comparison": rows,
+        "models": models,
+        "duels": found_out.duels,
+        "duel_summary": found_out.duel_summary,
+        "leaders": found_out.leaders,
+        "effects": found_out.effects,
+        "convergence": convergence,
+        "curves": curves,
+        "shares": shares,
+        "latents": latents,
+        "probes": probes,
     }
-    sink.progress(2, 3, "parts: figures drawn")
-    page = render_report(config.name, rows, curves, provenance, config.model_dump(mode="json"), shares, latents, probes)
     files = {
-        "comparison.parquet": to_parquet(rows),
+        **{f"{name}.parquet": to_parquet(frame) for name, frame in frames.items()},
         "comparison.json": json.dumps(_to_json_rows(rows), indent=1).encode(),
-        "curves.parquet": to_parquet(curves),
-        "shares.parquet": to_parquet(shares),
-        "latents.parquet": to_parquet(latents),
-        "probes.parquet": to_parquet(probes),
+        "answers.json": json.dumps({"answers": answers, "findings": asdict(found_out.findings)}, indent=1).encode(),
         "report.html": page.encode(),
-        **figures,
+        **pictures,
     }
-    sink.progress(3, 3, "parts: page written")
+    sink.progress(4, 4, "parts: page written")
     return store.publish(work, files, counts={"arms": len(arms), "measurements": len(rows)})
 
 
-def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
-    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+def read_answers(comparison: Artifact) -> tuple[list[Answer], Findings]:
+    """Read what an ablation asked and found from its COMPARISON artifact."""
+    found = json.loads(comparison.path("answers.json").read_bytes())
+    return [Answer.from_json(answer) for answer in found["answers"]], Findings(**found["findings"])
+
+
+def arm_scores(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return every score of one arm and of its targets' baselines, a row a model or ensemble (`SCORE_SCHEMA`)."""
     frames = []
     for target in config.targets:
         parts = [store.open(ref) for ref in (arm.baselines[target.name], arm.scores[target.name])]
         scores = pl.concat([pl.read_parquet(part.path("scores.parquet")) for part in parts])
-        keys = ("method", "sees", "ensemble", "chosen_of", "finetune_epochs")
-        means = scores.group_by(keys, maintain_order=True).agg(
-            pl.col("learning_rate", "images_per_class").first(),
-            pl.len().cast(pl.Int64).alias("n"),
-            pl.col("accuracy").mean().alias("accuracy_mean"),
-            pl.col("accuracy").std().alias("accuracy_std"),
-            pl.col("loss").mean().alias("loss_mean"),
-            pl.col("calibration").mean().alias("calibration_mean"),
-            pl.col("novelty").mean().alias("novelty_mean"),
-        )
-        labels = means.with_columns(
-            (pl.col("accuracy_std") * t_factors(means["n"])).alias("accuracy_interval"),
-            *_name_measurement(config, arm, target),
-            *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in config.count_parts(arm.composition).items()),
-        )
-        frames.append(labels.select(list(ROW_SCHEMA)))
+        zoos = {str(number): part.zoo for number, part in enumerate(arm.composition.slices)}
+        slice_, model = (pl.col("cluster").str.extract(pattern) for pattern in ("^([^/]*)/", "/(.*)$"))
+        named = scores.with_columns(cluster=pl.concat_str(slice_.replace(zoos), model, separator="/"))
+        frames.append(named.select(*_name_measurement(config, arm, target), pl.all()))
     return pl.concat(frames)
+
+
+def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+    keys = ("target", "method", "sees", "generator_sees", "ensemble", "chosen_of", "finetune_epochs", "gradient_steps")
+    scores = arm_scores(config, arm, store)
+    means = scores.group_by(keys, maintain_order=True).agg(
+        pl.col("arm", "composition", "seed", "in_distribution").first(),
+        pl.col("learning_rate", "images_per_class", "image_passes", "seconds").first(),
+        pl.len().cast(pl.Int64).alias("n"),
+        pl.col("accuracy").mean().alias("accuracy_mean"),
+        pl.col("accuracy").std().alias("accuracy_std"),
+        pl.col("accuracy"),
+        pl.col("cluster"),
+        pl.col("outside_norms").mean().alias("outside_norms_share"),
+        *(pl.col(name).mean().alias(f"{name}_mean") for name in _AVERAGED),
+    )
+    intervals = [_measure_interval(*pair) for pair in means.select("accuracy", "cluster").iter_rows()]
+    counts = config.count_parts(arm.composition)
+    labels = means.with_columns(
+        pl.Series("accuracy_interval", [interval.half for interval in intervals], pl.Float64),
+        pl.Series("clusters", [interval.units for interval in intervals], pl.Int64),
+        *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in counts.items()),
+    )
+    populations = pl.concat([arm_populations(arm, target.name, store) for target in config.targets])
+    return labels.join(
+        populations, on=["target", "method", "sees", "finetune_epochs", "ensemble"], how="left", maintain_order="left"
+    ).select(list(ROW_SCHEMA))
+
+
+def _measure_interval(accuracies: Sequence[float], clusters: Sequence[str | None]) -> Interval:
+    finite = [math.isfinite(accuracy) for accuracy in accuracies]
+    return measure_interval(list(compress(accuracies, finite)), list(compress(clusters, finite)))
+
+
+def arm_populations(arm: ArmParts, target: str, store: ArtifactStore) -> pl.DataFrame:
+    """Return the two-sample tests of an arm's populations, which are of single models that were not fine-tuned."""
+    found = pl.read_parquet(store.open(arm.scores[target]).path("populations.parquet"))
+    places = {"target": pl.lit(target), "finetune_epochs": pl.lit(0, pl.Int64), "ensemble": pl.lit(1, pl.Int64)}
+    return found.drop("n").with_columns(**places)
 
 
 def _name_arm(arm: ArmParts) -> list[pl.Expr]:
@@ -158,17 +231,33 @@ def arm_curves(arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
     )
 
 
-def arm_shares(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
-    """Return the shares of an arm's models that are novel and as accurate as the zoo, on targets that have a zoo."""
+def count_passes(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> float:
+    """Return how often a backbone saw each checkpoint of its composition: tokens of all windows over those of all."""
+    backbone = store.open(arm.backbone)
+    settings = config.find_backbone(arm.composition)
+    used = pl.read_parquet(backbone.path("composition.parquet"))
+    tables = [
+        read_tokens(store.open(ArtifactRef.parse(backbone.manifest.inputs[f"tokens/{number}"])))
+        for number in range(len(arm.composition.slices))
+    ]
+    tokens = sum(table.layout.length * used.filter(slice=number).height for number, table in enumerate(tables))
+    return settings.steps * settings.batch_size * settings.window / tokens
+
+
+def arm_shares(config: AblationConfig, arm: ArmParts, models: pl.DataFrame) -> pl.DataFrame:
+    """Return the shares of an arm's models that are novel and as accurate as the zoo, on targets that have a zoo.
+
+    Args:
+        config: the ablation.
+        arm: the arm.
+        models: the scores of the single models of all arms.
+    """
     frames = [pl.DataFrame(schema=SHARE_SCHEMA)]
     for target in config.targets:
         if target.zoo is None:
             continue
-        refs = (arm.scores[target.name], arm.baselines[target.name])
-        scores, baselines = (pl.read_parquet(store.open(ref).path("scores.parquet")) for ref in refs)
-        shares = measure_shares(scores, baselines).with_columns(
-            *_name_measurement(config, arm, target),
-        )
+        own = models.filter(arm=arm.name, target=target.name)
+        shares = measure_shares(own, own).with_columns(*_name_measurement(config, arm, target))
         frames.append(shares.select(list(SHARE_SCHEMA)))
     return pl.concat(frames)
 

@@ -1,6 +1,8 @@
 """The figures of what compositions do: effects of size and diversity, and every composition on every target."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,74 +11,79 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from mzsane.appearance import COLORS, INK, MUTED, create_figure, create_message, quote, style_axes
+from mzsane.appearance import COLORS, INK, MUTED, SIZE, Look, create_figure, create_message, quote, style_axes
 from mzsane.report.cells import SEES, Cell, average_seeds, format_accuracy, list_names
-from mzsane.report.effects import CHANGES, Effect, estimate_effects, name_stage
+from mzsane.report.effects import CHANGES
 from mzsane.report.table import MISSING
+from mzsane.report.words import name_epochs
 
 _HEAT = "YlGnBu"
+_EFFECT_LOOKS = {
+    ("total", True): (Look(COLORS[0], "o", "-"), COLORS[0], "total, in distribution"),
+    ("total", False): (Look(COLORS[1], "s", "-"), COLORS[1], "total, out of distribution"),
+    ("adjusted", True): (Look(COLORS[0], "o", "--"), "white", "adjusted, in distribution"),
+    ("adjusted", False): (Look(COLORS[1], "s", "--"), "white", "adjusted, out of distribution"),
+}
 _DARK = 0.55  # accuracy from which text on the heat map is white
 
 
-def plot_effects(rows: pl.DataFrame) -> Figure:
-    """Plot the effects of size and diversity with their intervals: a panel zero-shot, one after fine-tuning.
+def plot_effects(effects: pl.DataFrame) -> Figure:
+    """Plot total and adjusted effects of size and diversity with their intervals: a panel for each stage.
 
     Args:
-        rows: One measurement a row.
-
-    Raises:
-        ConfigError: A column is missing.
+        effects: With the columns of `effects.EFFECT_SCHEMA`.
     """
-    effects = estimate_effects(rows)
-    if not effects:
+    if effects.is_empty():
         return create_message("Compositions do not differ in size or diversity: there is no effect to estimate.")
-    factors = list(dict.fromkeys(effect.factor for effect in effects))
-    stages = list(dict.fromkeys(effect.epochs for effect in effects))
-    note = "Change of the samples' mean accuracy in percentage points, at equal values of the other factors. Bar: 95 % "
-    note += "interval; where it crosses 0, the effect may be chance."
-    if any(effect.over == "" and effect.estimate is not None for effect in effects):
-        note += " Without a bar: too few compositions and seeds for an interval."
-    if any(effect.over == "seeds" for effect in effects):
-        note += " Dotted bar: over seeds alone, so for these compositions only."
+    factors = effects["factor"].unique(maintain_order=True).to_list()
+    stages = sorted(effects["epochs"].unique())
+    note = (
+        "Change of the samples' mean accuracy in percentage points, with 95 % intervals; one that crosses 0 tells no "
+    )
+    note += "effect from chance. Adjusted: at equal novelty, which is itself a consequence of the composition."
+    found = {(kind, inside) for kind, inside in effects.select("kind", "in_distribution").rows()}
     figure = create_figure(
         max(7.5, 2.3 + 4.2 * len(stages)),
         1.9 + 0.95 * len(factors),
-        "What size and diversity of the composition do to samples",
+        "Effects of size and diversity of a composition on its samples",
         note,
         [
-            Line2D([], [], linestyle="", marker="o", color=COLORS[0], label="in distribution"),
-            Line2D(
-                [], [], linestyle="", marker="s", color=COLORS[1], markerfacecolor="white", label="out of distribution"
-            ),
+            Line2D([], [], linestyle=look.dash, marker=look.marker, color=look.color, markerfacecolor=face, label=label)
+            for key, (look, face, label) in _EFFECT_LOOKS.items()
+            if key in found
         ],
     )
     panels = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
     for axes, epochs in zip(panels, stages, strict=True):
-        shown = [effect for effect in effects if effect.epochs == epochs]
-        style_axes(axes, name_stage(shown))
+        style_axes(axes, name_epochs(epochs))
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
-        for effect in shown:
-            _draw_effect(axes, effect, factors.index(effect.factor))
-        axes.set_xlabel("change of accuracy (percentage points)", fontsize=10)
+        for row in effects.filter(epochs=epochs).iter_rows(named=True):
+            _draw_effect(axes, row, factors.index(row["factor"]))
+        axes.set_xlabel("change of accuracy (percentage points)", fontsize=SIZE)
     panels[0].set_yticks(range(len(factors)), [CHANGES[factor] for factor in factors])
     panels[0].set_ylim(len(factors) - 0.5, -0.5)
     return figure
 
 
-def _draw_effect(axes: Axes, effect: Effect, place: float) -> None:
-    color, marker = (COLORS[0], "o") if effect.in_distribution else (COLORS[1], "s")
-    y = place + (-0.16 if effect.in_distribution else 0.16)
-    if effect.estimate is None:
-        axes.annotate(
-            "cannot be estimated", (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color
-        )
+def _draw_effect(axes: Axes, row: Mapping[str, Any], place: float) -> None:
+    key = (row["kind"], row["in_distribution"])
+    look, face, _ = _EFFECT_LOOKS[key]
+    y = place + (list(_EFFECT_LOOKS).index(key) - 1.5) * 0.19
+    if row["estimate"] is None:
+        if row["kind"] == "total":
+            axes.annotate(
+                "cannot be estimated",
+                (0.02, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=SIZE,
+                color=look.color,
+            )
         return
-    low, high = (effect.estimate if end is None else end for end in (effect.low, effect.high))
-    dash = ":" if effect.over == "seeds" else "-"
-    axes.plot([100 * low, 100 * high], [y, y], color=color, linewidth=2.4, linestyle=dash, solid_capstyle="butt")
-    face = color if effect.in_distribution else "white"
-    axes.plot(100 * effect.estimate, y, marker, markersize=8, color=color, markerfacecolor=face, markeredgewidth=1.8)
+    low, high = (100 * (row["estimate"] if row[end] is None else row[end]) for end in ("low", "high"))
+    axes.plot([low, high], [y, y], color=look.color, linewidth=2.0, linestyle=look.dash, solid_capstyle="butt")
+    axes.plot(100 * row["estimate"], y, look.marker, markersize=7, color=look.color, markerfacecolor=face)
 
 
 def plot_heatmap(rows: pl.DataFrame) -> Figure:
@@ -112,9 +119,9 @@ def plot_heatmap(rows: pl.DataFrame) -> Figure:
             _write_number(axes, x, y, places.get((composition, target)))
     axes.set_xticks(range(len(targets)), [quote(target, 18) for target in targets])
     axes.set_yticks(range(len(compositions)), [quote(name, 28) for name in compositions])
-    axes.tick_params(labelsize=10, colors=INK, length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(labelsize=SIZE, colors=INK, length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.04).set_label("accuracy (0 to 1)", fontsize=10, color=INK)
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.04).set_label("accuracy (0 to 1)", fontsize=SIZE, color=INK)
     return figure
 
 
@@ -127,7 +134,7 @@ def _write_number(axes: Axes, x: int, y: int, cell: Cell | None) -> None:
         format_accuracy(accuracy) if math.isfinite(accuracy) else MISSING,
         ha="center",
         va="center",
-        fontsize=10,
+        fontsize=SIZE,
         color="white" if accuracy >= _DARK else INK,
         fontweight="bold" if inside else "normal",
     )

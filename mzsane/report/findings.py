@@ -1,16 +1,25 @@
-"""What the measurements say, in plain sentences computed from them."""
+"""What the measurements say beyond the answers, in short sentences; what nobody asked before the run is exploratory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import polars as pl
 
-from mzsane.report.cells import Cell, average_seeds, check_rows, format_accuracy, join_names, list_names, rank_method
-from mzsane.report.effects import describe_effects, name_place
+from mzsane.config import QuestionConfig
+from mzsane.report.answers import (
+    Answer,
+    describe_adjusted,
+    describe_effect,
+    describe_leader,
+    format_interval,
+    format_points,
+    name_best,
+)
+from mzsane.report.duels import COPIES, find_strongest
+from mzsane.report.effects import ADJUSTED, Effect, name_place
 
-TRIVIAL = ("transfer", "anchors", "best_anchor", "anchor_noise", "interpolation", "average", "statistics")
-GENERATED = ("samples", "selected")
+_EXPLORATORY = "Exploratory:"
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class Findings:
     """The summary of an ablation.
 
     Attributes:
-        overall: Sentences on all targets together.
+        overall: The answers, then sentences on all targets together.
         by_target: Sentences on each target.
     """
 
@@ -26,198 +35,104 @@ class Findings:
     by_target: dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class ScoredCell(Cell):
-    """A cell with an accuracy."""
-
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Duel:
-    """A generated cell against another method on the same target, composition and epochs of fine-tuning."""
-
-    cell: ScoredCell
-    opponent: ScoredCell
-
-    @property
-    def verdict(self) -> str:
-        """How the generated cell compares."""
-        difference = self.cell.accuracy - self.opponent.accuracy
-        return "equal to" if difference == 0 else "better than" if difference > 0 else "worse than"
-
-
-def match_duels(cells: Sequence[ScoredCell], opponents: Sequence[str], equal_sees: bool) -> list[Duel]:
-    """Pair every generated cell with every opponent that was scored under the same conditions.
+def find_findings(
+    questions: Sequence[QuestionConfig],
+    answers: Sequence[Answer],
+    effects: Sequence[Effect],
+    duels: pl.DataFrame,
+    summary: pl.DataFrame,
+    leaders: pl.DataFrame,
+) -> Findings:
+    """Say in sentences what was found.
 
     Args:
-        cells: Cells of any methods.
-        opponents: Methods to compare with.
-        equal_sees: Whether the opponent must have seen the same of the target (fine-tuned networks all saw labels).
+        questions: What was asked before the run.
+        answers: The answers to that.
+        effects: All effects on samples.
+        duels: The duels.
+        summary: The duels, pooled (`SUMMARY_SCHEMA`).
+        leaders: The best compositions.
     """
-    return [
-        Duel(cell, other)
-        for cell in cells
-        for other in cells
-        if cell.method in GENERATED
-        and other.method in opponents
-        and (cell.target, cell.composition, cell.epochs) == (other.target, other.composition, other.epochs)
-        and (cell.sees == other.sees or not equal_sees)
-    ]
+    overall = [answer.text for answer in answers]
+    if questions and not leaders.is_empty():
+        overall.append(f"{_EXPLORATORY} {name_best(leaders).sentence}")
+    overall += [f"{_EXPLORATORY} {text}" for text in _describe_effects(questions, effects)]
+    overall += [f"{_EXPLORATORY} {text}" for text in _describe_summary(summary)]
+    return Findings(overall, _describe_targets(duels, leaders))
 
 
-def count_compositions(names: Sequence[str], total: int) -> str:
-    """Return `with digits`, `with all 4 compositions`, or `with digits and letters (2 of 4)`."""
-    if total == 1:
-        return f"with {names[0]}"
-    if len(names) == total:
-        return f"with all {total} compositions"
-    return f"with {join_names(names)} ({len(names)} of {total})"
-
-
-def describe_duels(duels: Sequence[Duel]) -> str:
-    """Return e.g. `better than average with all 4 compositions; worse than anchors with digits (1 of 4)`."""
-
-    def key(duel: Duel) -> tuple:
-        return rank_method(duel.opponent.method, duel.opponent.sees), duel.verdict
-
-    parts = []
-    totals = {name: sum(d.opponent.method == name for d in duels) for name in {d.opponent.method for d in duels}}
-    for (_, verdict), matched in groupby(sorted(duels, key=key), key):
-        group = list(matched)
-        method = group[0].opponent.method
-        names = [duel.cell.composition for duel in group]
-        parts.append(f"{verdict} {method} {count_compositions(names, totals[method])}")
-    return "; ".join(parts)
-
-
-def is_tied(best: ScoredCell, second: ScoredCell) -> bool:
-    """Tell whether the lead of the best composition is within the spread over seeds, where that is known."""
-    if min(best.seeds, second.seeds) < 2 or best.spread is None or second.spread is None:
-        return False
-    return best.accuracy - second.accuracy <= max(best.spread, second.spread)
-
-
-def describe_best(cells: Sequence[ScoredCell]) -> str:
-    """Return which of the compositions is best, by how much, and how the best of the other distribution compares."""
-    ranked = sorted(cells, key=lambda cell: -cell.accuracy)
-    best = ranked[0]
-    text = f"{best.composition}, {format_accuracy(best.accuracy, best.interval)} ({name_place(best.in_distribution)})"
-    if len(ranked) > 1:
-        second = ranked[1]
-        text += f", {best.accuracy - second.accuracy:.3f} ahead of {second.composition}"
-        text += ", which is within the spread over seeds" * is_tied(best, second)
-    other = [cell for cell in ranked if cell.in_distribution != best.in_distribution]
-    if other:
-        text += f"; best {name_place(other[0].in_distribution)}: {other[0].composition}, "
-        text += format_accuracy(other[0].accuracy, other[0].interval)
-    return text + "."
-
-
-def describe_target(cells: Sequence[ScoredCell]) -> list[str]:
-    """Return the sentences on one target.
-
-    Args:
-        cells: The target's cells, in the report's order.
-    """
-    zero_shot = [cell for cell in cells if cell.epochs == 0]
-    sentences = []
-    for method in ("selected", "reconstruction"):
-        for sees in dict.fromkeys(cell.sees for cell in zero_shot if cell.method == method):
-            group = [cell for cell in zero_shot if (cell.method, cell.sees) == (method, sees)]
-            sentences.append(f"Best composition by {method} (sees {sees}): {describe_best(group)}")
-    duels = match_duels(zero_shot, TRIVIAL, equal_sees=True)
-    for (method, sees), matched in groupby(duels, lambda duel: (duel.cell.method, duel.cell.sees)):
-        sentences.append(f"Zero-shot {method} against trivial baselines that see as much ({sees}): ")
-        sentences[-1] += f"{describe_duels(list(matched))}."
-    tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
-    for method, sees in dict.fromkeys((duel.cell.method, duel.cell.sees) for duel in tuned):
-        parts = []
-        for epochs, matched in groupby(tuned, lambda duel: duel.cell.epochs):
-            same = [duel for duel in matched if (duel.cell.method, duel.cell.sees) == (method, sees)]
-            if same:
-                parts.append(f"after {epochs} epoch{'s' * (epochs > 1)} {describe_duels(same)}")
-        sentences.append(f"Fine-tuned {method} (sees {sees}): {'; '.join(parts)}.")
+def _describe_effects(questions: Sequence[QuestionConfig], effects: Sequence[Effect]) -> list[str]:
+    """Say what was estimated and not asked, each total effect with the adjusted one behind it."""
+    sentences: list[str] = []
+    asked = False
+    for effect in effects:
+        if effect.kind == ADJUSTED:
+            if not asked and effect.estimate is not None:
+                sentences[-1] += f" {describe_adjusted(effect)}"
+            continue
+        asked = any(_asks(question, effect) for question in questions)
+        if not asked and effect.estimate is not None:
+            sentences.append(describe_effect(effect))
     return sentences
 
 
-def count_best(cells: Iterable[ScoredCell]) -> str:
-    """Return where each composition is best: `both on digits and fonts (level with digits); letters on letters`."""
-    targets: dict[str, list[str]] = {}
-    for target, group in groupby(cells, lambda cell: cell.target):
-        best, *others = sorted(group, key=lambda cell: -cell.accuracy)
-        level = [other.composition for other in others if is_tied(best, other)]
-        text = f"{target} (level with {join_names(level)})" if level else target
-        targets.setdefault(best.composition, []).append(text)
-    return "; ".join(f"{name} on {join_names(found)}" for name, found in targets.items())
+def _asks(question: QuestionConfig, effect: Effect) -> bool:
+    stage = (question.factor, question.epochs, question.method) == (effect.factor, effect.epochs, "samples")
+    return stage and not question.targets and question.in_distribution in (None, effect.in_distribution)
 
 
-def describe_all(cells: Sequence[ScoredCell]) -> list[str]:
-    """Return the sentences on all targets together.
-
-    Args:
-        cells: Cells of all targets, in the report's order.
-    """
-    zero_shot = [cell for cell in cells if cell.epochs == 0]
-    tuned = match_duels([cell for cell in cells if cell.epochs > 0], ("random_init",), equal_sees=False)
+def _describe_summary(summary: pl.DataFrame) -> list[str]:
+    """Say how generated ones compare with all opponents, and with the strongest: one sentence a stage and place."""
     sentences = []
-    for method in ("selected", "reconstruction"):
-        for sees in dict.fromkeys(cell.sees for cell in zero_shot if cell.method == method):
-            group = [cell for cell in zero_shot if (cell.method, cell.sees) == (method, sees)]
-            sentences.append(f"Best composition by {method} (sees {sees}): {count_best(group)}.")
-    for method in GENERATED:
-        found = [cell for cell in zero_shot if cell.method == method]
-        duels = match_duels(found + [cell for cell in zero_shot if cell.method in TRIVIAL], TRIVIAL, equal_sees=True)
-        pairs = [list(group) for _, group in groupby(duels, lambda duel: duel.cell)]
-        if pairs:
-            won = sum(all(duel.verdict == "better than" for duel in pair) for pair in pairs)
-            each = []
-            for name in TRIVIAL:
-                verdicts = [duel.verdict for duel in duels if duel.opponent.method == name]
-                if verdicts:
-                    each.append(f"{name} in {verdicts.count('better than')} of {len(verdicts)}")
-            sentences.append(
-                f"Zero-shot {method} against trivial baselines: {method} beat every one that sees as much in {won} of "
-                f"{len(pairs)} pairs of a composition and a target ({', '.join(each)})."
+    names = ("method", "finetune_epochs", "in_distribution")
+    for (method, epochs, inside), group in summary.group_by(names, maintain_order=True):
+        counts = group["verdict"].value_counts().rows()
+        verdicts: dict[str, int] = dict(counts)
+        stage = f"after {epochs} epoch{'s' * (epochs != 1)} of fine-tuning" if epochs else "zero-shot"
+        allowed = "trained as long" if epochs else "that saw and paid no more"
+        parts = [
+            f"{words} {verdicts[verdict]}"
+            for verdict, words in (
+                ("win", "ahead of"),
+                ("tie", "level with"),
+                ("loss", "behind"),
+                ("untested", "not tested against"),
             )
-        elif found:
-            sentences.append(f"Zero-shot {method} against trivial baselines: none sees as much, so none is compared.")
-        wins = []
-        for inside in (True, False):
-            fought = [duel for duel in tuned if (duel.cell.method, duel.cell.in_distribution) == (method, inside)]
-            if fought:
-                better = sum(duel.verdict == "better than" for duel in fought)
-                wins.append(f"{better} of {len(fought)} {name_place(inside)}")
-        if wins:
-            sentences.append(
-                f"Fine-tuned {method} against random_init: {method} beat random_init trained as long in "
-                f"{' and '.join(wins)} (compared by composition, target and epochs)."
-            )
+            if verdict in verdicts
+        ]
+        # A copy is as accurate as its original, which says nothing of generation; fine-tuned it is an opponent as any.
+        rivals = group if epochs else group.filter(~pl.col("opponent").is_in(COPIES))
+        text = f"{str(method).capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of "
+        text += f"{len(group)} opponent{'s' * (len(group) > 1)} {allowed}"
+        if rivals.is_empty():
+            sentences.append(f"{text}.")
+            continue
+        strongest = rivals.sort("difference").row(0, named=True)
+        sentences.append(
+            f"{text}; the strongest{' that is no copy' * (not epochs)} is {_name_opponent(strongest)}: "
+            f"{format_points(strongest['difference'])} points "
+            f"{format_interval(strongest['low'], strongest['high'], strongest['units'], strongest['unit_kind'])}, "
+            f"better in {strongest['units_better']} of {strongest['units']} {strongest['unit_kind']}."
+        )
     return sentences
 
 
-def find_findings(rows: pl.DataFrame) -> Findings:
-    """Say in sentences what the measurements show.
+def _name_opponent(row: dict[str, Any]) -> str:
+    steps = f", {row['opponent_steps']} steps" if row["opponent_steps"] else ""
+    return f"{row['opponent']} (sees {row['opponent_sees']}{steps})"
 
-    Args:
-        rows: One measurement a row.
 
-    Raises:
-        ConfigError: A column is missing.
-    """
-    rows = check_rows(rows)
-    cells = [ScoredCell(**vars(cell)) for cell in average_seeds(rows) if cell.accuracy is not None]
-    if not cells:
-        return Findings(["There is no finite accuracy to compare."], {})
-    overall = [describe_effects(rows), *describe_all(cells)]
-    if any(cell.seeds > 1 for cell in cells):
-        overall.append("Level means: the difference is within the spread over seeds.")
-    if all(cell.seeds == 1 for cell in cells):
-        overall.append("One seed for each composition: a small lead may be chance.")
-    elif any(cell.seeds == 1 for cell in cells):
-        overall.append("Some numbers come from one seed: a small lead may be chance.")
-    by_target = {
-        target: describe_target([cell for cell in cells if cell.target == target])
-        for target in list_names(rows, "target")
-    }
-    return Findings(overall, {target: sentences for target, sentences in by_target.items() if sentences})
+def _describe_targets(duels: pl.DataFrame, leaders: pl.DataFrame) -> dict[str, list[str]]:
+    """Say of each target which composition leads, and how samples compare with the strongest baseline as new."""
+    found: dict[str, list[str]] = {}
+    for leader in leaders.filter(finetune_epochs=0).to_dicts():
+        text = f"Zero-shot {leader['method']}: {describe_leader(leader)}."
+        found.setdefault(leader["target"], []).append(text)
+    for (target,), group in find_strongest(duels).group_by("target", maintain_order=True):
+        verdicts = group["verdict"].to_list()
+        won, level, lost = (verdicts.count(verdict) for verdict in ("win", "tie", "loss"))
+        found.setdefault(str(target), []).append(
+            "Against the strongest baseline that saw and paid no more and is as new, zero-shot samples win with "
+            f"{won}, tie with {level} and lose with {lost} of {len(group)} compositions."
+        )
+    return found

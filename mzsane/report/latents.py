@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mzsane.appearance import COLORS, MARKERS, MUTED, create_figure, create_message, quote, style_axes
+from mzsane.appearance import COLORS, MARKERS, MUTED, SIZE, create_figure, create_message, quote, style_axes
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.backbone.inference import encode_models, load_backbone
 from mzsane.backbone.probes import pool_latents
@@ -124,8 +124,8 @@ def plot_latents(latents: pl.DataFrame) -> Figure:
             axes.grid(visible=False)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_xlabel("first component", fontsize=10)
-            axes.set_ylabel("second component", fontsize=10)
+            axes.set_xlabel("first component", fontsize=SIZE)
+            axes.set_ylabel("second component", fontsize=SIZE)
         of_arm = latents.filter(arm=arm)
         known = of_arm.filter(pl.col("accuracy").is_finite())["accuracy"].to_numpy()
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -151,5 +151,5 @@ def plot_latents(latents: pl.DataFrame) -> Figure:
                 plotnonfinite=False,
             )
         if len(known):
-            figure.colorbar(shown, ax=row[1], pad=0.02).set_label("test accuracy (0 to 1)", fontsize=10, color=MUTED)
+            figure.colorbar(shown, ax=row[1], pad=0.02).set_label("test accuracy (0 to 1)", fontsize=SIZE, color=MUTED)
     return figure

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from mzsane.appearance import (
     COLORS,
     MUTED,
+    SIZE,
     Look,
     assign_looks,
     create_figure,
@@ -17,17 +18,21 @@ from mzsane.appearance import (
     quote,
     style_axes,
 )
-from mzsane.report.cells import average_seeds, list_names
+from mzsane.report.cells import check_rows, list_names
+from mzsane.report.pooling import pool_seeds
 
 _MARKERS = {
     "samples": "o",
     "selected": "*",
     "anchors": "s",
-    "anchor_noise": "x",
+    "decoded_noise": "x",
+    "layer_noise": "+",
+    "flat_noise": "1",
+    "distilled_init": "p",
     "best_anchor": "^",
     "interpolation": "v",
     "average": "P",
-    "statistics": "+",
+    "statistics": "2",
     "reconstruction": "D",
 }
 
@@ -44,16 +49,16 @@ def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) ->
     Raises:
         ConfigError: A column is missing.
     """
-    cells = [cell for cell in average_seeds(rows) if cell.epochs == 0 and cell.accuracy is not None]
-    shown = [cell for cell in cells if cell.novelty is not None and cell.method in _MARKERS]
-    if not shown:
+    cells = pool_seeds(check_rows(rows)).filter(finetune_epochs=0, ensemble=1)
+    shown = cells.filter(pl.col("novelty").is_not_null() & pl.col("method").is_in(list(_MARKERS)))
+    if shown.is_empty():
         return create_message("No novelty was measured.")
-    targets = list(dict.fromkeys(cell.target for cell in shown))
-    compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in shown)]
+    targets = shown["target"].unique(maintain_order=True).to_list()
+    compositions = [name for name in list_names(rows, "composition") if name in shown["composition"]]
     looks = looks or assign_looks(compositions)
     # A marker is a method here, so that only colours can tell compositions apart.
     many = len(compositions) > len(COLORS)
-    colors = {(cell.composition, inside): looks[cell.composition].color for cell in shown for inside in (True, False)}
+    colors = {(name, inside): looks[name].color for name in compositions for inside in (True, False)}
     handles = list_handles({name: looks[name] for name in compositions}, markers=False)
     if many:
         names = {True: "in distribution", False: "out of distribution"}
@@ -63,33 +68,31 @@ def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) ->
     methods = [
         Line2D([], [], linestyle="", marker=marker, color=MUTED, label=method)
         for method, marker in _MARKERS.items()
-        if any(cell.method == method for cell in shown)
+        if method in shown["method"]
     ]
     figure = create_figure(
         max(7.0, 1.2 + 4.2 * len(targets)),
         5.0,
-        "Accuracy against novelty: are generated networks more than copies?",
+        "Accuracy against novelty, by method and composition",
         "Novelty: distance to the nearest training model over the mean distance of training models to the nearest "
-        "other one; 0 is a copy, 1 as new as they are to each other. Hollow: sees labels. Dashed: the zoo.",
+        "other one; 0 is a copy, 1 as new as they are to each other. Hollow: sees images or labels. Dashed: the zoo.",
         [*handles, *methods],
     )
     panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
     for axes, target in zip(panels, targets, strict=True):
         style_axes(axes, f"target: {quote(target, 24)}")
-        for cell in cells:
-            if cell.target == target and cell.method == "zoo":
-                axes.axhline(cell.accuracy, color=MUTED, linestyle="--", linewidth=1.0, zorder=1)
+        for accuracy in cells.filter(target=target, method="zoo")["accuracy"]:
+            axes.axhline(accuracy, color=MUTED, linestyle="--", linewidth=1.0, zorder=1)
         axes.axvline(1.0, color=MUTED, linestyle=":", linewidth=1.0, zorder=1)
-        for cell in shown:
-            if cell.target == target and cell.novelty is not None and cell.accuracy is not None:
-                color = colors[cell.composition, cell.in_distribution]
-                face = "white" if cell.sees == "labels" else color
-                marker = _MARKERS[cell.method]
-                axes.plot(
-                    cell.novelty, cell.accuracy, marker, markersize=7, color=color, markerfacecolor=face, alpha=0.9
-                )
-        axes.set_xlabel("novelty (zoo spacings)", fontsize=10)
-    panels[0].set_ylabel("accuracy (0 to 1)", fontsize=10)
+        for row in shown.filter(target=target).iter_rows(named=True):
+            color = colors[row["composition"], row["in_distribution"]]
+            face = "white" if row["sees"] in ("images", "labels") else color
+            marker = _MARKERS[row["method"]]
+            axes.plot(
+                row["novelty"], row["accuracy"], marker, markersize=7, color=color, markerfacecolor=face, alpha=0.9
+            )
+        axes.set_xlabel("novelty (zoo spacings)", fontsize=SIZE)
+    panels[0].set_ylabel("accuracy (0 to 1)", fontsize=SIZE)
     panels[0].set_ylim(0, 1.04)
     panels[0].set_xlim(left=-0.03)
     return figure

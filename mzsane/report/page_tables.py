@@ -1,97 +1,53 @@
-"""The tables of the report's page, as HTML: the comparison, every measurement, every artifact."""
+"""The tables of the page: what can be sorted and filtered by a reader."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from mzsane.appearance import Look
-from mzsane.report.cells import Cell, check_rows, format_accuracy, list_names
+from mzsane.evaluation.probes_picture import name_features, name_property
+from mzsane.report.figures import to_columns
 from mzsane.report.provenance import merge_artifacts
-from mzsane.report.table import MISSING, arrange_lines, format_marks, name_block, name_method, write_caption
+from mzsane.report.words import WORDS
 
-CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
-
-
-def render_cell(content: str, css: str = "", tag: str = "td") -> str:
-    """Render one table cell.
-
-    Args:
-        content: HTML, names already escaped.
-        css: Its class.
-        tag: `td`, or `th` for a heading.
-    """
-    return f'<{tag} class="{css}">{content}</{tag}>' if css else f"<{tag}>{content}</{tag}>"
+MISSING = "–"
+_FIRST = (
+    *("composition", "seed", "target", "method", "sees", "finetune_epochs"),
+    *("accuracy_mean", "accuracy_interval", "n", "novelty_mean", "sampling_novelty_mean"),
+)
+_CHOOSE = ("composition", "target", "method", "sees", "finetune_epochs")
 
 
-def render_table(
-    heads: Iterable[str], rows: Iterable[str], caption: str = "", css: str = "scroll", name: str = ""
-) -> str:
-    """Render a table in a box of its own that scrolls.
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, what it means, if it holds numbers or long text, if a list of its values is offered."""
 
-    Args:
-        heads: Rendered cells.
-        rows: Rendered rows.
-        caption: HTML above the table.
-        css: The classes of the box.
-        name: The table's identifier.
-    """
-    title = f"<caption>{caption}</caption>" if caption else ""
-    start = f'<table id="{name}">' if name else "<table>"
-    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
-    return f'<div class="{css}">{start}{title}{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    name: str
+    meaning: str = ""
+    number: bool = False
+    choose: bool = False
+    wide: bool = False
+
+    @property
+    def css(self) -> str:
+        """The class of the column's cells."""
+        return "number" if self.number else "wide" if self.wide else ""
 
 
-def render_accuracy(cell: Cell | None) -> str:
-    """Render a cell of the comparison: accuracy and interval, bold when in distribution, then its marks."""
-    if cell is None:
-        return render_cell(f'{MISSING}<span class="marks"></span>', "number")
-    text = format_accuracy(cell.accuracy, cell.interval)
-    text = f"<b>{text}</b>" if cell.in_distribution else text
-    return render_cell(
-        f'{text}<span class="marks">{format_marks(cell)}</span>', "number best" if cell.best else "number"
-    )
+@dataclass(frozen=True)
+class Table:
+    """A table that is written into the page, cells as text."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
 
 
-def render_comparison(rows: pl.DataFrame, looks: Mapping[str, Look]) -> str:
-    """Render the comparison: a table for each number of fine-tuning epochs and size of ensembles.
-
-    It has a column for each composition.
-
-    Args:
-        rows: One measurement a row.
-        looks: The look of each composition, whose colour marks its column.
-
-    Raises:
-        ConfigError: A column is missing.
-    """
-    lines = arrange_lines(rows)
-    heads = [render_cell(name, tag="th") for name in ("target", "method", "sees")]
-    for name in list_names(rows, "composition"):
-        swatch = f'<span class="swatch" style="background:{looks[name].color}"></span>'
-        heads.append(render_cell(swatch + escape(name), "number", "th"))
-    tables = []
-    for heading, block in groupby(lines, name_block):
-        body, above = [], None
-        for line in block:
-            cells = [render_cell(escape(line.target if line.target != above else ""))]
-            cells += [render_cell(escape(name_method(line))), render_cell(escape(line.sees))]
-            for cell in line.cells:
-                cells.append(render_accuracy(cell))
-            body.append(('<tr class="first">' if line.target != above else "<tr>") + "".join(cells) + "</tr>")
-            above = line.target
-        tables.append(render_table(heads, body, heading))
-    return f'<p class="note">{escape(write_caption(lines))}</p>{"".join(tables)}'
-
-
-def format_value(value: Any) -> str:
-    """Return a measurement's value as text: three decimals or two digits, `n/a` where it is not finite, `yes` or `no`.
-
-    A dash stands for what does not apply, such as the learning rate of a network that was not fine-tuned.
-    """
+def format_value(value: Any, digits: int = 3) -> str:
+    """Return a value as text: decimals or two digits, `n/a` where it is not finite, a dash where there is none."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -99,48 +55,137 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "n/a"
-        return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2g}"
+        return f"{value:.{digits}f}" if value == 0 or abs(value) >= 10**-digits else f"{value:.2g}"
     return str(value)
 
 
-def render_measurements(rows: pl.DataFrame) -> str:
-    """Render every measurement as one table; where scripts run it can be sorted and filtered.
+def list_measurements(rows: pl.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return every measurement for the page's script, and what is the same in all rows.
 
     Args:
-        rows: One measurement a row.
+        rows: A row a measurement, with the columns of `cells.ROW_SCHEMA`.
 
-    Raises:
-        ConfigError: A column is missing.
+    Returns:
+        `columns` (as of `Column`) and `values` by column; and texts by the heading of a column with one value.
     """
-    rows = check_rows(rows)
-    css = {name: "number" if kind.is_numeric() else "" for name, kind in rows.schema.items()}
+    fixed = {name: format_value(rows[name][0]) for name in rows.columns if rows[name].n_unique() == 1 and len(rows) > 1}
+    order = dict.fromkeys((*_FIRST, *rows.columns))
+    shown = rows.select(name for name in order if name not in ("arm", *fixed))
+    columns = [
+        vars(Column(_name(name), _explain(name), shown[name].dtype.is_numeric(), name in _CHOOSE))
+        for name in shown.columns
+    ]
+    constants = {_name(name): text for name, text in fixed.items() if text not in (MISSING, "n/a")}
+    return {"columns": columns, "values": list(to_columns(shown).values())}, constants
+
+
+def list_effects(effects: pl.DataFrame) -> Table:
+    """Return every effect: estimate, interval and why there is none.
+
+    Args:
+        effects: With the columns of `effects.EFFECT_SCHEMA`.
+    """
+    heads = [Column("change"), Column("kind", WORDS["total effect"], choose=True), Column("target", choose=True)]
+    heads += [Column("epochs", number=True)]
+    heads += [Column(name, WORDS["points"], number=True) for name in ("points", "from", "to")]
+    heads += [Column("units", WORDS["interval"], number=True), Column("interval over"), Column("why not", wide=True)]
+    body = []
+    for row in effects.iter_rows(named=True):
+        points = [
+            format_value(None if row[name] is None else 100 * row[name], 2) for name in ("estimate", "low", "high")
+        ]
+        place = "in distribution" if row["in_distribution"] else "out of distribution"
+        words = [row["label"], row["kind"], place, str(row["epochs"]), *points]
+        body.append([*words, format_value(row["units"]), row["over"] or MISSING, row["reason"] or MISSING])
+    return Table("table-effects", "Effects", heads, body)
+
+
+def list_convergence(convergence: pl.DataFrame) -> Table:
+    """Return how far each backbone has converged.
+
+    Args:
+        convergence: A row an arm.
+    """
     heads = [
-        render_cell(name.replace("_", " "), f"{css[name]} choose".strip() if name in CHOOSE else css[name], "th")
-        for name in rows.columns
+        Column("composition", choose=True),
+        Column("seed", number=True),
+        Column("steps", number=True),
+        Column("passes", WORDS["passes"], number=True),
+        Column("validation R²", number=True),
+        Column("gain in the last quarter", WORDS["gain in the last quarter"], number=True),
+        Column("points lost by reconstruction", WORDS["reconstruction loss"], number=True),
+        Column("state", choose=True),
     ]
-    body = [
-        f"<tr>{''.join(render_cell(escape(format_value(row[name])), css[name]) for name in rows.columns)}</tr>"
-        for row in rows.iter_rows(named=True)
-    ]
-    filters = (
-        '<div class="filters" id="filters" hidden><input type="search" placeholder="words to find" '
-        'aria-label="words to find"><output></output></div>'
+    body = []
+    for row in convergence.iter_rows(named=True):
+        lost = row["reconstruction_loss_of_accuracy"]
+        numbers = [format_value(row["passes"], 1), format_value(row["val_r2"]), format_value(row["gain_last_quarter"])]
+        numbers.append(format_value(None if lost is None else 100 * lost, 1))
+        names = [row["composition"], str(row["seed"]), format_value(row["steps"])]
+        body.append([*names, *numbers, "failed" if row["failed"] else "trained"])
+    return Table("table-convergence", "Backbones", heads, body)
+
+
+def list_probes(probes: pl.DataFrame) -> tuple[Table, list[str]]:
+    """Return the scores of probes, means over arms, and what was not probed with the reason.
+
+    Args:
+        probes: Of all arms, with the columns of `evaluation.probes.PROBE_SCHEMA`.
+    """
+    heads = [Column(name, choose=True) for name in ("zoo", "property", "features", "metric")]
+    heads += [Column("sees", WORDS["sees"]), Column("fitted on")]
+    heads += [Column(name, number=True) for name in ("score", "from", "to", "guessing", "models")]
+    if probes.is_empty():
+        return Table("table-probes", "Probes of latents", heads, []), []
+    keys = ("zoo", "in_distribution", "property", "features", "metric", "sees", "fitted_on")
+    scored = probes.filter(pl.col("value").is_finite()).with_columns(fitted_on=pl.col("fitted_on").list.join(", "))
+    means = scored.group_by(keys, maintain_order=True).agg(
+        pl.col("value", "low", "high", "chance").mean(), pl.col("models").max()
     )
-    return filters + render_table(heads, body, css="scroll tall", name="measurements")
+    body = []
+    for row in means.iter_rows(named=True):
+        zoo = row["zoo"] if row["in_distribution"] else f"{row['zoo']} (out)"
+        words = [zoo, name_property(row["property"]), name_features(row["features"]), row["metric"]]
+        numbers = [format_value(row[name], 2) for name in ("value", "low", "high", "chance")]
+        body.append([*words, row["sees"], row["fitted_on"], *numbers, str(row["models"])])
+    left_out = (
+        probes.filter(pl.col("note").is_not_null())
+        .select("zoo", "property", "features", "note")
+        .unique(maintain_order=True)
+    )
+    notes = [
+        f"{zoo}, {name_property(name)}{f' from {name_features(features)}' if features else ''}: {note}"
+        for zoo, name, features, note in left_out.rows()
+    ]
+    return Table("table-probes", "Probes of latents", heads, body), notes
 
 
-def render_addresses(provenance: Sequence[Mapping[str, Any]]) -> str:
-    """Render every artifact with its address, fingerprint, inputs and arms.
+def list_provenance(provenance: Sequence[Mapping[str, Any]]) -> Table:
+    """Return every artifact once, with what it reads, who uses it and where it is.
 
     Args:
         provenance: Entries with arm, stage, name, fingerprint, address, reads.
     """
+    artifacts = merge_artifacts(provenance)
+    names = {artifact.fingerprint: f"{artifact.stage} {artifact.name}" for artifact in artifacts}
+    heads = [
+        Column("stage", choose=True),
+        Column("name"),
+        Column("reads", wide=True),
+        Column("arms"),
+        Column("address"),
+    ]
     body = []
-    for artifact in merge_artifacts(provenance):
-        reads = ", ".join(read[:8] for read in artifact.reads)
-        cells = [escape(artifact.stage), escape(artifact.name), f"<code>{escape(artifact.fingerprint[:8])}</code>"]
-        cells += [f"<code>{escape(reads)}</code>" if reads else "–", escape(", ".join(artifact.arms))]
-        address = render_cell(f"<code>{escape(artifact.address)}</code>", "address")
-        body.append(f"<tr>{''.join(render_cell(cell, 'wrap') for cell in cells)}{address}</tr>")
-    heads = [render_cell(name, tag="th") for name in ("stage", "name", "fingerprint", "reads", "arms", "address")]
-    return render_table(heads, body, css="scroll tall")
+    for artifact in artifacts:
+        reads = ", ".join(names.get(read, f"{read[:8]} (elsewhere)") for read in artifact.reads)
+        arms = artifact.arms[0] if len(artifact.arms) == 1 else f"{len(artifact.arms)} arms"
+        body.append([artifact.stage, artifact.name, reads or MISSING, arms, artifact.address])
+    return Table("table-provenance", "Artifacts", heads, body)
+
+
+def _name(name: str) -> str:
+    return name.removesuffix("_mean").replace("_", " ")
+
+
+def _explain(name: str) -> str:
+    return WORDS.get(_name(name), "")

@@ -12,7 +12,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from mzsane.appearance import (
     BAND,
+    FAINT,
     MUTED,
+    SIZE,
     Look,
     assign_looks,
     create_figure,
@@ -20,13 +22,9 @@ from mzsane.appearance import (
     list_handles,
     quote,
     style_axes,
-    to_png,
-    to_svg,
 )
-from mzsane.report.cells import Cell, average_seeds, explain_interval, list_names, rank_method
-from mzsane.report.provenance import plot_provenance
-
-__all__ = ["plot_accuracy", "plot_curves", "plot_finetuning", "plot_provenance", "to_png", "to_svg"]
+from mzsane.report.cells import Cell, average_seeds, check_rows, explain_interval, list_names, rank_method
+from mzsane.report.pooling import pool_seeds
 
 _EVEN_EPOCHS = 5  # more epochs of fine-tuning than this are drawn on a logarithmic scale
 _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
@@ -46,10 +44,9 @@ def draw_cells(
         axes.plot(x, y, look.marker, markersize=6.5, markerfacecolor=face, markeredgecolor=look.color, alpha=alpha)
 
 
-def explain_fill(cells: Iterable[Cell]) -> list[Line2D]:
-    """Return the legend's entries for filled and hollow markers, as far as the cells have them."""
+def explain_fill(inside: Iterable[bool]) -> list[Line2D]:
+    """Return the legend's entries for filled and hollow markers: in and out of distribution, what there is of it."""
     names = {True: "in distribution", False: "out of distribution"}
-    found = sorted({cell.in_distribution for cell in cells}, reverse=True)
     return [
         Line2D(
             [],
@@ -57,58 +54,62 @@ def explain_fill(cells: Iterable[Cell]) -> list[Line2D]:
             linestyle="",
             marker="o",
             color=MUTED,
-            markerfacecolor=MUTED if inside else "white",
-            label=names[inside],
+            markerfacecolor=MUTED if known else "white",
+            label=names[known],
         )
-        for inside in found
+        for known in sorted(set(inside), reverse=True)
     ]
 
 
-def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None, chance: float | None = None) -> Figure:
-    """Plot zero-shot accuracy: one panel a target, methods along x, one marker for each composition.
+def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+    """Plot zero-shot accuracy: one panel a target, methods downwards, one marker for each composition.
 
     Args:
         rows: One measurement a row.
         looks: The look of each composition; by default by its place in the alphabet.
-        chance: Accuracy of guessing, drawn as a line.
 
     Raises:
         ConfigError: A column is missing.
     """
-    cells = [cell for cell in average_seeds(rows) if cell.epochs == 0]
-    if not cells:
+    cells = pool_seeds(check_rows(rows)).filter(finetune_epochs=0, ensemble=1)
+    if cells.is_empty():
         return create_message("No zero-shot accuracy in these rows.")
-    compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in cells)]
-    targets = list(dict.fromkeys(cell.target for cell in cells))
-    columns = sorted({(cell.method, cell.sees) for cell in cells}, key=lambda column: rank_method(*column))
+    seen = pl.when(pl.col("sees") == "none").then(pl.lit("")).otherwise(" (" + pl.col("sees") + ")")
+    cells = cells.with_columns(label=pl.col("name") + seen)
+    labels = cells["label"].unique(maintain_order=True).to_list()
+    targets = cells["target"].unique(maintain_order=True).to_list()
+    compositions = [name for name in list_names(rows, "composition") if name in cells["composition"]]
     looks = looks or assign_looks(compositions)
 
     figure = create_figure(
-        max(7.0, 1.6 + 1.18 * len(columns)),
-        1.6 + 2.3 * len(targets),
-        "Zero-shot accuracy: what each method makes of each composition",
-        f"{explain_interval(cells).replace('±', 'Error bar')} Below each method: what its score saw of the target.",
-        [*list_handles({name: looks[name] for name in compositions}, lines=False), *explain_fill(cells)],
+        max(7.0, 2.4 + 3.2 * len(targets)),
+        1.9 + 0.32 * len(labels),
+        "Zero-shot accuracy of every method, by composition and target",
+        "Bars: 95 % intervals over independent units. In brackets: what the score saw of the target, if anything.",
+        [
+            *list_handles({name: looks[name] for name in compositions}, lines=False),
+            *explain_fill(cells["in_distribution"]),
+        ],
     )
-    panels = figure.subplots(len(targets), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
     for axes, target in zip(panels, targets, strict=True):
         style_axes(axes, f"target: {quote(target)}")
-        for x, column in enumerate(columns):
-            if x % 2:
-                axes.axvspan(x - 0.5, x + 0.5, color=BAND, zorder=0, linewidth=0)
-            here = [cell for cell in cells if cell.target == target and (cell.method, cell.sees) == column]
-            if not any(cell.accuracy is not None for cell in here):
-                axes.text(x, 0.5, "not\nmeasured", ha="center", va="center", fontsize=8.5, color=MUTED)
-            for cell in here:
-                offset = (compositions.index(cell.composition) - (len(compositions) - 1) / 2) * 0.75 / len(compositions)
-                draw_cells(axes, [x + offset], [cell], looks[cell.composition])
-        if chance is not None:
-            axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.2)
-            axes.text(-0.47, chance, "chance", va="bottom", fontsize=9, color=MUTED)
-        axes.set_ylabel("accuracy (0 to 1)", fontsize=10)
-    panels[0].set_ylim(0, 1.04)
-    panels[0].set_xlim(-0.5, len(columns) - 0.5)
-    panels[-1].set_xticks(range(len(columns)), [f"{quote(method)}\nsees {quote(sees)}" for method, sees in columns])
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
+        axes.grid(axis="y", visible=False)
+        for row in cells.filter(target=target).iter_rows(named=True):
+            look = looks[row["composition"]]
+            place = compositions.index(row["composition"]) - (len(compositions) - 1) / 2
+            y = labels.index(row["label"]) + place * 0.75 / len(compositions)
+            axes.errorbar(row["accuracy"], y, xerr=row["interval"] or 0.0, color=look.color, elinewidth=1.2)
+            face = look.color if row["in_distribution"] else "white"
+            axes.plot(row["accuracy"], y, look.marker, markersize=5, markerfacecolor=face, markeredgecolor=look.color)
+        axes.set_xlabel("accuracy (0 to 1)", fontsize=SIZE)
+    for axes in panels:
+        for y in range(1, len(labels), 2):
+            axes.axhspan(y - 0.5, y + 0.5, color=BAND, zorder=0, linewidth=0)
+    panels[0].set_xlim(0, 1.04)
+    panels[0].set_yticks(range(len(labels)), [quote(label) for label in labels])
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     return figure
 
 
@@ -153,9 +154,13 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
     figure = create_figure(
         max(7.0, 1.2 + 3.2 * len(targets)),
         1.7 + 2.3 * len(shown),
-        "Accuracy while fine-tuning: does a generated start help?",
+        "Accuracy while fine-tuning, by method and target",
         explain_interval(cells).replace("±", "Error bar"),
-        [*list_handles({name: looks[name] for name in compositions}), *extra, *explain_fill(cells)],
+        [
+            *list_handles({name: looks[name] for name in compositions}),
+            *extra,
+            *explain_fill(cell.in_distribution for cell in cells),
+        ],
     )
     panels = figure.subplots(len(shown), len(targets), sharex=True, sharey=True, squeeze=False)
     epochs = sorted({cell.epochs for cell in cells})
@@ -167,9 +172,9 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
             for name in compositions:
                 line = [cell for cell in group if cell.target == target and cell.composition == name]
                 draw_cells(axes, [cell.epochs for cell in line], line, looks[name], looks[name].dash)
-        row[0].set_ylabel("accuracy (0 to 1)", fontsize=10)
+        row[0].set_ylabel("accuracy (0 to 1)", fontsize=SIZE)
     for axes in panels[-1]:
-        axes.set_xlabel("fine-tuning (epochs)", fontsize=10)
+        axes.set_xlabel("fine-tuning (epochs)", fontsize=SIZE)
         if epochs[-1] > _EVEN_EPOCHS:
             axes.set_xscale("symlog", linthresh=1, linscale=0.5)
         axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
@@ -232,19 +237,19 @@ def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
         if "r2" in metric:
             # The first steps can be far below zero; what matters is the way from 0 to 1.
             axes.set_ylim(max(-0.25, lowest - 0.05), 1.03)
-            axes.set_ylabel("R² (1 is perfect)", fontsize=10)
+            axes.set_ylabel("R² (1 is perfect)", fontsize=SIZE)
         elif "accuracy" in metric:
             axes.set_ylim(0, 1.03)
-            axes.set_ylabel("accuracy (0 to 1)", fontsize=10)
+            axes.set_ylabel("accuracy (0 to 1)", fontsize=SIZE)
         else:
-            axes.set_ylabel("loss", fontsize=10)
+            axes.set_ylabel("loss", fontsize=SIZE)
             if lowest > 0:
                 axes.set_yscale("log")
-                axes.set_ylabel("loss (log scale)", fontsize=10)
+                axes.set_ylabel("loss (log scale)", fontsize=SIZE)
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_locator(NullLocator())
     for axes in panels[max(0, len(metrics) - across) : len(metrics)]:
-        axes.set_xlabel("training (steps)", fontsize=10)
+        axes.set_xlabel("training (steps)", fontsize=SIZE)
         axes.tick_params(labelbottom=True)
     return figure

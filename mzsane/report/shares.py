@@ -2,14 +2,15 @@
 
 A copy is accurate and noise is novel; only a model that is both is generated. As accurate as the zoo: not less accurate
 than the lower quartile of the held-out models of the target's own zoo; a target without one is left out. Everything is
-scored zero-shot, samples and baselines alike, and none was selected.
+scored zero-shot, samples and baselines alike, and none was selected. A model whose norm is outside the zoo's range in
+some layer counts in no share: distance can be bought by enlarging weights.
 """
 
 import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mzsane.appearance import COLORS, MUTED, Dash, create_figure, create_message, quote, style_axes
+from mzsane.appearance import COLORS, MUTED, SIZE, Dash, create_figure, create_message, quote, style_axes
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(31))  # novelty, in zoo spacings
 SHARE_SCHEMA = {
@@ -26,7 +27,9 @@ _QUANTILE = 0.25  # of the zoo's held-out models, from which on a model is as ac
 _LINES: dict[str, tuple[str, Dash]] = {
     "samples": (COLORS[0], "-"),
     "anchors": (COLORS[6], ":"),
-    "anchor_noise": (COLORS[1], "--"),
+    "decoded_noise": (COLORS[1], "-"),
+    "layer_noise": (COLORS[1], "--"),
+    "flat_noise": (COLORS[4], "--"),
     "interpolation": (COLORS[2], "--"),
     "average": (COLORS[3], "-."),
     "statistics": (COLORS[5], "-."),
@@ -49,7 +52,7 @@ def measure_shares(scores: pl.DataFrame, zoo: pl.DataFrame) -> pl.DataFrame:
     known = pl.col("novelty").is_not_null() & (pl.col("finetune_epochs") == 0) & pl.col("chosen_of").is_null()
     models = scores.filter(known & pl.col("method").is_in(list(_LINES)))
     finite = pl.col("accuracy").is_finite() & pl.col("novelty").is_finite()  # not a number is above any, to polars
-    worth = finite & (pl.col("accuracy") >= enough)
+    worth = finite & (pl.col("accuracy") >= enough) & ~pl.col("outside_norms").fill_null(False)
     parts = [
         models.group_by("method", maintain_order=True).agg(
             pl.lit(threshold).alias("threshold"), (worth & (pl.col("novelty") >= threshold)).mean().alias("share")
@@ -79,7 +82,8 @@ def plot_shares(shares: pl.DataFrame) -> Figure:
         "Share of models that are novel and as accurate as the zoo",
         "Novel: at least as far from every training model as the threshold says; 0 counts copies, 1 is as far as the "
         "training models are from each other. As accurate: at least the lower quartile of the zoo's held-out models. "
-        "Mean over compositions and seeds; thin: samples of each composition. None was selected.",
+        "Networks outside the zoo's range of norms count in no share. Mean over compositions and seeds; thin: samples "
+        "of each composition. None was selected.",
         [
             Line2D([], [], color=_LINES[name][0], linestyle=_LINES[name][1], linewidth=2.2, label=name)
             for name in methods
@@ -91,7 +95,7 @@ def plot_shares(shares: pl.DataFrame) -> Figure:
             style_axes(axes, f"{quote(target, 18)}, {'in' if inside else 'out of'} distribution")
             here = shares.filter(target=target, in_distribution=inside)
             if here.is_empty():
-                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, fontsize=9, color=MUTED)
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, fontsize=SIZE, color=MUTED)
             for _, line in here.filter(method="samples").group_by("composition", maintain_order=True):
                 mean = line.group_by("threshold").agg(pl.col("share").mean()).sort("threshold")
                 axes.plot(mean["threshold"], mean["share"], color=_LINES["samples"][0], linewidth=0.7, alpha=0.45)
@@ -99,9 +103,9 @@ def plot_shares(shares: pl.DataFrame) -> Figure:
                 mean = here.filter(method=name).group_by("threshold").agg(pl.col("share").mean()).sort("threshold")
                 color, dash = _LINES[name]
                 axes.plot(mean["threshold"], mean["share"], color=color, linestyle=dash, linewidth=2.2)
-        row[0].set_ylabel("share of models", fontsize=10)
+        row[0].set_ylabel("share of models", fontsize=SIZE)
     for axes in panels[-1]:
-        axes.set_xlabel("least novelty (zoo spacings)", fontsize=10)
+        axes.set_xlabel("least novelty (zoo spacings)", fontsize=SIZE)
     panels[0][0].set_ylim(-0.02, 1.02)
     panels[0][0].set_xlim(0, THRESHOLDS[-1])
     return figure

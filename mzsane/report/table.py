@@ -1,167 +1,152 @@
-"""The comparison of compositions as a table, for a terminal and in Markdown."""
+"""The one table that a terminal and Prefect's page show: the accuracy of samples by composition and target."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import polars as pl
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mzsane.report.cells import Cell, average_seeds, check_rows, explain_interval, format_accuracy, list_names
+from mzsane.report.answers import Answer
+from mzsane.report.cells import SEES, Cell, average_seeds, check_rows, explain_interval, format_accuracy, list_names
+from mzsane.report.duels import find_strongest
 
 BEST, INSIDE, MISSING = "★", "•", "–"
+_WIDTH = 100
+_CELL = len("0.876 ±.021 •★ loss")
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the comparison: a method on a target, with one cell (or None) for each composition."""
+class Entry:
+    """What samples of a composition reach on a target.
 
-    ensemble: int
-    epochs: int
-    target: str
-    method: str
-    sees: str
-    cells: list[Cell | None]
+    Attributes:
+        cell: Their accuracy.
+        best: Whether a test tells the composition from the next one on the target.
+        verdict: Of the duel with the strongest opponent: `win`, `tie`, `loss`, `?` if untested; empty without one.
+        opponent: Which one that is; empty without one.
+    """
+
+    cell: Cell
+    best: bool
+    verdict: str
+    opponent: str
+
+    @property
+    def text(self) -> str:
+        """Accuracy, interval, marks and verdict, padded so that numbers stand below each other."""
+        marks = INSIDE * self.cell.in_distribution + BEST * self.best
+        accuracy = format_accuracy(self.cell.accuracy, self.cell.interval)
+        return f"{accuracy:>11} {marks:<2} {self.verdict:<4}"
 
 
-def arrange_lines(rows: pl.DataFrame) -> list[Line]:
-    """Turn measurements into the lines of the comparison; a line never mixes two values of `sees`.
+def arrange_entries(
+    rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFrame
+) -> dict[str, dict[str, Entry | None]]:
+    """Gather the zero-shot accuracies of samples, of those that saw least where they differ in that.
 
     Args:
         rows: One measurement a row.
+        duels: The duels (`mzsane.report.duels`).
+        leaders: The best compositions (`mzsane.report.leaders`).
+
+    Returns:
+        By composition and target, None where nothing was measured.
 
     Raises:
         ConfigError: A column is missing.
     """
-    compositions = list_names(rows, "composition")
-    lines = []
-    for size in sorted(check_rows(rows)["ensemble"].unique()):
-        cells = average_seeds(rows, size)
-        for key, group in groupby(cells, lambda cell: (cell.epochs, cell.target, cell.method, cell.sees)):
-            by_composition = {cell.composition: cell for cell in group}
-            lines.append(Line(size, *key, [by_composition.get(name) for name in compositions]))
-    return lines
+    cells = [cell for cell in average_seeds(rows) if cell.method == "samples" and cell.epochs == 0]
+    seen = min((cell.sees for cell in cells), key=SEES.index, default="none")
+    found = {(cell.composition, cell.target): cell for cell in cells if cell.sees == seen}
+    strongest = {
+        (duel["composition"], duel["target"]): duel for duel in find_strongest(duels.filter(sees=seen)).to_dicts()
+    }
+    told = leaders.filter(method="samples", finetune_epochs=0, verdict="win")
+    winners = set(told.select("best", "target").rows())
+
+    def make_entry(place: tuple[str, str]) -> Entry | None:
+        if place not in found:
+            return None
+        duel = strongest.get(place)
+        verdict = "" if duel is None else "?" if duel["verdict"] == "untested" else duel["verdict"]
+        return Entry(found[place], place in winners, verdict, duel["opponent"] if duel else "")
+
+    targets = [name for name in list_names(rows, "target") if any(name == place[1] for place in found)]
+    compositions = [name for name in list_names(rows, "composition") if any(name == place[0] for place in found)]
+    return {name: {target: make_entry((name, target)) for target in targets} for name in compositions}
 
 
-def name_block(line: Line) -> str:
-    """Return the heading of a line's block: `zero-shot`, `1 epoch`, `3 epochs`, `ensemble of 5`."""
-    return f"ensemble of {line.ensemble}" if line.ensemble > 1 else name_epochs(line.epochs)
-
-
-def name_epochs(epochs: int) -> str:
-    """Return `zero-shot`, `1 epoch`, `3 epochs`."""
-    return "zero-shot" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)}"
-
-
-def name_method(line: Line) -> str:
-    """Return the method, and of how many models the line's were selected: `samples`, `selected (10 of 100)`."""
-    chosen = next((cell for cell in line.cells if cell is not None and cell.chosen_of is not None), None)
-    return line.method if chosen is None else f"{line.method} ({chosen.models} of {chosen.chosen_of})"
-
-
-def format_marks(cell: Cell) -> str:
-    """Return the marks of a cell: in distribution, best of its target."""
-    return INSIDE * cell.in_distribution + BEST * cell.best
-
-
-def format_cell(cell: Cell | None) -> str:
-    """Return the text of a cell: accuracy, interval, marks."""
-    return f"{format_accuracy(cell.accuracy, cell.interval)} {format_marks(cell)}".rstrip() if cell else MISSING
-
-
-def align_cell(cell: Cell | None) -> Text:
-    """Return the text of a cell padded to the width of both marks, so that numbers stand below each other."""
-    if cell is None:
-        return Text(f"{MISSING}  ")
-    style = "bold" if cell.in_distribution else ""
-    return Text(f"{format_accuracy(cell.accuracy, cell.interval)} {format_marks(cell):<2}", style=style)
-
-
-def write_caption(lines: Sequence[Line]) -> str:
-    """Return what the numbers and marks of the comparison mean."""
-    interval = explain_interval([cell for line in lines for cell in line.cells if cell])
-    return (
-        f"Accuracy, mean over seeds. {interval} Bold and {INSIDE}: in distribution. "
-        f"{BEST}: best of its target besides the zoo, whatever it sees. {MISSING}: not measured."
+def write_caption(entries: dict[str, dict[str, Entry | None]]) -> str:
+    """Return what the numbers, marks and verdicts mean."""
+    known = [entry for line in entries.values() for entry in line.values() if entry]
+    text = (
+        f"Zero-shot accuracy of samples. {explain_interval([entry.cell for entry in known])} {INSIDE}: in distribution."
     )
+    if any(entry.best for entry in known):
+        text += f" {BEST}: best of its target, told from the next composition by a test."
+    fought: dict[str, int] = {}
+    for entry in known:
+        if entry.opponent:
+            fought[entry.opponent] = fought.get(entry.opponent, 0) + 1
+    if fought:
+        most = sorted(fought, key=lambda name: -fought[name])[:3]
+        text += " win, tie, loss: against the strongest baseline that saw and paid no more and is as new, mostly "
+        text += f"{', '.join(most)}."
+    if any(entry.verdict == "?" for entry in known):
+        text += " ?: too few independent units for a test."
+    return text
 
 
-def comparison_table(rows: pl.DataFrame) -> Table:
-    """Lay the comparison out for a terminal of 120 columns.
+def comparison_table(rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFrame) -> Table:
+    """Lay the table out for a terminal of 100 columns: targets side by side where they fit, else below each other.
 
     Args:
         rows: One measurement a row.
-
-    Returns:
-        A table with one block for each number of fine-tuning epochs, and for each size of ensembles, a line for each
-        target, method and `sees`, and a column for each composition.
+        duels: The duels.
+        leaders: The best compositions.
 
     Raises:
         ConfigError: A column is missing.
     """
-    lines = arrange_lines(rows)
-    table = _open_table(write_caption(lines))
-    for heading in ("fine-tuned", "target", "method", "sees"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "target")
-    for name in list_names(rows, "composition"):
-        table.add_column(Text(name), justify="right", overflow="fold")
-    shown: tuple[str, str] | None = None
-    for line in lines:
-        block = name_block(line)
-        if shown and shown != (block, line.target):
-            table.add_section()
-        same_block, same_target = shown and shown[0] == block, shown == (block, line.target)
-        shown = (block, line.target)
-        table.add_row(
-            "" if same_block else block,
-            "" if same_target else Text(line.target),
-            Text(name_method(line)),
-            Text(line.sees),
-            *map(align_cell, line.cells),
-        )
-    return table
-
-
-def samples_table(rows: pl.DataFrame) -> Table:
-    """Lay out what samples reach, for comparisons of more compositions than there is room for side by side.
-
-    Args:
-        rows: One measurement a row.
-
-    Returns:
-        A table with one block for each number of fine-tuning epochs and value of `sees`, a line for each composition,
-        and a column for each target.
-
-    Raises:
-        ConfigError: A column is missing.
-    """
-    lines = [line for line in arrange_lines(rows) if (line.method, line.ensemble) == ("samples", 1)]
-    targets = list(dict.fromkeys(line.target for line in lines))
-    table = _open_table(f"Samples alone; the other methods are in the report. {write_caption(lines)}")
-    for heading in ("fine-tuned", "sees", "composition"):
-        table.add_column(heading, overflow="fold", no_wrap=True)
+    entries = arrange_entries(rows, duels, leaders)
+    targets = list(next(iter(entries.values()), {}))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        caption=Text(write_caption(entries)) if entries else None,
+        caption_justify="left",
+    )
+    wide = max(map(len, ("composition", *entries))) + 1 + sum(max(_CELL, len(name)) + 1 for name in targets)
+    if wide <= _WIDTH:
+        table.add_column("composition", no_wrap=True)
+        for target in targets:
+            table.add_column(Text(target), no_wrap=True)
+        for name, line in entries.items():
+            table.add_row(Text(name), *(_style(entry) for entry in line.values()))
+        return table
+    for heading in ("target", "composition"):
+        table.add_column(heading, overflow="fold", max_width=34)
+    table.add_column("samples", no_wrap=True)
+    table.add_column("against", no_wrap=True)
     for target in targets:
-        table.add_column(Text(target), justify="right", overflow="fold")
-    blocks: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in lines:
-        blocks.setdefault((name_block(line), line.sees), {})[line.target] = line
-    for (heading, sees), by_target in blocks.items():
+        heading = target
+        for name, line in entries.items():
+            entry = line[target]
+            if entry is not None:
+                table.add_row(Text(heading), Text(name), _style(entry), Text(entry.opponent))
+                heading = ""
         table.add_section()
-        for place, name in enumerate(list_names(rows, "composition")):
-            cells = [by_target[target].cells[place] if target in by_target else None for target in targets]
-            if any(cells):
-                table.add_row(heading, sees, Text(name), *map(align_cell, cells))
-                heading = sees = ""
     return table
 
 
-def _open_table(caption: str) -> Table:
-    return Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=Text(caption), caption_justify="left"
-    )
+def _style(entry: Entry | None) -> Text:
+    if entry is None:
+        return Text(f"{MISSING:>5}")
+    return Text(entry.text, style="bold" if entry.cell.in_distribution else "")
 
 
 def escape_markdown(text: str) -> str:
@@ -169,25 +154,30 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
-def comparison_markdown(rows: pl.DataFrame) -> str:
-    """Write the comparison as GitHub Markdown: the content of `comparison_table`, one table a block.
+def comparison_markdown(
+    answers: Sequence[Answer], rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFrame
+) -> str:
+    """Write the answers and the table as GitHub Markdown.
 
     Args:
+        answers: What stands before the table.
         rows: One measurement a row.
+        duels: The duels.
+        leaders: The best compositions.
 
     Raises:
         ConfigError: A column is missing.
     """
-    lines = arrange_lines(rows)
-    headings = ["target", "method", "sees", *map(escape_markdown, list_names(rows, "composition"))]
-    parts = []
-    for heading, block in groupby(lines, name_block):
-        table = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3)]
-        for line in block:
-            texts = [
-                f"**{format_cell(cell)}**" if cell and cell.in_distribution else format_cell(cell)
-                for cell in line.cells
-            ]
-            table.append([*map(escape_markdown, (line.target, name_method(line), line.sees)), *texts])
-        parts.append(f"### {heading}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
-    return "\n\n".join([*parts, f"_{write_caption(lines)}_"]) + "\n"
+    entries = arrange_entries(check_rows(rows), duels, leaders)
+    parts = [f"**{escape_markdown(answer.question)}** {escape_markdown(answer.text)}" for answer in answers]
+    if entries:
+        targets = list(next(iter(entries.values())))
+        lines = [["composition", *map(escape_markdown, targets)], ["---", *["---:"] * len(targets)]]
+        for name, line in entries.items():
+            texts = [" ".join(entry.text.split()) if entry else MISSING for entry in line.values()]
+            bold = [entry is not None and entry.cell.in_distribution for entry in line.values()]
+            lines.append(
+                [escape_markdown(name), *(f"**{text}**" if b else text for text, b in zip(texts, bold, strict=True))]
+            )
+        parts += ["\n".join(f"| {' | '.join(line)} |" for line in lines), f"_{write_caption(entries)}_"]
+    return "\n\n".join(parts) + "\n"

@@ -83,7 +83,7 @@ def choose_anchors(
         order = models.with_row_index("at").sort(_METRIC, descending=True, maintain_order=True)["at"].to_list()
         chosen = sorted(order[: config.anchors])
         used = {models["slice"][at] for at in chosen}
-        labelled = any(_share_images(tables[number], images) for number in used)
+        labelled = any(share_images(tables[number], images) for number in used)
     else:
         order = torch.randperm(len(models), generator=make_generator(seed, "samples", "anchors")).tolist()
         chosen = sorted(order[: config.anchors or _PRIOR_MODELS])
@@ -170,7 +170,7 @@ def _find_given(models: pl.DataFrame, slices: Sequence[TokenSlice], name: str) -
     return fitting[0]
 
 
-def _share_images(table: TokenTable, images: ImagesConfig) -> bool:
+def share_images(table: TokenTable, images: ImagesConfig) -> bool:
     """Tell whether a zoo may have been judged by images of the target: by any of its dataset, however it is split."""
     origin = find_origin(table.artifact)
     return origin is None or _name_dataset(origin.images) & _name_dataset(images) != set()

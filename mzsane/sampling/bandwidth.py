@@ -10,7 +10,7 @@ from mzsane.config import SamplingConfig
 TRIAL_SCHEMA = {
     "bandwidth": pl.Float64,
     "validation_accuracy": pl.Float64,
-    "novelty": pl.Float64,
+    "sampling_novelty": pl.Float64,
     "chosen": pl.Boolean,
 }
 
@@ -19,7 +19,10 @@ _HALVINGS = 3  # of the step of the list in which samples become new enough: an 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few samples of a bandwidth were like on average; None where it was not, or cannot be, measured."""
+    """What a few samples of a bandwidth were like on average; None where it was not, or cannot be, measured.
+
+    Novelty is that which sampling added: the distance from the decoded anchors.
+    """
 
     bandwidth: float
     accuracy: float | None

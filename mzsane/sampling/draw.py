@@ -4,23 +4,27 @@ The SAMPLES artifact holds `populations.safetensors`, flat weights by population
 
 - `samples`: the drawn models,
 - `anchors`: the anchors decoded without noise, and `anchor_weights`: the anchors as they are in the zoo, canonical,
+  whose names, slice/model, are in `anchors.parquet`,
 - `originals`: held-out zoo models, and `reconstruction`: the same through the backbone.
 
 `samples.parquet` is a record a sample: how it was made (sampler, bandwidth, seed, `anchor_choice`, the round that it is
 of, the anchors that it was `made_of`, the anchor that its weights are nearest to and the distance), accuracy on
-validation images and rank by that, and its memorisation card (`make_card`). `sees` says what drawing it looked at of
-the target, `anchors_see` what choosing its anchors did: `none`; `images`, without labels, where running statistics are
-computed on them (`conditioned`) or samples were `guided` by them (`mzsane.sampling.guidance`); `labels`, where anchors
-or bandwidth were chosen by them, and in every round after the first. It says whether the anchors' latents were
-`refined`, for which nothing is seen (`refine_anchors`). `positions` are `mapped` when anchors of another architecture
-lent their latents, and the `head` is `new` when they have other classes. `bandwidths.parquet` has the bandwidths that
-were tried, none when one was given.
+validation images and rank by that, its memorisation card (`mzsane.evaluation.memorisation`), and what it cost: gradient
+steps, image passes and seconds, those of preparing the anchors shared among the samples, those of choosing a bandwidth
+left out. `sees` says what drawing it looked at of the target, `anchors_see` what choosing its anchors did: `none`;
+`images`, without labels, where running statistics are computed on them (`conditioned`) or samples were `guided` by them
+(`mzsane.sampling.guidance`); `labels`, where anchors or bandwidth were chosen by them, and in every round after the
+first. `generator_sees` says the same of the backbone: `images` if it was trained with the behavioural loss on a zoo of
+the target's dataset. It says whether the anchors' latents were `refined`, for which nothing is seen (`refine_anchors`).
+`positions` are `mapped` when anchors of another architecture lent their latents, and the `head` is `new` when they have
+other classes. `bandwidths.parquet` has the bandwidths that were tried, none when one was given.
 
 Suffixes: A anchors, S samples, P weights of a model, T tokens, L latent width.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -29,15 +33,15 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
-from mzsane.evaluation.novelty import KnownModels, find_known_models
+from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
+from mzsane.evaluation.memorisation import Memorisation
+from mzsane.evaluation.novelty import find_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.anchors import choose_anchors, load_anchors, refine_anchors, resolve_given
+from mzsane.sampling.anchors import choose_anchors, load_anchors, refine_anchors, resolve_given, share_images
 from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
-from mzsane.sampling.card import make_card
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
@@ -47,7 +51,7 @@ from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def plan_samples(
     seed: int,
 ) -> Work:
     """Name the work of drawing samples; `anchor_slices` are the numbers of the slices that anchors come from."""
-    inputs = {"backbone": backbone} | {f"tokens/{number}": slices[number].tokens for number in anchor_slices}
+    inputs = {"backbone": backbone} | {f"tokens/{number}": part.tokens for number, part in enumerate(slices)}
     if target.tokens is not None:
         inputs["target"] = target.tokens
     settings = {
@@ -111,10 +115,11 @@ def draw_samples(
     if found := store.find(work.ref):
         return found
     trained = store.open(backbone)
-    tables = {number: read_tokens(store.open(slices[number].tokens)) for number in anchor_slices}
+    all_tables = {number: read_tokens(store.open(part.tokens)) for number, part in enumerate(slices)}
+    tables = {number: all_tables[number] for number in anchor_slices}
     decoder = Decoder(trained, target.network, target.images, [table.layout for table in tables.values()], seed)
-    known = find_known_models(trained, tables, decoder.layout)
     chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
+    started = time.monotonic()
     flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
     guidance = None
     # What has another architecture or other classes cannot teach the target's.
@@ -124,20 +129,32 @@ def draw_samples(
         latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
     if config.guidance_steps and comparable:
         guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
-    desk = _Desk(config, target, decoder, guidance, known, seed, execution, sink)
-    anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1])
+    preparing = time.monotonic() - started
+    decoded_AP = decoder.renew_heads(decoder.decode(latents_ATL), "anchors")
+    anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1], seed)
+    memorisation = Memorisation(
+        find_known_models(trained, all_tables, decoder.layout),
+        all_tables,
+        ModelSet(target.network, target.images, decoder.layout, decoded_AP),
+        seed,
+        execution,
+        sink,
+        decoded_AP,
+    )
+    desk = _Desk(config, target, decoder, guidance, memorisation, seed, execution, sink)
     bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(anchors, width))
     drawn, samples, accuracies = desk.draw_rounds(anchors, bandwidth)
     if not config.anchors:  # their latents stood for all, and no sample is made of one
-        flat_AP, latents_ATL, names = flat_AP[:0], latents_ATL[:0], []
+        flat_AP, decoded_AP, names = flat_AP[:0], decoded_AP[:0], []
         drawn = replace(drawn, used_SA=drawn.used_SA[:, :0])
     else:
         names = chosen.names
+    names = chosen.names
     anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
     originals = _held_out(target, tables, decoder, store)
     populations = {
         "samples": samples,
-        "anchors": decoder.renew_heads(decoder.decode(latents_ATL), "anchors") if names else flat_AP,
+        "anchors": decoded_AP,
         "anchor_weights": anchor_weights,
         "originals": originals,
         "reconstruction": decoder.decode(decoder.encode(originals)),
@@ -151,6 +168,7 @@ def draw_samples(
         "seed": seed,
         "sees": "labels" if looked else guided,
         "anchors_see": "labels" if chosen.labelled else base,
+        "generator_sees": "images" if _behaves_on(decoder.config, all_tables, target.images) else "none",
         "anchor_choice": config.anchor_choice if names else "none",
         "round": config.rounds,
         "positions": "mapped" if decoder.mapped else "own",
@@ -158,6 +176,9 @@ def draw_samples(
         "conditioned": decoder.conditioned,
         "guided": guidance is not None,
         "refined": refined,
+        "gradient_steps": config.guidance_steps * config.rounds if guidance else 0,
+        "image_passes": guidance.count_passes(config.samples) * config.rounds if guidance else 0,
+        "seconds": (preparing + desk.seconds) / config.samples,
     }
     records = pl.DataFrame(
         {
@@ -170,13 +191,15 @@ def draw_samples(
     ).with_columns(
         pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"),
         **{name: pl.lit(value) for name, value in how.items()},
+        cluster=pl.col("nearest_anchor").replace_strict(dict(enumerate(names)), return_dtype=pl.String, default=None),
     )
-    card = make_card(desk.models(samples), known, tables, seed, execution, sink)
+    card = memorisation.measure(samples, sampled=True)
     best = records.filter(pl.col("rank") <= config.keep)["validation_accuracy"].mean()
     notes = {"layout": decoder.layout.model_dump(mode="json")}
     files = {
         "populations.safetensors": save_tensors(populations, notes),
         "samples.parquet": to_parquet(pl.concat([records, card], how="horizontal")),
+        "anchors.parquet": to_parquet(pl.DataFrame({"model": names}, schema={"model": pl.String})),
         "bandwidths.parquet": to_parquet(list_trials(trials, bandwidth)),
     }
     counts = {
@@ -206,21 +229,22 @@ class _Desk:
         target: Target,
         decoder: Decoder,
         guidance: Guidance | None,
-        known: KnownModels | None,
+        memorisation: Memorisation,
         seed: int,
         execution: ExecutionConfig | None,
         sink: MetricSink,
     ) -> None:
-        self.config, self.target, self.decoder, self.known, self.seed = config, target, decoder, known, seed
-        self.guidance = guidance
+        self.config, self.target, self.decoder, self.seed = config, target, decoder, seed
+        self.guidance, self.memorisation = guidance, memorisation
         self.execution, self.sink = execution, sink
+        self.seconds = 0.0  # that drawing the samples, not trying bandwidths, took
 
     def attempt(self, anchors: Anchors, bandwidth: float) -> Trial:
         """Draw a few models with a bandwidth, the same random numbers for all bandwidths, and measure them."""
         origin_AA = torch.eye(len(anchors.latents_ATL), dtype=torch.bool)
         _, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
         accuracy = None if self.decoder.new_head else fmean(self._score(flat_SP))
-        novelty = float("nan") if self.known is None else float(self.known.measure_novelty(flat_SP).nanmean())
+        novelty = float(self.memorisation.measure_sampling(flat_SP).nanmean())
         return Trial(bandwidth, accuracy, None if math.isnan(novelty) else novelty)
 
     def draw_rounds(self, anchors: Anchors, bandwidth: float) -> tuple[Drawn, Tensor, list[list[float]]]:
@@ -234,7 +258,9 @@ class _Desk:
         accuracies: list[list[float]] = []
         for number in range(self.config.rounds):
             names = ("kde", number) if number else ("kde",)
+            started = time.monotonic()
             drawn, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.samples, *names)
+            self.seconds += time.monotonic() - started
             accuracies.append(self._score(flat_SP))
             best = sorted(range(len(flat_SP)), key=lambda i: -accuracies[-1][i])[: self.config.keep]
             anchors, origin_AA = replace(anchors, latents_ATL=drawn.latents_STL[best]), drawn.used_SA[best]
@@ -262,6 +288,11 @@ class _Desk:
     def _score(self, flat_SP: Tensor) -> list[float]:
         scores = score_models(self.models(flat_SP), "val", self.execution, self.sink)
         return [score.accuracy for score in scores]
+
+
+def _behaves_on(config: BackboneConfig, tables: Mapping[int, TokenTable], images: ImagesConfig) -> bool:
+    """Tell whether a backbone was trained on what networks do on images of the target's dataset."""
+    return config.behaviour > 0 and any(share_images(table, images) for table in tables.values())
 
 
 def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[str, list[float | None]]:

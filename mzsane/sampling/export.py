@@ -22,7 +22,10 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 
 _INDEX = "index.json"
-_FACTS = ("sample", "rank", "validation_accuracy", "novelty", "nearest_model", "nearest_disagreement")
+_FACTS = (
+    *("sample", "rank", "validation_accuracy", "novelty", "sampling_novelty", "outside_norms"),
+    *("nearest_model", "error_overlap", "disagreement"),
+)
 
 
 def export_samples(samples: Artifact, folder: str, everything: bool = False, sink: MetricSink = NO_SINK) -> int:

@@ -9,6 +9,7 @@ Suffixes: S samples, X numbers that are moved, P weights of a model, A teachers,
 H height, W width.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Guidance:
     Attributes:
         network: runs models of the target's architecture.
         images_NCHW: unlabelled images, of which each step sees some.
-        lessons_ANK: the probabilities that each teacher gives the classes of each image.
+        lessons_ANK: what each teacher says of the classes of each image: what `network.output` names.
         steps: steps of Adam; its rate falls along half a cosine.
         batch_size: images in a step.
         learning_rate: in deviations of the numbers that are moved.
@@ -51,6 +52,10 @@ class Guidance:
     learning_rate: float
     seed: int
 
+    def count_passes(self, samples: int) -> int:
+        """Return how many images are shown to a network for each of so many samples, teachers' lessons included."""
+        return self.steps * self.batch_size + math.ceil(self.lessons_ANK.shape[:2].numel() / samples)
+
     def move(
         self,
         start_SX: Tensor,
@@ -59,7 +64,9 @@ class Guidance:
         decode: Callable[[Tensor], Tensor],
         sink: MetricSink = NO_SINK,
     ) -> Tensor:
-        """Move numbers until the models that they decode to agree with their teachers' mean, by cross-entropy.
+        """Move numbers until the models that they decode to agree with their teachers' mean.
+
+        Mean probabilities are compared by cross-entropy, mean logits by squared error.
 
         Args:
             start_SX: where to start: latents, (S, T, L), or weights, (S, P).
@@ -89,6 +96,8 @@ class Guidance:
             chosen = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
             goals_SNK = torch.einsum("sa,ank->snk", share_SA, self.lessons_ANK[:, chosen])
             logits_SNK = self.network.run_models(decode(moved_SX), self.images_NCHW[chosen])
+            if self.network.output == "logits":
+                return (logits_SNK - goals_SNK).square().mean(dim=(1, 2))
             loss = functional.cross_entropy(logits_SNK.flatten(0, 1), goals_SNK.flatten(0, 1), reduction="none")
             return loss.view(len(start_SX), -1).mean(dim=1)
 
@@ -97,9 +106,9 @@ class Guidance:
 
 @torch.no_grad()
 def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
-    """Return the probabilities that each teacher gives the classes of each image, (A, N, K)."""
-    lessons: Tensor = network.run_models(teachers_AP, images_NCHW).softmax(dim=-1)
-    return lessons
+    """Return what each teacher says of the classes of each image, (A, N, K): logits or probabilities."""
+    logits_ANK = network.run_models(teachers_AP, images_NCHW)
+    return logits_ANK if network.output == "logits" else logits_ANK.softmax(dim=-1)
 
 
 def open_guidance(

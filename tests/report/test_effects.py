@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mzsane.report.effects import describe_effects, estimate_effects
+from mzsane.report.effects import EFFECT_SCHEMA, estimate_effects, to_frame
 
 DATASETS = ("a", "b", "c")
 TARGETS = (*DATASETS, "new")
@@ -36,8 +36,9 @@ def ablate(row):
     return ablate
 
 
-def pick(effects, factor, inside, epochs=0):
-    (effect,) = [e for e in effects if (e.factor, e.in_distribution, e.epochs) == (factor, inside, epochs)]
+def pick(effects, factor, inside, epochs=0, kind="total"):
+    named = (factor, inside, epochs, kind)
+    (effect,) = [e for e in effects if (e.factor, e.in_distribution, e.epochs, e.kind) == named]
     return effect
 
 
@@ -49,34 +50,20 @@ def test_effects_are_found_apart_and_by_distribution(ablate):
             effect = pick(effects, factor, inside)
             assert effect.estimate == pytest.approx(sign * put_in)
             assert effect.low == pytest.approx(effect.high)
-            assert effect.over == "compositions"
+            assert (effect.over, effect.units) == ("compositions", 21)
 
 
 def test_intervals_hold_what_was_put_in_as_often_as_they_say(ablate):
     """The noise is shared by the measurements of a composition; who takes these as independent holds it too rarely."""
     held, found = [], []
     for seed in range(40):
-        for effect in estimate_effects(ablate(doubling=0.02, noise=0.05, seed=seed)):
+        found_here = estimate_effects(ablate(doubling=0.02, noise=0.05, seed=seed))
+        for effect in (effect for effect in found_here if effect.kind == "total"):
             put_in = (0.02 if effect.factor == "models" else 0) * (-1 if effect.in_distribution else 1)
             held.append(effect.low <= put_in <= effect.high)
             found.append(effect.verdict != "no effect can be told from chance")
     assert 0.91 <= np.mean(held) <= 0.99
     assert np.mean(found) < 0.9  # the noise is large enough for this test to mean something
-
-
-def test_words_follow_the_interval(ablate):
-    clear = describe_effects(ablate(doubling=0.05, noise=0.005))
-    assert clear.startswith(
-        "Size and diversity of the composition: Doubling the models changes the accuracy of samples "
-    )
-    assert "zero-shot by -5." in clear or "zero-shot by -4.9" in clear
-    assert clear.count("it harms") == 1
-    assert clear.count("it helps") == 1
-    assert clear.count("no effect can be told from chance") == 2  # of the datasets, in and out of distribution
-    assert "All compositions have 1 architecture." in clear
-    chance = describe_effects(ablate(noise=0.05))
-    assert "it helps" not in chance
-    assert "it harms" not in chance
 
 
 def test_fine_tuned_samples_are_estimated_beside_zero_shot_ones(ablate):
@@ -85,22 +72,20 @@ def test_fine_tuned_samples_are_estimated_beside_zero_shot_ones(ablate):
     effects = estimate_effects(rows)
     assert {effect.epochs for effect in effects} == {0, 5}
     assert pick(effects, "datasets", False, 5).estimate == pytest.approx(0.04)
-    assert "; after 5 epochs of fine-tuning by -4.0 points in distribution" in describe_effects(rows)
+    assert {effect.epochs for effect in effects if effect.kind == "adjusted"} == {0}
 
 
 def test_size_and_diversity_that_vary_together_are_not_told_apart(ablate):
     rows = ablate(doubling=0.05).filter(pl.col("models") == 25 * 2 ** (pl.col("datasets") - 1))
-    assert all(effect.estimate is None for effect in estimate_effects(rows))
-    words = describe_effects(rows)
-    assert "What doubling the models does cannot be estimated: the number of models varies only together with" in words
-    assert "changes the accuracy" not in words
+    effects = estimate_effects(rows)
+    assert {(effect.estimate, effect.kind) for effect in effects} == {(None, "total")}
+    assert pick(effects, "models", True).reason.startswith("the number of models varies only together with that of")
 
 
 def test_one_size_leaves_diversity_alone(ablate):
     rows = ablate(dataset=0.03, sizes=(50,), seeds=(0,))
     assert {effect.factor for effect in estimate_effects(rows)} == {"datasets"}
     assert pick(estimate_effects(rows), "datasets", False).estimate == pytest.approx(0.03)
-    assert "All compositions have 50 models and 1 architecture." in describe_effects(rows)
 
 
 def test_two_compositions_have_an_interval_over_seeds_that_says_so(row):
@@ -112,30 +97,52 @@ def test_two_compositions_have_an_interval_over_seeds_that_says_so(row):
             for seed, accuracy in enumerate(of_seeds)
         ]
     )
-    (inside, outside) = estimate_effects(rows)
+    inside, adjusted, outside = estimate_effects(rows)
     # The paired t interval of 0.10, 0.14, 0.12.
     assert inside.estimate == pytest.approx(0.12)
     assert inside.high - 0.12 == pytest.approx(4.302653 * 0.02 / math.sqrt(3))
-    assert inside.over == "seeds"
+    assert (inside.over, inside.units) == ("seeds", 3)
+    assert (adjusted.kind, adjusted.estimate) == ("adjusted", None)
     assert outside.reason == "no target is scored there"
-    words = describe_effects(rows)
-    assert "by +12.0 points in distribution (+7.0 to +17.0 over seeds: it helps)." in words
-    assert "says nothing of other compositions" in words
-    alone = estimate_effects(rows.filter(pl.col("seed") == 0))[0]
-    assert (alone.estimate, alone.low) == (pytest.approx(0.10), None)
-    said = describe_effects(rows.filter(pl.col("seed") == 0))
-    assert "by +10.0 points in distribution (no interval)." in said
-    assert said.endswith("No interval: there are too few compositions and seeds to tell an effect from chance.")
 
 
-def test_what_cannot_be_estimated_is_said(row):
-    alike = pl.DataFrame([row(name, "t", "samples", 0.5) for name in ("one", "two")])
-    assert describe_effects(alike) == (
-        "Size and diversity of the composition: all compositions have 40 models, 1 dataset and 1 architecture, so that "
-        "no effect can be estimated."
-    )
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_below_three_units_there_is_no_interval(row, seeds):
+    rows = [
+        row(f"c{models}", "t", "samples", models / 100 + 0.01 * seed * (models > 30), seed=seed, models=models)
+        for models in (20, 40)
+        for seed in range(seeds)
+    ]
+    effect = pick(estimate_effects(pl.DataFrame(rows)), "models", True)
+    assert (effect.low, effect.units, effect.verdict) == (None, 0, "no interval")
+    assert effect.estimate == pytest.approx(0.2 + 0.005 * (seeds - 1))
+
+
+def test_what_does_not_vary_or_failed_has_no_effect(row):
+    assert estimate_effects(pl.DataFrame([row(name, "t", "samples", 0.5) for name in ("one", "two")])) == []
     failed = pl.DataFrame([row("one", "t", "samples", math.nan), row("two", "t", "samples", math.nan, models=80)])
-    assert "no samples were scored" in describe_effects(failed)
+    assert estimate_effects(failed) == []
+
+
+def test_arms_whose_backbone_has_failed_can_be_left_out(ablate):
+    rows = ablate(doubling=0.03)
+    broken = rows.with_columns(
+        accuracy_mean=pl.when(pl.col("arm") == "abc-25-s1").then(0.1).otherwise(pl.col("accuracy_mean"))
+    )
+    kept = pick(estimate_effects(broken, failed=["abc-25-s1"]), "models", False)
+    assert kept.estimate == pytest.approx(0.03)
+    assert pick(estimate_effects(broken), "models", False).estimate != pytest.approx(0.03, abs=1e-3)
+
+
+def test_the_frame_has_a_label_for_each_kind(ablate):
+    frame = to_frame(estimate_effects(change_novelty(ablate(), lambda c: float(c["datasets"] == 2))))
+    assert dict(frame.schema) == EFFECT_SCHEMA
+    labels = set(frame.filter(factor="models").select("kind", "label").rows())
+    assert labels == {
+        ("total", "total effect of doubling the models"),
+        ("adjusted", "direct effect of doubling the models, given novelty"),
+    }
+    assert to_frame([]).is_empty()
 
 
 def test_other_methods_and_selection_do_not_count(ablate, row):
@@ -157,22 +164,45 @@ def change_novelty(rows, change):
     )
 
 
-def test_zero_shot_effects_are_at_equal_novelty(ablate):
-    """Samples of large compositions went a step further: that is not what their size does."""
-    rows = change_novelty(
-        ablate(doubling=-0.01, noise=0.002), lambda c: float(c["models"] == 100 or c["datasets"] == 2)
+def test_size_that_acts_only_through_reconstruction_harms_in_all_whatever_it_does_given_novelty(ablate):
+    """Novelty is a consequence of size here: a larger composition is reconstructed worse, and nothing else.
+
+    Bandwidths move novelty too, with another price in accuracy. Who takes novelty out finds that size helps.
+    """
+    random = np.random.default_rng(0)
+    rows = ablate(noise=0.002)
+    lost = 0.04 * (rows["models"] / 25).log(2)
+    bandwidth = dict(
+        zip(rows["composition"].unique(maintain_order=True), random.choice([0.0, 0.05, 0.1], 21), strict=True)
     )
-    effect = pick(estimate_effects(rows), "models", True)
-    assert effect.at_equal_novelty
-    assert effect.estimate == pytest.approx(0.01, abs=0.003)
-    assert "zero-shot, at equal novelty, by +" in describe_effects(rows)
+    noise = rows["composition"].replace_strict(bandwidth, return_dtype=pl.Float64)
+    rows = rows.with_columns(
+        novelty_mean=0.15 + lost + noise, accuracy_mean=rows["accuracy_mean"] - 0.2 * lost - 0.8 * noise
+    )
+    effects = estimate_effects(rows)
+    for inside in (True, False):
+        places = [effect for effect in effects if (effect.factor, effect.in_distribution) == ("models", inside)]
+        assert [effect.kind for effect in places] == ["total", "adjusted"]  # the total effect is always first
+        total, adjusted = places
+        assert total.low < -0.008 < total.high
+        assert total.estimate < 0
+        assert adjusted.estimate == pytest.approx(0.024, abs=0.005)
+        assert adjusted.verdict == "it helps"
+        assert adjusted.label == "direct effect of doubling the models, given novelty"
+
+
+def test_novelty_that_is_not_known_of_all_leaves_the_total_alone(ablate):
+    rows = change_novelty(ablate(doubling=-0.01), lambda c: float(c["models"] == 50))
     unknown = rows.with_columns(novelty_mean=pl.when(pl.col("seed") == 0).then(None).otherwise(pl.col("novelty_mean")))
-    confounded = pick(estimate_effects(unknown), "models", True)
-    assert not confounded.at_equal_novelty
-    assert confounded.estimate < -0.005
-    assert "novelty" not in describe_effects(unknown)
+    assert pick(estimate_effects(unknown), "models", True) == pick(estimate_effects(rows), "models", True)
+    adjusted = pick(estimate_effects(unknown), "models", True, kind="adjusted")
+    assert (adjusted.estimate, adjusted.reason) == (None, "the novelty of some samples is not known")
 
 
-def test_few_measurements_do_not_tell_what_novelty_does(ablate):
-    rows = change_novelty(ablate(doubling=-0.01, sizes=(25, 50), seeds=(0,)), lambda c: float(c["models"] == 50))
-    assert not pick(estimate_effects(rows), "models", True).at_equal_novelty
+def test_few_compositions_do_not_tell_what_novelty_does(ablate):
+    rows = change_novelty(ablate(sizes=(25, 50)), lambda c: float(c["models"] == 50)).filter(
+        pl.col("composition").is_in(["a-25", "a-50"])
+    )
+    adjusted = pick(estimate_effects(rows), "models", True, kind="adjusted")
+    assert adjusted.estimate is None
+    assert adjusted.reason == "the samples' novelty varies only together with the number of models"

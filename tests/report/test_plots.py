@@ -5,12 +5,8 @@ import math
 import polars as pl
 from matplotlib.colors import to_hex
 
-from mzsane.appearance import assign_looks
-from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning, plot_provenance, to_png, to_svg
-
-
-def list_texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+from mzsane.appearance import assign_looks, to_png, to_svg
+from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
 
 
 def list_markers(axes):
@@ -23,25 +19,25 @@ def list_markers(axes):
     ]
 
 
-def test_accuracy_has_a_panel_a_target_and_a_place_a_method(rows):
+def test_accuracy_has_a_panel_a_target_and_a_line_a_method(rows):
     figure = plot_accuracy(rows)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["target: digits", "target: fonts"]
-    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == [
-        "zoo\nsees none",
-        "reconstruction\nsees none",
-        "samples\nsees none",
-        "selected\nsees labels",
-        "anchors\nsees none",
-        "anchor_noise\nsees none",
-        "average\nsees none",
-        "random_init\nsees none",
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "zoo",
+        "reconstruction",
+        "samples",
+        "selected (labels)",
+        "anchors",
+        "layer_noise",
+        "average",
+        "random_init",
     ]
 
 
 def test_accuracy_draws_the_mean_over_seeds_in_the_composition_s_colour(rows):
     figure = plot_accuracy(rows)
     looks = assign_looks(["digits", "letters", "both"])
-    samples = {color: (y, face) for x, y, color, face in list_markers(figure.axes[0]) if round(x) == 2}
+    samples = {color: (x, face) for x, y, color, face in list_markers(figure.axes[0]) if round(y) == 2}
     inside, outside = samples[looks["digits"].color.lower()], samples[looks["letters"].color.lower()]
     assert math.isclose(inside[0], 0.805)
     assert math.isclose(outside[0], 0.605)
@@ -52,21 +48,18 @@ def test_accuracy_draws_the_mean_over_seeds_in_the_composition_s_colour(rows):
 def test_error_bars_are_as_long_as_the_interval(row):
     figure = plot_accuracy(pl.DataFrame([row("a", "t", "samples", 0.5, spread=0.1)]))
     (bars,) = figure.axes[0].collections[-1].get_segments()
-    assert [round(y, 6) for y in bars[:, 1]] == [0.4, 0.6]
-    assert "Error bar is the 95 % confidence interval over the models" in figure.get_supxlabel()
+    assert [round(x, 6) for x in bars[:, 0]] == [0.4, 0.6]
 
 
-def test_what_was_not_measured_is_said_and_not_drawn_as_zero(rows):
+def test_methods_with_gradient_steps_have_a_line_for_each_number(row):
+    rows = [row("a", "t", "distilled_init", 0.1 * place, steps=steps) for place, steps in enumerate((30, 1000))]
+    labels = plot_accuracy(pl.DataFrame(rows)).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["distilled_init, 30 steps", "distilled_init, 1,000 steps"]
+
+
+def test_what_was_not_measured_is_not_drawn_as_zero(rows):
     figure = plot_accuracy(rows)
-    assert list_texts(figure) == ["not\nmeasured"]
-    assert not [marker for marker in list_markers(figure.axes[1]) if round(marker[0]) == 0]
-
-
-def test_chance_is_drawn_only_when_given(rows):
-    assert "chance" not in list_texts(plot_accuracy(rows))
-    figure = plot_accuracy(rows, chance=0.1)
-    assert list_texts(figure).count("chance") == 2
-    assert any(list(line.get_ydata()) == [0.1, 0.1] for line in figure.axes[0].lines)
+    assert not [marker for marker in list_markers(figure.axes[1]) if round(marker[1]) == 0]
 
 
 def test_finetuning_has_a_row_a_method_and_training_from_scratch_in_each_panel(rows):
@@ -113,34 +106,6 @@ def test_compositions_differ_in_look_beyond_the_number_of_colours():
 def test_empty_curves_and_rows_give_a_message():
     assert plot_curves(pl.DataFrame()).texts[0].get_text() == "No training curves."
     assert plot_accuracy(pl.DataFrame()).texts[0].get_text() == "No zero-shot accuracy in these rows."
-    assert plot_provenance([]).texts[0].get_text() == "No provenance."
-
-
-def test_provenance_draws_every_artifact_once_with_its_fingerprint(provenance):
-    texts = list_texts(plot_provenance(provenance))
-    names = {entry["name"] for entry in provenance}
-    assert len(names) == 8
-    for entry in provenance:
-        assert texts.count(entry["name"]) == 1
-        assert sum(text.startswith(entry["fingerprint"][:8]) for text in texts) == 1
-    assert sum(text.endswith(" · 2 arms") for text in texts) == 2
-
-
-def test_provenance_goes_from_left_to_right_with_a_line_for_each_read(provenance):
-    figure = plot_provenance(provenance)
-    places = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
-    stages = ["zoo", "tokens", "backbone", "samples", "scores"]
-    assert [places[stage] for stage in stages] == [0, 1, 2, 3, 4]
-    assert places["digits canonical"] == 1
-    assert places["scores both-s0"] == 4
-    curves = [patch for patch in figure.axes[0].patches if type(patch).__name__ == "PathPatch"]
-    assert len(curves) == 1 + 2 * (1 + 2 + 2)
-    assert sum(patch.get_alpha() < 0.5 for patch in curves) == 4
-
-
-def test_provenance_says_what_it_does_not_show(artifact):
-    entry = artifact("a-s0", "tokens", "digits", reads=[("zoo", "elsewhere")])
-    assert "Not shown: 1 input from elsewhere." in plot_provenance([entry]).get_supxlabel()
 
 
 def test_names_with_dollars_are_no_formulas(row):

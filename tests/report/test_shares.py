@@ -6,9 +6,10 @@ import pytest
 from mzsane.report.shares import SHARE_SCHEMA, THRESHOLDS, measure_shares, plot_shares
 
 
-def make_scores(method, models, chosen_of=None, epochs=0, ensemble=1):
+def make_scores(method, models, chosen_of=None, epochs=0, ensemble=1, outside=False):
     """Rows of models, given as (accuracy, novelty)."""
     columns = {"method": method, "ensemble": ensemble, "chosen_of": chosen_of, "finetune_epochs": epochs}
+    columns["outside_norms"] = outside
     return [columns | {"accuracy": accuracy, "novelty": novelty} for accuracy, novelty in models]
 
 
@@ -31,10 +32,15 @@ def test_models_that_failed_count_as_not_generated():
     assert find_shares(rows, "samples", (0.0, 0.5)) == [0.5, 0.5]
 
 
+def test_distance_bought_by_larger_weights_does_not_count():
+    rows = make_scores("samples", [(0.95, 0.6)]) + make_scores("samples", [(0.95, 1.2)] * 3, outside=True)
+    assert find_shares(rows, "samples", (0.0, 0.5, 1.0)) == [0.25, 0.25, 0]
+
+
 def test_selection_and_fine_tuning_stay_out():
     rows = make_scores("samples", [(0.10, 0.5)]) + make_scores("samples", [(0.95, 0.5)], chosen_of=9)
     rows += make_scores("samples", [(0.95, 0.5)], epochs=1) + make_scores("samples", [(0.95, None)], ensemble=5)
-    rows += make_scores("anchor_noise", [(0.95, 0.5)], chosen_of=9) + make_scores("zoo", [(0.95, 1.0)])
+    rows += make_scores("layer_noise", [(0.95, 0.5)], chosen_of=9) + make_scores("zoo", [(0.95, 1.0)])
     shares = measure_shares(pl.DataFrame(rows), ZOO)
     assert set(shares["method"]) == {"samples"}
     assert shares["share"].max() == 0

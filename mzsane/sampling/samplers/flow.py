@@ -41,7 +41,7 @@ def sample_flow(anchors: Anchors, bandwidth: float, count: int, generator: torch
     sample_STL = torch.lerp(standard_ATL[chosen_S], noise_STL, start)
     if start > 0:
         if anchors not in _FIELDS:
-            _FIELDS[anchors] = _train_field(standard_ATL, make_generator(0, "flow"))
+            _FIELDS[anchors] = _train_field(standard_ATL, make_generator(anchors.seed, "flow"))
         field = _FIELDS[anchors]
         times = torch.linspace(start, 0, _SAMPLING_STEPS + 1)
         with torch.no_grad():

@@ -17,10 +17,12 @@ class Anchors:
     Attributes:
         latents_ATL: latents of the anchors, all of one layout.
         layers_T: number of the layer that a token is of, 0, 1, ...
+        seed: of what a sampler learns from them.
     """
 
     latents_ATL: Tensor
     layers_T: Tensor
+    seed: int = 0
 
 
 @dataclass(frozen=True)

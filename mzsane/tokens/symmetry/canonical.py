@@ -88,7 +88,7 @@ def match_population(
     layout: TokenLayout,
     groups: Sequence[PermutationGroup],
     flat_BP: Tensor,
-    reference_P: Tensor,
+    reference: Tensor,
     *,
     signs: bool = False,
     scales: bool = False,
@@ -104,7 +104,7 @@ def match_population(
         layout: the layout of the architecture.
         groups: its groups, the groups inside of a block before the block.
         flat_BP: the models.
-        reference_P: the model that they are matched to.
+        reference: the model that they are matched to, (P,), or one for each of them, (B, P).
         signs: also choose the signs of units whose group allows it.
         scales: balance models and reference first, where groups allow it (`balance_scales`); the objective is that of
             the balanced weights.
@@ -112,29 +112,33 @@ def match_population(
     Raises:
         ConfigError: the weights do not fit the layout, or are not finite.
     """
-    if flat_BP.ndim != 2 or flat_BP.shape[1] != layout.weights or tuple(reference_P.shape) != (layout.weights,):
+    shapes = ((layout.weights,), tuple(flat_BP.shape))
+    if flat_BP.ndim != 2 or flat_BP.shape[1] != layout.weights or tuple(reference.shape) not in shapes:
         raise ConfigError(
-            f"models of shape {tuple(flat_BP.shape)} and a reference of shape {tuple(reference_P.shape)} do not fit a "
+            f"models of shape {tuple(flat_BP.shape)} and a reference of shape {tuple(reference.shape)} do not fit a "
             f"layout of {layout.weights} weights"
         )
     work_type = torch.float64 if flat_BP.dtype == torch.float64 else torch.float32
-    reference_1P = reference_P.detach()[None].to("cpu", work_type)
+    reference_BP = reference.detach().view(-1, layout.weights).to("cpu", work_type)
     if scales:
-        reference_1P = scale_weights(layout, groups, balance_scales(layout, groups, reference_1P), reference_1P)
-    steps = prepare_steps(layout, groups, reference_1P, signs)
+        reference_BP = scale_weights(layout, groups, balance_scales(layout, groups, reference_BP), reference_BP)
+    common = prepare_steps(layout, groups, reference_BP, signs) if reference.ndim == 1 else None
     parts = []
+    chunk = max(1, _CHUNK // layout.weights)
     # An empty population has one chunk, which is empty.
-    for chunk_BP in flat_BP.detach().split(max(1, _CHUNK // layout.weights)):
+    for first, chunk_BP in enumerate(flat_BP.detach().split(chunk)):
+        own_BP = reference_BP if reference.ndim == 1 else reference_BP[first * chunk : (first + 1) * chunk]
+        steps = prepare_steps(layout, groups, own_BP, signs) if common is None else common
         work_BP = chunk_BP.to("cpu", work_type, copy=True)
         found_scales = balance_scales(layout, groups, work_BP) if scales else []
         if scales:
             work_BP = scale_weights(layout, groups, found_scales, work_BP)
-        before_B = measure_objective(work_BP, reference_1P)
+        before_B = measure_objective(work_BP, own_BP)
         broken = int((~before_B.isfinite()).sum())
         if broken:
             raise ConfigError(f"{broken} of {len(work_BP)} models cannot be matched: weights that are not finite")
         found = match_models(steps, groups, work_BP)
-        after_B = measure_objective(found.work_BP, reference_1P)
+        after_B = measure_objective(found.work_BP, own_BP)
         parts.append(Matching(found.permutations, found.signs if signs else [], found_scales, before_B, after_B))
     return Matching.join(parts)
 

@@ -33,7 +33,7 @@ class MatchingStep:
         number: which group.
         layout: of the tensors that the group touches, alone; Q is its number of weights.
         slices: where these tensors are in the flat vector of a model.
-        reference_BQ: their weights in the reference, a row for all models or one for each.
+        reference_BQ: their weights in the reference, of each model or of all: then B is 1.
         later: groups behind it that do not commute with it; they are undone while the group is matched.
         children: for each unit of a block group the groups inside it, in corresponding order; or empty.
         neighbours: groups that touch a tensor of this one.
@@ -53,7 +53,7 @@ class MatchingStep:
 def prepare_steps(
     layout: TokenLayout, groups: Sequence[PermutationGroup], reference_BP: Tensor, signs: bool
 ) -> list[MatchingStep]:
-    """Prepare a step for each group that touches the layout; the reference is one row, or one for each model."""
+    """Prepare a step for each group that touches the layout; the reference is one for all models, or one for each."""
     steps = []
     for number, (group, relations) in enumerate(zip(groups, relate_groups(layout, groups), strict=True)):
         entries = tuple(entry for entry in layout.tensors if entry.name in relations.tensors)
@@ -132,9 +132,7 @@ def _take_step(step: MatchingStep, groups: Sequence[PermutationGroup], state: De
     """Put the units of one group in the best order where that raises the objective; return the models that improved."""
     group = groups[step.number]
     weights_BQ = torch.cat([state.work_BP[models_B, part] for part in step.slices], dim=1)
-    reference_BQ = step.reference_BQ
-    if len(reference_BQ) > 1:
-        reference_BQ = reference_BQ[models_B]
+    reference_BQ = step.reference_BQ if len(step.reference_BQ) == 1 else step.reference_BQ[models_B]
     if step.later:
         # The inner product stays the same when both sides are permuted alike.
         weights_BQ = state.permute(step, groups, step.later, models_B, weights_BQ, undo=True)

@@ -1,9 +1,10 @@
 """Which normalisation of the reconstruction error? Tunes the rates of the preset `normalisation`, draws its result.
 
-`MZSANE_ROOT=... python benchmarks/normalisation.py --tune zoos` trains each mode with each rate on two zoos, with a
+`MZSANE_ROOT=... python -m experiments.normalisation --tune zoos` trains each mode with each rate on two zoos, with a
 seed that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does
 so on two architectures. The best rates stand in the preset.
-After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result.
+After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result on validation
+models and validation images; with `--final` that of the targets on test models and test images.
 """
 
 import argparse
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from measuring import make_row, report_rows
 
+from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import ArtifactStore
@@ -54,15 +55,15 @@ def read_last(curves: pl.DataFrame) -> dict[str, float]:
     return dict(zip(last["metric"], last["value"], strict=True))
 
 
-def collect(config: AblationConfig, store: ArtifactStore) -> pl.DataFrame:
+def collect(config: AblationConfig, store: ArtifactStore, final: bool) -> pl.DataFrame:
     """Return the accuracy of reconstructed models: composition, mode, contrast, seed, zoo, accuracy.
 
-    Of zoos that are targets on test models and test images; of the other zoo on validation models and images.
+    On validation models and images; where it is final, of zoos that are targets on test models and test images.
     """
     comparison = store.open(plan_comparison_stage(config).work.ref)
     scores = pl.read_parquet(comparison.path("comparison.parquet"))
     curves = pl.read_parquet(comparison.path("curves.parquet"))
-    known = [target.zoo for target in config.targets]
+    known = [target.zoo for target in config.targets] if final else []
     tested = scores.filter(method="reconstruction", finetune_epochs=0, in_distribution=True)
     tested = tested.select("composition", "seed", zoo="target", accuracy="accuracy_mean")
     validated = curves.filter(pl.col("metric").str.starts_with("val_accuracy/")).sort("step")
@@ -70,6 +71,7 @@ def collect(config: AblationConfig, store: ArtifactStore) -> pl.DataFrame:
     validated = validated.select(
         "composition", "seed", zoo=pl.col("metric").str.split("/").list.last(), accuracy=pl.col("value")
     )
+    tested = tested.filter(pl.col("zoo").is_in(known))
     found = pl.concat([tested, validated.filter(~pl.col("zoo").is_in(known))])
     parts = pl.col("composition").str.split("-")
     return found.with_columns(
@@ -77,14 +79,15 @@ def collect(config: AblationConfig, store: ArtifactStore) -> pl.DataFrame:
     )
 
 
-def draw(found: pl.DataFrame) -> bytes:
+def draw(found: pl.DataFrame, final: bool) -> bytes:
     """Draw mean and range over seeds: a panel a composition, a colour a zoo, hollow without contrast."""
+    tested = "Digits and letters: test models on test images; digits-mlp: v" if final else "V"
     figure = create_figure(
         13.0,
         5.2,
         "Reconstruction accuracy by normalisation of the error",
-        "Mean and range over three seeds. Filled: contrast of the same share in all modes; hollow: no contrast. Digits "
-        "and letters: test models on test images; digits-mlp: validation models on validation images.",
+        "Mean and range over three seeds. Filled: contrast of the same share in all modes; hollow: no contrast. "
+        f"{tested}alidation models on validation images.",
     )
     zoos = sorted(found["zoo"].unique())
     for axes, (panel, title) in zip(figure.subplots(1, 3, sharey=True), PANELS.items(), strict=True):
@@ -115,14 +118,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", choices=PANELS, metavar="PANEL", help=", ".join(PANELS))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--final", action="store_true", help="read the scores on test images: once, for the README")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config, store = load_preset("normalisation"), ArtifactStore.from_environment()
     if options.tune:
-        return report_rows(tune(config, options.tune, store), options.json)
-    found = collect(config, store)
+        tuned = tune(config, options.tune, store)
+        return report_rows([row | {"split": "val"} for row in tuned], options.json)
+    found = collect(config, store, options.final)
     if options.plot:
-        options.plot.write_bytes(draw(found))
+        options.plot.write_bytes(draw(found, options.final))
     groups = found.group_by("panel", "zoo", "contrast", "mode", maintain_order=True)
     means = groups.agg(mean=pl.col("accuracy").mean(), spread=pl.col("accuracy").std()).sort("panel", "zoo", "contrast")
     rows = []
@@ -130,7 +135,8 @@ def main() -> int:
         name = f"{PANELS[panel]}, {zoo}, {mode}{'' if contrast else ', no contrast'}"
         rows.append(make_row(f"{name}: reconstruction accuracy", 100 * mean, "%"))
         rows.append(make_row(f"{name}: deviation over seeds", 100 * spread, "points"))
-    return report_rows(rows, options.json)
+    split = "test" if options.final else "val"
+    return report_rows([row | {"split": split} for row in rows], options.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """How well backbones reconstruct held-out models, over latents per weight.
 
-`MZSANE_ROOT=... python benchmarks/reconstruction.py [ZOO ...] [--seeds N ...] [--json FILE] [--plot FILE]
+`MZSANE_ROOT=... python -m experiments.reconstruction [ZOO ...] [--seeds N ...] [--json FILE] [--plot FILE]
 [--set KEY=VALUE ...]`
 
 For each zoo (a preset of `flows/presets/zoos`, or a path) and each latent size, without and with the behavioural loss:
-the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of the test split's models
-on test images, which nothing was trained or chosen on; mean and range over the seeds of the backbone. With the
-behavioural loss three times: the latents are the encoder's, or refined from there (`mzsane.backbone.refinement`) with
-noise in the place of images, so that a model is all that is seen, or with unlabelled training images. Zoos, tokens and
-backbones are artifacts: what is there is used.
+the accuracy that reconstruction costs, how often reconstruction and original agree, and R2, of validation models on
+validation images, by which recipes are chosen, or with `--final`, once, of test models on test images, which nothing
+was trained or chosen on; mean and range over the seeds of the backbone. With the behavioural loss three times: the
+latents are the encoder's, or refined from there (`mzsane.backbone.refinement`) with noise in the place of images, so
+that a model is all that is seen, or with unlabelled training images. Zoos, tokens and backbones are artifacts: what is
+there is used.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import make_row, report_rows
 
+from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_zoo_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import Artifact, ArtifactStore
@@ -53,6 +54,10 @@ GAP_BARS = {48: 0.3, 29: 2.0}  # points
 LEAST_GAP = 0.01  # points that are drawn, on a logarithmic scale
 ON_NOISE, ON_IMAGES = ", refined on noise", ", refined"
 NOISE_IMAGES = 2000
+SPLITS = {
+    "val": "Validation models on validation images, by which recipes are chosen",
+    "test": "Test models, all test images; nothing was trained or chosen on either",
+}
 STYLES = {"": ("--", "o"), ON_NOISE: ("-.", "D"), ON_IMAGES: (":", "s")}  # with the behavioural loss; line and marker
 
 
@@ -77,14 +82,14 @@ def train(
     return tokens, pretrain(BackboneConfig.model_validate(settings), slices, seed, store, sink=sink)
 
 
-def measure(tokens: Artifact, backbone: Artifact) -> dict[str, dict[str, float]]:
-    """Compare the test models at their last epoch with their reconstructions, on test images, by the kind of latents.
+def measure(tokens: Artifact, backbone: Artifact, split: str) -> dict[str, dict[str, float]]:
+    """Compare a split's models at their last epoch with their reconstructions, on its images, by the kind of latents.
 
     These are the encoder's, called "", and with a behavioural loss those that are refined from there, on noise and on
     unlabelled training images.
     """
     table = read_tokens(tokens)
-    rows = table.pick_rows("test", last_epochs=1)
+    rows = table.pick_rows(split, last_epochs=1)
     flat_BP, activations = table.load(rows), read_activations(table, rows)
     model, config = load_backbone(backbone)
     latents = {"": encode_models(model, table.layout, flat_BP, config.window)}
@@ -93,7 +98,7 @@ def measure(tokens: Artifact, backbone: Artifact) -> dict[str, dict[str, float]]
         noise_NCHR = draw_noise_images(NOISE_IMAGES, behaviour.image_shape, make_generator(0, "noise images"))
         for kind, seen in ((ON_NOISE, behaviour.look_at(noise_NCHR)), (ON_IMAGES, behaviour)):
             latents[kind] = refine_latents(model, config, table.layout, flat_BP, latents[""], seen)
-    judge = Judge(table, "test", IMAGES)
+    judge = Judge(table, split, IMAGES)
     originals = judge.classify(flat_BP, activations)
     found = {}
     for kind, latents_BTL in latents.items():
@@ -127,7 +132,7 @@ def name_way(behaviour: float, kind: str) -> str:
     return f", behaviour {behaviour}{kind}" if behaviour else ""
 
 
-def draw(found: dict[tuple[str, float, str], list[list[dict[str, float]]]]) -> bytes:
+def draw(found: dict[tuple[str, float, str], list[list[dict[str, float]]]], split: str) -> bytes:
     """Draw gap, disagreement and unexplained variance over latents per weight.
 
     A line a zoo, behavioural loss and kind of latents through the means over seeds, and a vertical one from the least
@@ -137,7 +142,7 @@ def draw(found: dict[tuple[str, float, str], list[list[dict[str, float]]]]) -> b
         13.0,
         5.0,
         "What reconstruction costs, by latents per weight",
-        "Test models, all test images; nothing was trained or chosen on either. Filled: weights alone; hollow, dashed: "
+        f"{SPLITS[split]}. Filled: weights alone; hollow, dashed: "
         "with the behavioural loss; dash-dotted and dotted: its latents refined on noise, and on unlabelled training "
         f"images. Vertical: range over seeds, where there are several. Less than {LEAST_GAP} points is drawn there.",
     )
@@ -184,11 +189,13 @@ def main() -> int:
     parser.add_argument("--last-epochs", type=int, help="epochs of each that are trained on; all if not given")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change backbone or tokens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the backbones")
+    parser.add_argument("--final", action="store_true", help="read test images and test models: once, for the README")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     store = ArtifactStore.from_environment()
+    split = "test" if options.final else "val"
     rows, found = [], {}
     for name in options.zoos:
         zoo = load_zoo_preset(name, [])
@@ -196,7 +203,7 @@ def main() -> int:
             for latent_dim in options.latents:
                 settings = COMMON | RECIPES[latent_dim] | {"latent_dim": latent_dim, "behaviour": behaviour} | changes
                 by_seed = [
-                    measure(*train(zoo, settings, seed, store, options.models, options.last_epochs))
+                    measure(*train(zoo, settings, seed, store, options.models, options.last_epochs), split)
                     for seed in options.seeds
                 ]
                 for kind in by_seed[0]:
@@ -209,8 +216,8 @@ def main() -> int:
                         GAP_BARS.get(latent_dim),
                     )
     if options.plot:
-        options.plot.write_bytes(draw(found))
-    return report_rows(rows, options.json)
+        options.plot.write_bytes(draw(found, split))
+    return report_rows([row | {"split": split} for row in rows], options.json)
 
 
 if __name__ == "__main__":

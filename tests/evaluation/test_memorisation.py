@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig
-from mzsane.evaluation.disagreement import classify_models, measure_pairs
+from mzsane.evaluation.disagreement import classify_models
+from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.randomness import make_generator
-from mzsane.sampling.card import CARD_SCHEMA, make_card
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.zoo.architectures import build_network
@@ -25,11 +25,26 @@ def known(tiny_table):
 
 @pytest.fixture(scope="module")
 def make(tiny_table, tiny_zoo_config, known):
-    def run(flat_SP, judged=known):
+    def run(flat_SP, judged=known, decoded=None):
         models = ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, flat_SP)
-        return make_card(models, judged, {0: tiny_table}, 0, SERIAL)
+        memorisation = Memorisation(judged, {0: tiny_table}, models, 0, SERIAL, decoded_AP=decoded)
+        return memorisation.measure(flat_SP, sampled=decoded is not None)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def classify(tiny_table, tiny_zoo_config):
+    """Predicted classes of a model on validation images, without the code that is tested."""
+    images = load_images(tiny_zoo_config.images)
+    network = build_network(tiny_zoo_config.network, images.channels, images.classes, images.size).eval()
+
+    @torch.no_grad()
+    def run(flat_P):
+        network.load_state_dict(tiny_table.layout.unflatten(flat_P))
+        return network(images.splits["val"].images_NCHW).argmax(dim=1)
+
+    return run, images.splits["val"].labels_N
 
 
 def test_a_shuffled_copy_is_told(make, tiny_table, known):
@@ -44,43 +59,61 @@ def test_a_shuffled_copy_is_told(make, tiny_table, known):
     names = [f"0/{tiny_table.index['model'][row]}" for row in rows[:2].tolist()]
     assert card["nearest_model"].to_list() == [*names, names[0]]
     assert card["novelty"].to_list() == pytest.approx([0.0] * 3, abs=2e-3)
-    assert card["nearest_disagreement"].to_list() == [0.0] * 3
-    first, other, shuffle = card["nearest_sample_distance"].to_list()
+    assert card["disagreement"].to_list() == [0.0] * 3
+    assert card["error_overlap"].to_list() == pytest.approx([1.0] * 3)
+    first, other, shuffle = card["spread"].to_list()
     assert (first, shuffle) == pytest.approx((0.0, 0.0), abs=2e-3)
     assert other > 0.1
 
 
-def test_disagreement_is_the_share_of_images_put_in_other_classes(make, tiny_table, tiny_zoo_config, known):
-    rows = tiny_table.pick_rows("train", last_epochs=1)
-    flat = tiny_table.load(rows)
-    card = make(flat + 0.3 * torch.randn(flat.shape, generator=make_generator(2)))
-    images = load_images(tiny_zoo_config.images)
-    classes = {}
-    network = build_network(tiny_zoo_config.network, images.channels, images.classes, images.size).eval()
-    for row, flat_P in zip(rows.tolist(), flat, strict=True):
-        network.load_state_dict(tiny_table.layout.unflatten(flat_P))
-        with torch.no_grad():
-            predicted = network(images.splits["val"].images_NCHW).argmax(dim=1)
-        classes[f"0/{tiny_table.index['model'][row]}"] = predicted
-    pairs = [(classes[a] != classes[b]).double().mean() for a in classes for b in classes if a < b]
-    assert card["zoo_disagreement"].unique().to_list() == pytest.approx([float(sum(pairs) / len(pairs))])
+def test_errors_are_compared_with_the_most_similar_training_model(make, tiny_table, classify):
+    run, labels = classify
+    flat = tiny_table.load(tiny_table.pick_rows("train", last_epochs=1))
     noisy = flat + 0.3 * torch.randn(flat.shape, generator=make_generator(2))
-    expected = []
-    for flat_P, nearest in zip(noisy, card["nearest_model"], strict=True):
-        network.load_state_dict(tiny_table.layout.unflatten(flat_P))
-        with torch.no_grad():
-            predicted = network(images.splits["val"].images_NCHW).argmax(dim=1)
-        expected.append(float((predicted != classes[nearest]).double().mean()))
-    assert card["nearest_disagreement"].to_list() == pytest.approx(expected)
-    assert max(expected) > 0
-    assert card["novelty"].to_list() == pytest.approx(known.measure_novelty(noisy).tolist())
+    card = make(noisy)
+    known = [run(flat_P) for flat_P in flat]
+    for flat_P, row in zip(noisy, card.iter_rows(named=True), strict=True):
+        classes = run(flat_P)
+        overlaps, disagreements = [], []
+        for other in known:
+            wrong, theirs = classes != labels, other != labels
+            overlaps.append(float((wrong & theirs).sum() / (wrong | theirs).sum()))
+            judged = ~(wrong & theirs)  # at least one of the two is right
+            disagreements.append(float((classes != other)[judged].double().mean()))
+        assert row["error_overlap"] == pytest.approx(max(overlaps))
+        assert row["disagreement"] == pytest.approx(disagreements[overlaps.index(max(overlaps))])
+    assert 0 < card["disagreement"].max() <= 1
+
+
+def test_a_decoded_anchor_has_no_sampling_novelty(make, tiny_table, known):
+    """Not even one that the autoencoder decodes badly, which is far from every training model."""
+    flat = tiny_table.load(tiny_table.pick_rows("train", last_epochs=1))[:2]
+    decoded = flat + 0.2 * torch.randn(flat.shape, generator=make_generator(5))
+    permutations = draw_permutations(tiny_table.groups, 2, make_generator(6))
+    shuffled = permute_weights(tiny_table.layout, tiny_table.groups, permutations, decoded)
+    step = torch.nn.functional.normalize(torch.randn(2, flat.shape[1], generator=make_generator(7)))
+    card = make(torch.cat([decoded, shuffled, decoded + 0.5 * step]), decoded=decoded)
+    assert card["sampling_novelty"].to_list() == pytest.approx([0.0] * 4 + [0.5 / known.spacing] * 2, abs=2e-3)
+    assert min(card["novelty"]) > 0.2
+    assert make(decoded)["sampling_novelty"].null_count() == 2  # of what no sampler made
+
+
+def test_a_layer_that_is_too_large_is_marked(make, tiny_table):
+    flat = tiny_table.load(tiny_table.pick_rows("train", last_epochs=1))[1:2]
+    larger = flat.clone()
+    entry = tiny_table.layout.tensors[-2]
+    offset = tiny_table.layout.offsets[entry.name]
+    larger[:, offset : offset + entry.size] *= 3
+    card = make(torch.cat([flat, larger]))
+    assert card["outside_norms"][1]
+    assert card["norm_ratio"][1] > 2 > card["norm_ratio"][0]
 
 
 def test_samples_near_one_another_are_told(make, tiny_table, known):
     far = torch.randn(3, tiny_table.layout.weights, generator=make_generator(3))
     step = torch.nn.functional.normalize(torch.randn(1, far.shape[1], generator=make_generator(4)))
     card = make(torch.cat([far, far[:1] + 0.5 * step]))
-    distances = card["nearest_sample_distance"].to_list()
+    distances = card["spread"].to_list()
     assert distances[0] == distances[3] == pytest.approx(0.5 / known.spacing, rel=1e-2)
     assert min(distances[1:3]) > 10 * distances[0]
 
@@ -90,9 +123,9 @@ def test_what_cannot_be_measured_is_null(make, tiny_table):
     broken = torch.cat([flat, flat + 0.1, torch.full_like(flat, float("nan"))])
     card = make(broken)
     assert card["novelty"].is_null().to_list() == [False, False, True]
-    for name in ("nearest_model", "nearest_disagreement", "nearest_sample_distance"):
+    for name in ("nearest_model", "disagreement", "error_overlap", "outside_norms", "spread"):
         assert card[name].is_null().to_list() == [False, False, True], name
-    assert make(flat)["nearest_sample_distance"].to_list() == [None]
+    assert make(flat)["spread"].to_list() == [None]
     nothing = make(broken, None)
     assert nothing.schema == pl.Schema(CARD_SCHEMA)
     assert nothing.null_count().row(0) == (3,) * len(CARD_SCHEMA)
@@ -116,9 +149,3 @@ def test_chunks_of_models_keep_their_order(tiny_table, tiny_zoo_config, monkeypa
     whole = classify_models(models, (), SERIAL)
     monkeypatch.setattr("mzsane.evaluation.disagreement._CHUNK", 5)
     assert torch.equal(classify_models(models, (), SERIAL), whole)
-
-
-def test_pairs():
-    classes = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0], [1, 1, 2, 0]])
-    assert measure_pairs(classes) == pytest.approx((0.25 + 0.5 + 0.25) / 3)
-    assert measure_pairs(classes[:1]) != measure_pairs(classes[:1])

@@ -1,0 +1,59 @@
+"""The figures of an ablation as PNG, for the pages of Prefect and MLflow and for documents."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from mzsane.appearance import Look, to_png
+from mzsane.evaluation.probes_picture import pick_shown, plot_probes
+from mzsane.report.effect_plots import plot_effects, plot_heatmap
+from mzsane.report.latents import plot_latents
+from mzsane.report.novelty import plot_novelty
+from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
+from mzsane.report.shares import plot_shares
+
+
+def draw_pictures(
+    rows: pl.DataFrame,
+    effects: pl.DataFrame,
+    shares: pl.DataFrame,
+    latents: pl.DataFrame,
+    curves: pl.DataFrame,
+    probes: pl.DataFrame,
+    looks: Mapping[str, Look],
+) -> dict[str, bytes]:
+    """Draw those figures that have something to say.
+
+    Args:
+        rows: One measurement a row, with the columns of `cells.ROW_SCHEMA`.
+        effects: `effects.EFFECT_SCHEMA`.
+        shares: `shares.SHARE_SCHEMA`.
+        latents: `latents.LATENT_SCHEMA`.
+        curves: Training curves in long form.
+        probes: `evaluation.probes.PROBE_SCHEMA` of all arms.
+        looks: The look of each composition.
+
+    Returns:
+        PNG by file name.
+    """
+    zero_shot = rows.filter(pl.col("finetune_epochs") == 0, pl.col("accuracy_mean").is_finite())
+    figures = {}
+    if not zero_shot.is_empty():
+        figures["accuracy.png"] = plot_accuracy(rows, looks)
+    if "samples" in zero_shot["method"]:
+        figures["heatmap.png"] = plot_heatmap(rows)
+    if zero_shot["novelty_mean"].is_finite().any():
+        figures["novelty.png"] = plot_novelty(rows, looks)
+    if effects["estimate"].is_not_null().any():
+        figures["effects.png"] = plot_effects(effects)
+    if not shares.is_empty() and (shares["share"] > 0).any():
+        figures["shares.png"] = plot_shares(shares)
+    if rows["finetune_epochs"].n_unique() > 1:
+        figures["finetuning.png"] = plot_finetuning(rows, looks)
+    if not latents.is_empty():
+        figures["latents.png"] = plot_latents(latents)
+    if not curves.is_empty():
+        figures["curves.png"] = plot_curves(curves, looks)
+    if not pick_shown(probes).is_empty():
+        figures["probes.png"] = plot_probes(probes)
+    return {name: to_png(figure) for name, figure in figures.items()}
