@@ -20,7 +20,7 @@ from mzsane.evaluation.quotient import Quotient
 from mzsane.tokens.symmetry.canonical import Matching
 
 _CHUNK = 2**24  # weights of the pairs that are matched together
-_BY_WEIGHTS, _BY_SUMMARIES = 3, 1  # models that are proposed
+_BY_WEIGHTS, _BY_SUMMARIES = 2, 1  # models that are proposed
 _LYING, _ALIGNED, _SIGNATURES = range(3)  # orders that a pair is matched from
 
 Load = Callable[[Tensor], Tensor]
