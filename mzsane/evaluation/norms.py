@@ -71,7 +71,7 @@ class NormRange:
         ratio_SL = norm_SL / self.median_L.clamp(min=torch.finfo(norm_SL.dtype).tiny)
         farthest_S = ratio_SL.clamp(min=torch.finfo(norm_SL.dtype).tiny).log().abs().argmax(dim=1)
         ratio_S = ratio_SL.gather(1, farthest_S[:, None]).squeeze(1)
-        outside_S = ((norm_SL < self.low_L) | (norm_SL > self.high_L)).any(dim=1)
+        outside_S = ~((norm_SL >= self.low_L) & (norm_SL <= self.high_L)).all(dim=1)  # what is no number is outside
         return ratio_S, outside_S
 
 

@@ -5,8 +5,8 @@ another order, signs of odd units flipped, scales of homogeneous units moved. A 
 these are from one another scores 1. Accuracy alone says nothing about generation: published samplers were found to copy
 (arXiv 2506.07998).
 
-Suffixes: S models that are judged, K known checkpoints, N some of them, P weights of a model, X models with one
-candidate, Z zoos.
+Suffixes: S models that are judged, K known checkpoints, N known models or some of what is known, P weights of a model,
+X checkpoints of one table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
+from mzsane.evaluation.nearest import NearestSearch
+from mzsane.evaluation.quotient import Quotient
 from mzsane.tokens.fitting import cut_head, find_columns
 from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.symmetry.canonical import apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import balance_scales, scale_weights
-from mzsane.tokens.symmetry.signatures import Signatures
 
 _CHUNK = 2**26  # weights of the known checkpoints, and of the judged models, that are in memory together
 _PARTS = 2  # parts of tokens that are kept when not all are held; checkpoints that follow one another share a part
@@ -36,7 +34,8 @@ class KnownModels:
     Args:
         layout: where the weights sit.
         groups: the architecture's symmetry groups; without them models are compared as they lie.
-        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs.
+        names_K: the model that each is a checkpoint of, those of a model in the order of its epochs. They have their
+            units in the same order.
         load: returns the weights, (N, P), of some checkpoints by number.
         references: the model that the checkpoints of each zoo were brought to canonical form with, by the part of
             their names before the slash; the first checkpoint of all if left out.
@@ -56,13 +55,12 @@ class KnownModels:
         self.names = sorted(set(names_K))
         numbers = {name: number for number, name in enumerate(self.names)}
         self.model_K = torch.tensor([numbers[name] for name in names_K])
-        self._scaled = any(group.scale for group in groups)
-        self._signatures = Signatures(layout, groups)
+        self.quotient = Quotient(layout, groups)
         zoos = list(references or ())
-        self._references = [self._balance(flat_P[None])[0] for flat_P in (references or {}).values()]
-        if not zoos:
-            self._references = [self.load_balanced(torch.tensor([0]))[0]]
         self._zoo_K = torch.tensor([zoos.index(name.partition("/")[0]) if zoos else 0 for name in names_K])
+        aligned_to = list((references or {}).values()) or [self.load(torch.tensor([0]))[0]]
+        balanced = [self.quotient.balance(flat_P[None])[0] for flat_P in aligned_to]
+        self._search = NearestSearch(self.quotient, self.model_K, self._zoo_K, self.load_balanced, balanced, _CHUNK)
 
     @classmethod
     def from_tables(
@@ -123,77 +121,39 @@ class KnownModels:
     @cached_property
     def last_N(self) -> Tensor:
         """The last checkpoint of each model in `names`."""
-        return torch.tensor([int((self.model_K == number).nonzero()[-1]) for number in range(len(self.names))])
+        return self._search.last_N
 
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
 
-        Scales are balanced first, of judged and of known models. Weight matching is a heuristic that can end in
-        another order of the units, so that it starts more than once: each model is taken as it lies or aligned to the
-        reference of its zoo, whichever is nearer to a checkpoint, and aligned to that; aligned to it again from the
-        order that the signatures of units say; and, from their order, to the checkpoint whose signatures are most like
-        its own, which of a copy is its original. Each time it is compared with all checkpoints of the model; the least
-        distance counts. NaN for a model whose weights are not finite, or if there is nothing to compare it with.
+        It is a distance up to symmetry, of weights with balanced scales (see `mzsane.evaluation.nearest`). NaN for a
+        model whose weights are not finite, or if there is nothing to compare it with.
 
         Args:
             flat_SP: models.
             not_S: for each the number of a model that does not count: itself.
         """
-        return self._find_nearest(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P], not_S)
-
-    def _find_nearest(self, flat_SP: Tensor, not_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        finite_S = flat_SP.isfinite().all(dim=1)
-        flat_SP = self._balance(flat_SP.where(finite_S[:, None], 0.0))
-        distances_SK = self._exclude(self._measure(flat_SP), not_S)
-        work_SP = flat_SP
-        if self.groups:
-            aligned_SP = self._align_to_references(flat_SP, self._zoo_K[distances_SK.argmin(dim=1)])
-            aligned_SK = self._exclude(self._measure(aligned_SP), not_S)
-            nearer_S = aligned_SK.min(dim=1).values < distances_SK.min(dim=1).values
-            work_SP = aligned_SP.where(nearer_S[:, None], flat_SP)
-            distances_SK = aligned_SK.where(nearer_S[:, None], distances_SK)
-        distances_S, nearest_S = distances_SK.min(dim=1)
-        comparable_S = finite_S & distances_S.isfinite()
-        models_S = self.model_K[nearest_S]
-        if self.groups:
-            signatures = self._signatures.measure(flat_SP)
-            summary_SF = self._signatures.summarise(signatures)
-            twin_S = self._exclude(torch.cdist(summary_SF, self._summary_KF), not_S).argmin(dim=1)
-            for start_SP, candidate_S in ((work_SP, nearest_S), (None, nearest_S), (None, twin_S)):
-                found_S = self._match_candidates(
-                    flat_SP if start_SP is None else start_SP, candidate_S, signatures if start_SP is None else None
-                )
-                models_S = models_S.where(found_S >= distances_S, self.model_K[candidate_S])
-                distances_S = torch.minimum(distances_S, found_S)
-        return distances_S.masked_fill(~comparable_S, float("nan")), models_S
-
-    def _match_candidates(self, flat_SP: Tensor, candidate_S: Tensor, signatures: Sequence[Tensor] | None) -> Tensor:
-        """Return the least distance to the checkpoints of each model's candidate, aligned to it, (S,).
-
-        Where the signatures of the models are given, the alignment starts from the order that they say.
-        """
-        candidate_SP = self.load_balanced(candidate_S)
-        if signatures is not None:
-            orders = self._signatures.match(signatures, self._signatures.measure(candidate_SP))
-            flat_SP = permute_weights(self.layout, self.groups, orders, flat_SP)
-            flat_SP = self._signatures.orient(flat_SP, candidate_SP)
-        aligned_SP = self._align(flat_SP, candidate_SP)
-        distances_S = torch.empty(len(flat_SP))
-        models_S = self.model_K[candidate_S]
-        for model in models_S.unique().tolist():
-            own_S = models_S == model
-            checkpoints_NP = self.load_balanced((self.model_K == model).nonzero().squeeze(1))
-            distances_S[own_S] = torch.cdist(aligned_SP[own_S], checkpoints_NP).min(dim=1).values
-        return distances_S
+        body_SP = flat_SP if self.columns_P is None else flat_SP[:, self.columns_P]
+        found = [
+            self._search.find(body_SP[some], None if not_S is None else not_S[some, None] == self.model_K)
+            for some in self.split(torch.arange(len(body_SP)))
+        ]
+        distances, models = zip(*found, strict=True)
+        return torch.cat(distances), torch.cat(models)
 
     @cached_property
     def spacing(self) -> float:
         """The mean distance of the known models, at their last checkpoints, to the nearest checkpoint of another.
 
-        NaN if there is one model.
+        The other is of the same zoo: zoos of one seed draw the same initial weights, and what became of these on two
+        datasets lies closer together than two models of a zoo. NaN if no zoo has two models.
         """
-        found = [self._find_nearest(self.load(some), self.model_K[some])[0] for some in self.split(self.last_N)]
-        return float(torch.cat(found).mean())
+        found = []
+        for some_N in self.split(torch.arange(len(self.names))):
+            last_N = self.last_N[some_N]
+            not_NK = (some_N[:, None] == self.model_K) | (self._zoo_K[last_N][:, None] != self._zoo_K)
+            found.append(self._search.find(self.load(last_N), not_NK)[0])
+        return float(torch.cat(found).nanmean())
 
     def measure_novelty(self, flat_SP: Tensor) -> Tensor:
         """Return the distance to the nearest known checkpoint over the spacing, (S,)."""
@@ -201,15 +161,14 @@ class KnownModels:
 
     def measure_distances(self, flat_SP: Tensor, others_NP: Tensor) -> Tensor:
         """Return the distance of each model to each of some others, symmetries divided out, (S, N)."""
-        flat_SP, others_NP = self.prepare(flat_SP), self.prepare(others_NP)
-        if not self.groups:
-            return torch.cdist(flat_SP, others_NP)
-        found = [torch.cdist(self._align(flat_SP, other_P), other_P[None]) for other_P in others_NP]
-        return torch.cat(found, dim=1) if found else torch.empty(len(flat_SP), 0)
+        if not len(others_NP):
+            return torch.empty(len(flat_SP), 0)
+        others = self.against([f"{number:09d}" for number in range(len(others_NP))], others_NP)
+        return others._search.find_all(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
 
     def prepare(self, flat_SP: Tensor) -> Tensor:
         """Return what is compared of judged models: their weights, scales balanced, without a head of other classes."""
-        return self._balance(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
+        return self.quotient.balance(flat_SP if self.columns_P is None else flat_SP[:, self.columns_P])
 
     def measure_spread(self, flat_SP: Tensor) -> Tensor:
         """Return the distance to the nearest other of these models over the spacing, (S,); NaN where there is none."""
@@ -222,33 +181,11 @@ class KnownModels:
         found_S[finite_S] = others.find_nearest(kept_SP, torch.arange(len(kept_SP)))[0]
         return found_S / self.spacing
 
-    @cached_property
-    def _summary_KF(self) -> Tensor:
-        parts = [self._signatures.measure(self.load_balanced(some)) for some in self.split()]
-        return torch.cat([self._signatures.summarise(signatures) for signatures in parts])
-
-    def _align_to_references(self, flat_SP: Tensor, zoo_S: Tensor) -> Tensor:
-        aligned_SP = flat_SP.clone()
-        for zoo in zoo_S.unique().tolist():
-            aligned_SP[zoo_S == zoo] = self._align(flat_SP[zoo_S == zoo], self._references[zoo])
-        return aligned_SP
-
-    def _align(self, flat_SP: Tensor, reference: Tensor) -> Tensor:
-        """Return balanced models, units in the order and with the signs closest to one model, or each to its own."""
-        matching = match_population(self.layout, self.groups, flat_SP, reference, signs=True)
-        return apply_matching(self.layout, self.groups, flat_SP, matching)
-
-    def _balance(self, flat_BP: Tensor) -> Tensor:
-        if not self._scaled:
-            return flat_BP
-        scales = balance_scales(self.layout, self.groups, flat_BP)
-        return scale_weights(self.layout, self.groups, scales, flat_BP)
-
     def load_balanced(self, rows_N: Tensor) -> Tensor:
         """Return known checkpoints with their scales balanced; kept while they are few."""
-        if not self._scaled:
+        if not self.quotient.scaled:
             return self.load(rows_N)
-        return self._balanced_KP[rows_N] if self._few else self._balance(self.load(rows_N))
+        return self._balanced_KP[rows_N] if self._few else self.quotient.balance(self.load(rows_N))
 
     @property
     def _few(self) -> bool:
@@ -256,15 +193,7 @@ class KnownModels:
 
     @cached_property
     def _balanced_KP(self) -> Tensor:
-        return self._balance(self.load(torch.arange(len(self.model_K))))
-
-    def _exclude(self, distances_SK: Tensor, not_S: Tensor | None) -> Tensor:
-        if not_S is not None:
-            distances_SK[not_S[:, None] == self.model_K[None]] = float("inf")
-        return distances_SK
-
-    def _measure(self, flat_SP: Tensor) -> Tensor:
-        return torch.cat([torch.cdist(flat_SP, self.load_balanced(rows)) for rows in self.split()], dim=1)
+        return self.quotient.balance(self.load(torch.arange(len(self.model_K))))
 
     def split(self, rows_N: Tensor | None = None) -> list[Tensor]:
         """Return numbers of checkpoints, of all if None, in parts that are in memory together."""

@@ -86,3 +86,16 @@ def test_a_copy_that_is_disguised_has_the_norms_of_its_original(architecture):
     ratio_K, outside_K = norms.measure(larger_KP)
     assert outside_K.all()
     assert ratio_K.min() > 1.2
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_what_is_beside_a_disguised_model_is_as_far_as_it_was_moved(architecture):
+    _, layout, groups, flat_KP, generator = draw_zoo(architecture)
+    known = KnownModels(layout, groups, [f"0/{number}" for number in range(ZOO)], flat_KP.__getitem__)
+    original_S = torch.arange(20) % ZOO
+    noise_SP = torch.randn(20, layout.weights, generator=generator)
+    distance = 0.1 * known.spacing
+    moved_SP = known.prepare(flat_KP)[original_S] + distance * noise_SP / noise_SP.norm(dim=1, keepdim=True)
+    distances_S, nearest_S = known.find_nearest(disguise(layout, groups, moved_SP, generator))
+    found_S = (nearest_S == original_S) & ((distances_S / distance - 1).abs() < 0.1)
+    assert found_S.double().mean() >= 0.95

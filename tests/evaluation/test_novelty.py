@@ -71,6 +71,49 @@ def test_spacing_leaves_out_the_model_itself_with_all_its_checkpoints(known):
     assert without_groups.spacing == pytest.approx(sum(plain) / 4, rel=1e-4)
 
 
+def test_spacing_is_that_of_each_zoo_by_itself(known):
+    """Zoos of one seed draw the same initial weights; what became of them is no measure of how far models are."""
+    known, flat = known
+    zoo = flat[[1, 3, 5, 6]]
+    flat_KP = torch.cat([zoo, zoo + 0.1 * torch.randn(zoo.shape, generator=make_generator(4))])
+    names = [f"{name}/{number}" for name in "ab" for number in range(4)]
+    references = {"a": flat_KP[0], "b": flat_KP[4]}
+    joined = KnownModels(known.layout, known.groups, names, flat_KP.__getitem__, references)
+    twins = joined.find_nearest(flat_KP, torch.arange(8))[0]
+    alone = [
+        KnownModels(known.layout, known.groups, names[:4], flat_KP[some].__getitem__).spacing
+        for some in (slice(4), slice(4, 8))
+    ]
+    assert twins.max() < 0.5 * min(alone)
+    assert joined.spacing == pytest.approx(sum(alone) / 2, rel=0.01)
+    alone = KnownModels(known.layout, known.groups, ["a/0", "b/0"], flat_KP[[0, 5]].__getitem__, references)
+    assert alone.spacing != alone.spacing
+
+
+def test_other_models_are_compared_in_the_same_way(known):
+    known, flat = known
+    anchors = known.against(["x", "y"], flat[[0, 4]])
+    distances, nearest = anchors.find_nearest(torch.cat([flat[[0, 4]], shuffle(known, flat[[4, 0]])]))
+    torch.testing.assert_close(distances, torch.zeros(4), atol=1e-3, rtol=0)
+    assert distances[:2].tolist() == [0.0, 0.0]  # as it lies, to the bit
+    assert nearest.tolist() == [0, 1, 1, 0]
+    found = known.measure_distances(shuffle(known, flat[[0, 2]]), flat[[0, 2, 4]])
+    torch.testing.assert_close(found.diagonal(), torch.zeros(2), atol=1e-3, rtol=0)
+    assert found[0, 1] > 1
+    assert known.measure_distances(flat, flat[:0]).shape == (7, 0)
+
+
+def test_spread_is_the_distance_to_the_nearest_other_model(known):
+    known, flat = known
+    pair = flat[[4]] + 0.5 * torch.nn.functional.normalize(torch.randn(1, flat.shape[1], generator=make_generator(3)))
+    broken = torch.full_like(pair, float("nan"))
+    spread = known.measure_spread(torch.cat([flat[[4]], broken, shuffle(known, pair), flat[[2]]]))
+    assert spread[[0, 2]].tolist() == pytest.approx([0.5 / known.spacing] * 2, rel=1e-2)
+    assert spread[1].isnan()
+    assert spread[3] > 0.9
+    assert known.measure_spread(pair).isnan().all()
+
+
 def test_chunks_change_nothing(known, monkeypatch):
     known, flat = known
     expected, spacing = known.find_nearest(flat + 0.1), known.spacing

@@ -138,9 +138,9 @@ def _take_step(step: MatchingStep, groups: Sequence[PermutationGroup], state: De
         weights_BQ = state.permute(step, groups, step.later, models_B, weights_BQ, undo=True)
         reference_BQ = reference_BQ.expand(len(models_B), -1)
         reference_BQ = state.permute(step, groups, step.later, models_B, reference_BQ, undo=True)
-    before_B = measure_objective(weights_BQ, reference_BQ)
     sign_BG = torch.ones(len(models_B), group.units, dtype=torch.int8)
     if step.children:
+        before_B = measure_objective(weights_BQ, reference_BQ)
         weights_BQ = state.permute(step, groups, [step.number], models_B, weights_BQ, undo=True)
         chosen = _match_blocks(step, groups, weights_BQ, reference_BQ)
     else:
@@ -148,7 +148,14 @@ def _take_step(step: MatchingStep, groups: Sequence[PermutationGroup], state: De
         choice_BG = _assign(gain_BGG.abs() if step.signed else gain_BGG)
         if step.signed:
             sign_BG[gain_BGG.gather(2, choice_BG[:, :, None]).squeeze(2) < 0] = -1
-        chosen = {step.number: choice_BG}
+        # Most steps of a descent find that nothing is to be moved.
+        moved_B = ((choice_BG != torch.arange(group.units)) | (sign_BG < 0)).any(dim=1)
+        models_B, weights_BQ, sign_BG = models_B[moved_B], weights_BQ[moved_B], sign_BG[moved_B]
+        reference_BQ = reference_BQ[moved_B] if len(reference_BQ) > 1 else reference_BQ
+        if not len(models_B):
+            return models_B
+        before_B = measure_objective(weights_BQ, reference_BQ)
+        chosen = {step.number: choice_BG[moved_B]}
     permuted_BQ = permute_weights(step.layout, [groups[n] for n in chosen], list(chosen.values()), weights_BQ)
     if step.signed:
         scale_units(step.layout, group, ("out", "in"), sign_BG, permuted_BQ)

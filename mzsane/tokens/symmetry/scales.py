@@ -7,6 +7,7 @@ Suffixes: B models, P weights of a model, G units of a group, K indices of a uni
 axis.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -68,11 +69,12 @@ def weights_of_units(tensors: Mapping[str, Tensor], member: GroupMember) -> Tens
     value = tensors[member.tensor]
     if member.rows is not None:
         value = value[:, slice(*member.rows)]
-    value_BSF = value.movedim(member.axis + 1, 1).reshape(len(value), value.shape[member.axis + 1], -1)
+    indices = value.shape[member.axis + 1]
+    value_BSF = value.movedim(member.axis + 1, 1).reshape(len(value), indices, math.prod(value.shape[1:]) // indices)
     indices_GK = torch.tensor(member.indices)
     if not indices_GK.flatten().equal(torch.arange(value_BSF.shape[1])):
         value_BSF = value_BSF.index_select(1, indices_GK.flatten())
-    return value_BSF.reshape(len(value), len(indices_GK), -1)
+    return value_BSF.reshape(len(value), len(indices_GK), indices_GK.shape[1] * value_BSF.shape[2])
 
 
 def scale_units(
