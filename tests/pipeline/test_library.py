@@ -109,7 +109,8 @@ def test_comparison_counts_the_models_it_averages(rows, tiny):
             }
         later = part.filter(pl.col("finetune_epochs") == 1)
         assert {row["method"]: row["n"] for row in later.iter_rows(named=True)} == {
-            method: min(tuned, zero_shot.get((method, "none"), kept)) for method in TUNED - {"random_init", "best_model"}
+            method: min(tuned, zero_shot.get((method, "none"), kept))
+            for method in TUNED - {"random_init", "best_model"}
         } | {"random_init": tiny.evaluation.random_models, "best_model": 1}
 
 
@@ -127,9 +128,7 @@ def test_comparison_is_plausible(rows):
     assert rows["accuracy_mean"].is_between(0, 1).all()
     assert rows["loss_mean"].min() > 0
     assert (rows["accuracy_std"].is_null() == (rows["n"] == 1)).all()
-    known = rows.filter(finetune_epochs=0, ensemble=1).filter(
-        ~pl.col("method").is_in(["transfer", "random_init"])
-    )
+    known = rows.filter(finetune_epochs=0, ensemble=1).filter(~pl.col("method").is_in(["transfer", "random_init"]))
     assert known.filter(target="digits")["novelty_mean"].is_finite().all()
     assert known.filter(method="best_anchor")["novelty_mean"].max() < 1e-3  # it is a training model
     assert rows.filter(pl.col("finetune_epochs") > 0)["novelty_mean"].is_null().all()
@@ -230,7 +229,9 @@ def test_other_seed_gives_other_numbers(reference_run, tiny, rows, tmp_path):
     key = ["composition", "target", "method", "sees", "ensemble", "finetune_epochs", "gradient_steps"]
     both = found.join(rows, on=key, suffix="_before", nulls_equal=True)
     assert len(both) == len(found)
-    both = both.filter(~pl.col("method").is_in(["best_anchor", "best_model", "transfer"]))  # which may be the same models
+    both = both.filter(
+        ~pl.col("method").is_in(["best_anchor", "best_model", "transfer"])
+    )  # which may be the same models
     moved = both.filter(pl.col("loss_mean") != pl.col("loss_mean_before"))
     # The held-out models of the zoo are the same; what chance has a part in is not.
     still = both.filter(pl.col("method") == "zoo", pl.col("finetune_epochs") == 0)

@@ -9,7 +9,7 @@ import torch
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError
-from mzsane.sampling.anchors import share_images, choose_anchors, resolve_given
+from mzsane.sampling.anchors import choose_anchors, resolve_given, share_images
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens

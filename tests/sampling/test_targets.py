@@ -147,7 +147,9 @@ def test_without_anchors_samples_come_from_the_statistics_of_all_latents(arm, dr
     assert set(records["anchor_choice"]) == {"none"}
     assert records["made_of"].list.len().max() == 0
     assert records["nearest_anchor"].is_null().all()
-    assert not {"anchors", "decoded_noise", "layer_noise", "flat_noise", "best_anchor", "average"} & set(scores["method"])
+    assert not {"anchors", "decoded_noise", "layer_noise", "flat_noise", "best_anchor", "average"} & set(
+        scores["method"]
+    )
     table = read_tokens(store.open(slices[0].tokens))
     used = pl.read_parquet(backbone.path("composition.parquet"))["model"].unique().sort().to_list()
     model, config = load_backbone(backbone)
