@@ -65,7 +65,10 @@ def test_anchors_come_from_the_targets_dataset_when_the_composition_has_it():
     config = load_preset("tiny")
     plan = ArmPlan(config, find_arm(config, "both", 0))
     digits, fonts = config.targets
-    assert set(plan.samples(digits).work.inputs) == {"backbone", "tokens/0", "target"}
+    assert plan.samples(digits).work.config["anchor_slices"] == [0]
+    assert plan.samples(fonts).work.config["anchor_slices"] == [0, 1]
+    # Samples are compared with all that the backbone was trained on, wherever their anchors are from.
+    assert set(plan.samples(digits).work.inputs) == {"backbone", "tokens/0", "tokens/1", "target"}
     assert set(plan.samples(fonts).work.inputs) == {"backbone", "tokens/0", "tokens/1"}
     assert config.in_distribution(plan.arm.composition, digits)
     assert not config.in_distribution(plan.arm.composition, fonts)

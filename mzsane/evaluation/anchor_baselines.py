@@ -148,7 +148,8 @@ class AnchorBaselines:
             seconds=(time.monotonic() - started) / self.count,
         )
         card = self.scorer.add(method, noisy_SP, provenance, sampled=sampled, tuned=tuned)
-        if provenance.sees != "labels":  # else one row would be of all and of the selected
+        # One row must not be of all and of the selected, nor of those selected from two kinds of flat noise.
+        if provenance.sees != "labels" and (method != "flat_noise" or least == "images"):
             chosen = self.scorer.select(noisy_SP, self.sampling.keep)
             self.scorer.add_chosen(method, noisy_SP, chosen, provenance, card=card, tuned=0)
         return Scored(method, provenance.sees or self.scorer.sees, noisy_SP, card)

@@ -178,7 +178,7 @@ def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.
     intervals = [_measure_interval(*pair) for pair in means.select("accuracy", "cluster").iter_rows()]
     counts = config.count_parts(arm.composition)
     labels = means.with_columns(
-        pl.Series("accuracy_interval", [interval.half for interval in intervals], pl.Float64),
+        pl.Series("accuracy_interval", [interval.half for interval in intervals], pl.Float64).fill_nan(None),
         pl.Series("clusters", [interval.units for interval in intervals], pl.Int64),
         *(pl.lit(count).cast(pl.Int64).alias(name) for name, count in counts.items()),
     )

@@ -68,6 +68,11 @@ def read_comparison(config: AblationConfig, store: ArtifactStore) -> pl.DataFram
     return pl.read_parquet(store.open(plan_comparison_stage(config).work.ref).path("comparison.parquet"))
 
 
+def have_equal_rows(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    """Tell whether two comparisons say the same, but for the seconds that it took."""
+    return one.drop("seconds").equals(other.drop("seconds"))
+
+
 def wait_until(condition: Callable[[], Any], what: str, pause: float = 0.5, seconds: float = 300.0) -> Any:
     """Wait until a condition, which is asked every `pause` seconds, gives something true, and return that."""
     deadline = time.monotonic() + seconds
