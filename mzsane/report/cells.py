@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mzsane.errors import ConfigError
+from mzsane.evaluation.scorer import SEES as SEES  # the report orders by it
 from mzsane.report.intervals import LEAST_UNITS, t_factors
 
 METHODS = (
@@ -26,7 +27,6 @@ METHODS = (
     "statistics",
     "random_init",
 )
-SEES = ("none", "statistics", "images", "labels")
 ROW_SCHEMA = {
     "arm": pl.String,
     "composition": pl.String,
