@@ -23,7 +23,7 @@ from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
-from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, name_curve, read_answers
+from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, arm_scores, name_curve, read_answers
 from mzsane.report.plots import plot_curves
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     points = [
         (f"pretrain/{metric}", value, step) for metric, value, step in curves["metric", "value", "step"].iter_rows()
     ]
-    for row in arm_rows(config, parts, store).iter_rows(named=True):
+    for row in arm_rows(config, parts, arm_scores(config, parts, store), store).iter_rows(named=True):
         seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
         method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
         if row["method"] == "distilled_init":  # one for each number of steps

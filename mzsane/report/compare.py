@@ -86,8 +86,9 @@ def compare(
     work = plan_comparison(config, arms)
     if found := store.find(work.ref):
         return found
-    rows = pl.concat([arm_rows(config, arm, store) for arm in arms])
-    models = pl.concat([arm_scores(config, arm, store) for arm in arms]).filter(ensemble=1)
+    scores = [arm_scores(config, arm, store) for arm in arms]
+    rows = pl.concat([arm_rows(config, arm, found, store) for arm, found in zip(arms, scores, strict=True)])
+    models = pl.concat(scores).filter(ensemble=1)
     curves = pl.concat([arm_curves(arm, store) for arm in arms])
     convergence = measure_convergence(curves, {arm.name: count_passes(config, arm, store) for arm in arms})
     shares = pl.concat([arm_shares(config, arm, models) for arm in arms])
@@ -160,10 +161,9 @@ def arm_scores(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> p
     return pl.concat(frames)
 
 
-def arm_rows(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
-    """Return the measurements of one arm: its own scores and, beside them, its targets' baselines."""
+def arm_rows(config: AblationConfig, arm: ArmParts, scores: pl.DataFrame, store: ArtifactStore) -> pl.DataFrame:
+    """Return the measurements of one arm: the means of its scores and of its targets' baselines (`arm_scores`)."""
     keys = ("target", "method", "sees", "generator_sees", "ensemble", "chosen_of", "finetune_epochs", "gradient_steps")
-    scores = arm_scores(config, arm, store)
     means = scores.group_by(keys, maintain_order=True).agg(
         pl.col("arm", "composition", "seed", "in_distribution").first(),
         pl.col("learning_rate", "images_per_class", "image_passes", "seconds").first(),
