@@ -26,8 +26,9 @@ from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
+from mzsane.zoo.subject import write_subject
 
-VERSION = 2
+VERSION = 3
 _CHUNK_MODELS = {"cpu": 4, "cuda": 512}
 
 
@@ -111,7 +112,7 @@ def train_zoo(
         names=[chunk.name for chunk in chunks],
     )
     card = draw_card(parts, _describe_zoo(config), images)
-    return store.publish(work, {**parts.files(), **card}, parts.counts())
+    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
 
 
 def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:
