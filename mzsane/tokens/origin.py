@@ -3,17 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import polars as pl
 
 from mzsane.artifacts import Artifact, ArtifactRef
 from mzsane.config import AnyImagesConfig, NetworkConfig
-from mzsane.config.zoo import Activation
 from mzsane.errors import StoreError
 from mzsane.zoo.subject import read_subject
-
-_KNOWN = frozenset(get_args(Activation))
 
 
 @dataclass(frozen=True)
@@ -41,20 +37,10 @@ def find_origin(tokens: Artifact) -> Origin | None:
 def read_activations(index: pl.DataFrame, rows: Sequence[int] | None = None) -> list[str | None]:
     """Return the activation of each checkpoint of an index, or of some rows: what its recipe says, else None.
 
-    A word that names none of our activations is returned as it is.
+    It is in the words of whoever wrote the recipe (see `choose_network`).
     """
     if "recipe" not in index.columns:
         return [None] * (len(index) if rows is None else len(rows))
     recipes = index["recipe"] if rows is None else index["recipe"][list(rows)]
     told = {text: json.loads(text).get("activation") for text in recipes.drop_nulls().unique()}
     return [told.get(text) for text in recipes]
-
-
-def choose_network(network: NetworkConfig, activation: str | None) -> NetworkConfig | None:
-    """Return the network of a model with an activation of its own; None if that is none of ours.
-
-    A factory decides itself, and so does the network where the model's recipe says nothing.
-    """
-    if activation is None or ":" in network.architecture:
-        return network
-    return network.model_copy(update={"activation": activation}) if activation in _KNOWN else None
