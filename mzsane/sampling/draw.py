@@ -49,9 +49,11 @@ from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.subject import choose_network
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,13 @@ def draw_samples(
     guidance = None
     # What has another architecture or other classes cannot teach the target's.
     comparable = not decoder.mapped and not decoder.new_head
-    refined = config.refine_anchors and comparable
+    told = name_activations(tables, chosen.names, decoder.layout)
+    alike = all(choose_network(target.network, activation) == target.network for activation in told)
+    refined = config.refine_anchors and comparable and alike  # the target's network is what compares them
     if refined:
         latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
     if config.guidance_steps and comparable:
-        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
+        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed, told)
     preparing = time.monotonic() - started
     decoded_AP = decoder.renew_heads(decoder.decode(latents_ATL), "anchors")
     anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1], seed)
@@ -150,7 +154,7 @@ def draw_samples(
     else:
         names = chosen.names
     anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
-    originals = _held_out(target, tables, decoder, store)
+    originals, activations = _held_out(target, tables, decoder, store)
     populations = {
         "samples": samples,
         "anchors": decoded_AP,
@@ -199,6 +203,7 @@ def draw_samples(
         "populations.safetensors": save_tensors(populations, notes),
         "samples.parquet": to_parquet(pl.concat([records, card], how="horizontal")),
         "anchors.parquet": to_parquet(pl.DataFrame({"model": names}, schema={"model": pl.String})),
+        "originals.parquet": to_parquet(pl.DataFrame({"activation": activations}, schema={"activation": pl.String})),
         "bandwidths.parquet": to_parquet(list_trials(trials, bandwidth)),
     }
     counts = {
@@ -302,11 +307,19 @@ def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[s
     return {"nearest_anchor": nearest_S.tolist(), "nearest_distance": distances_S.tolist()}
 
 
-def _held_out(target: Target, tables: dict[int, TokenTable], decoder: Decoder, store: ArtifactStore) -> Tensor:
-    """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch."""
+def _held_out(
+    target: Target, tables: dict[int, TokenTable], decoder: Decoder, store: ArtifactStore
+) -> tuple[Tensor, list[str | None]]:
+    """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch.
+
+    With them what their recipes say of their activations; nothing of those that are fitted to another architecture.
+    """
     sources = [read_tokens(store.open(target.tokens))] if target.tokens is not None else list(tables.values())
-    held_out = [
-        fit_weights(table.layout, decoder.layout, table.load(table.pick_rows("test", last_epochs=1)))
-        for table in sources
-    ]
-    return torch.cat(held_out) if target.tokens is not None else decoder.renew_heads(torch.cat(held_out), "originals")
+    held_out, activations = [], list[str | None]()
+    for table in sources:
+        rows = table.pick_rows("test", last_epochs=1)
+        held_out.append(fit_weights(table.layout, decoder.layout, table.load(rows)))
+        own = table.layout.digest == decoder.layout.digest
+        activations += read_activations(table.index, rows.tolist()) if own else [None] * len(rows)
+    joined = torch.cat(held_out)
+    return (joined if target.tokens is not None else decoder.renew_heads(joined, "originals")), activations

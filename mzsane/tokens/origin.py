@@ -1,7 +1,7 @@
 """What the models of a TOKENS artifact were trained for, as far as it is known."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -9,6 +9,8 @@ import polars as pl
 from mzsane.artifacts import Artifact, ArtifactRef
 from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import StoreError
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.store import TokenTable
 from mzsane.zoo.subject import read_subject
 
 
@@ -44,3 +46,16 @@ def read_activations(index: pl.DataFrame, rows: Sequence[int] | None = None) -> 
     recipes = index["recipe"] if rows is None else index["recipe"][list(rows)]
     told = {text: json.loads(text).get("activation") for text in recipes.drop_nulls().unique()}
     return [told.get(text) for text in recipes]
+
+
+def name_activations(tables: Mapping[int, TokenTable], names: Sequence[str], layout: TokenLayout) -> list[str | None]:
+    """Return the activations of training models that are called `number of the table/model`.
+
+    None for those of another layout: their weights stand for those of another network.
+    """
+    told = {
+        f"{number}/{model}": activation if table.layout.digest == layout.digest else None
+        for number, table in tables.items()
+        for model, activation in zip(table.index["model"], read_activations(table.index), strict=True)
+    }
+    return [told[name] for name in names]

@@ -6,6 +6,7 @@ without them. Running means and variances of PyTorch's norms are apart, since th
 """
 
 import base64
+import copy
 import zlib
 from collections.abc import Mapping
 
@@ -83,6 +84,22 @@ def check_saved(network: nn.Module, again: nn.Module, images_NCHW: Tensor, name:
                 f"{name} {why} what its state dict does not keep ({', '.join(names)}), so that its models would be "
                 "others when they are loaded: register these buffers as persistent"
             )
+
+
+def copy_network(network: nn.Module, example: Tensor) -> nn.Module:
+    """Return a copy of a network.
+
+    A weight that a hook computes (`torch.nn.utils.weight_norm`) carries a graph that cannot be copied, until it is
+    computed without one: then the network has to look at an example.
+    """
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError:
+        training = network.training
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network.eval()(example)
+        network.train(training)
+        return copy.deepcopy(network)
 
 
 def copy_buffers(network: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,6 @@ element says which hidden unit it belongs to. Rules of the operators (`operators
 random weights (`proof`). So a rule that is missing costs groups, and a rule that is wrong costs a warning.
 """
 
-import copy
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mzsane.tokens.symmetry.grouping import build_groups
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.proof import FunctionCheck
 from mzsane.tokens.symmetry.tracer import Tracer
+from mzsane.zoo.buffers import copy_network
 from mzsane.zoo.conditioning import list_statistics
 
 TOLERANCE = 1e-9  # relative, in float64
@@ -50,7 +50,7 @@ def derive_groups(network: nn.Module, example: Tensor, buffers: Collection[str] 
     generator = torch.Generator().manual_seed(0)
     example = example.detach().cpu()
     try:
-        network = _copy(network, example)
+        network = copy_network(network, example).cpu().eval()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's, about its own copies of weights
             program = torch.export.export(network, (example,), strict=False)
@@ -63,18 +63,6 @@ def derive_groups(network: nn.Module, example: Tensor, buffers: Collection[str] 
     groups = build_groups(tracer.units, tracer.slots, tracer.hash_occurrences())
     notes = list(tracer.notes.values())
     return _prove(network.double(), example, groups, notes, generator, moving)
-
-
-def _copy(network: nn.Module, example: Tensor) -> nn.Module:
-    """Return a copy in evaluation mode on the CPU."""
-    try:
-        return copy.deepcopy(network).cpu().eval()
-    except RuntimeError:  # a weight that hooks compute carries a graph, until it is computed without
-        training, network = network.training, network.cpu()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            network.eval()(example)
-        network.train(training)
-        return copy.deepcopy(network).eval()
 
 
 def _prove(
