@@ -178,10 +178,11 @@ class _Build:
         index = self.index.join(reasons, on=["shard", "row"], how="left", maintain_order="left")
         rejected = index.filter(pl.col("reason").is_not_null()).select("model", "epoch", "split", "reason")
         if len(rejected) > self.config.max_rejected * len(index):
+            reason, advice = rejected["reason"][0], "lower the zoo's learning_rate, or raise max_rejected"
             raise ConfigError(
-                f"{len(rejected)} of {len(index)} checkpoints cannot be used ({rejected['reason'][0]}), more than "
-                f"tokens.max_rejected ({self.config.max_rejected}) allows: lower the zoo's learning_rate, or raise "
-                "max_rejected"
+                f"{len(rejected)} of {len(index)} checkpoints cannot be used ({reason}), more than "
+                f"tokens.max_rejected ({self.config.max_rejected}) allows: "
+                + (advice if "finite" in reason else "raise max_rejected, or leave these checkpoints out")
             )
         self.index = index.filter(pl.col("reason").is_null()).drop("reason")
         return rejected

@@ -49,7 +49,13 @@ class BatchedModels:
     def read_state(self, position: int) -> dict[str, Tensor]:
         """Return a copy of one model's state dict, on the CPU."""
         tensors = {**self.parameters(), **self.buffers}
-        return {name: tensors[name][position].detach().cpu().clone() for name in self.network.state_dict()}
+        first = {id(value): name for name, value in self._list_first()}  # of tensors that have several names
+        state = self.network.state_dict(keep_vars=True)
+        return {name: tensors[first[id(value)]][position].detach().cpu().clone() for name, value in state.items()}
+
+    def _list_first(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.network.named_parameters()
+        yield from self.network.named_buffers()
 
     def forward(self, images: Tensor, shared: bool) -> Tensor:
         """Return the logits (B, S, K) of images (S, C, H, W) that all models share, or (B, S, C, H, W) of their own."""

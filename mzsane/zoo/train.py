@@ -21,6 +21,7 @@ from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
@@ -30,6 +31,7 @@ from mzsane.zoo.subject import write_subject
 
 VERSION = 3
 _CHUNK_MODELS = {"cpu": 4, "cuda": 512}
+_TRIED = 8  # images that a network is tried on before the work
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def train_zoo(
     Killed at any point, the next call continues after the last finished chunk; two calls at once share their chunks.
 
     Raises:
-        ConfigError: the images or the architecture cannot be had, or do not fit each other.
+        ConfigError: the images or the architecture cannot be had, or do not fit each other, or the architecture has
+            what its state dict does not keep.
         WorkerError: a worker process was killed.
     """
     work = plan_zoo(config)
@@ -98,7 +101,8 @@ def train_zoo(
     images = load_images(config.images)  # here first: what is wrong with them is said before any work
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
-        build_network(network, images.channels, images.classes, images.size)
+        built, again = (build_network(network, images.channels, images.classes, images.size) for _ in range(2))
+        check_saved(built, again, images.splits["train"].images_NCHW[:_TRIED], network.architecture)
     chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
     parts = write_shards(
         work,
