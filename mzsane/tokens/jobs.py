@@ -57,7 +57,6 @@ class ShardWeights:
                 f"{self.zoo.address}, shard {self.shard}: {error}; tokens need one architecture"
             ) from None
 
-
     def find_untied(self) -> list[str | None]:
         """Return for each checkpoint a tensor that differs from the one that it is tied to, or None."""
         tied = [(entry.name, other) for entry in self.layout.tensors for other in entry.tied]
