@@ -222,10 +222,10 @@ def test_backbone_with_behaviour(origins, origin):
         return pretrain(config, slices, 0, origins.store, SERIAL)
 
     if origin == "read without one":
-        with pytest.raises(ConfigError, match="the network and images of slice 0 .* are not known"):
+        with pytest.raises(ConfigError, match=r"the network and images of slice 0 .* are not known"):
             train()
     elif origin in TWO_ACTIVATIONS:
-        with pytest.raises(ConfigError, match="needs models of one function .*with the activations relu, tanh"):
+        with pytest.raises(ConfigError, match=r"needs models of one function .*with the activations relu, tanh"):
             train()
     else:
         assert train().manifest.files

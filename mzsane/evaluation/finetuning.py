@@ -26,11 +26,13 @@ from mzsane.evaluation.scoring import (
 )
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import fit_epochs
-from mzsane.zoo.fit_batched import fit_epochs_batched
+from mzsane.zoo.fit_batched import find_obstacle, fit_epochs_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 
 _CHUNK_MODELS = {"cpu": 1, "cuda": 128}
+_TRIED = 8  # images that it is tried on whether models can be one program
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def finetune_models(
         ConfigError: a GPU is asked for and there is none.
     """
     device = choose_device((execution or ExecutionConfig()).device).type
+    if device == "cuda":
+        images = load_images(models.images)
+        network = build_network(models.network, images.channels, images.classes, images.size)
+        if find_obstacle(network, images.splits["train"].images_NCHW[:_TRIED]):
+            device = "cpu"  # where models are trained one by one
     grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
     jobs = [
         _Job(models.cut(first, last), first, rates, config, seed, device)

@@ -68,6 +68,23 @@ class BatchedModels:
         return vectorised(self.parameters(), self.buffers, images)
 
 
+def find_obstacle(network: nn.Module, images_NCHW: Tensor) -> str | None:
+    """Return why networks of an architecture cannot be trained as one program; None if they can.
+
+    Args:
+        network: a new network of it, on the CPU.
+        images_NCHW: some images that it takes.
+    """
+    models = BatchedModels.stack([network, network], torch.device("cpu"))
+    network.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.autograd.grad(models.forward(images_NCHW, shared=True).sum(), models.flat_BP)
+    except Exception as error:  # whatever the module's code and its operators raise
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
 def fit_epochs_batched(
     models: BatchedModels,
     splits: Sequence[ImageSplit],

@@ -10,14 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.artifacts import ArtifactStore
-from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, ReadConfig, TokensConfig, ZooConfig
+from mzsane.config import (
+    EvaluationConfig,
+    ExecutionConfig,
+    GlyphsConfig,
+    NetworkConfig,
+    ReadConfig,
+    TokensConfig,
+    ZooConfig,
+)
 from mzsane.errors import ConfigError
 from mzsane.evaluation.disagreement import classify_models
+from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.running import fits_network, load_weights
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import make_zoo
@@ -254,15 +264,22 @@ def test_one_activation_keeps_its_signs_and_scales(store, grids):
         assert all(getattr(group, flag) for group in table.groups)
 
 
-def test_barriers_are_of_models_of_one_activation_with_their_own_network(grids):
+@pytest.mark.parametrize("first", ["tanh", "relu"])
+def test_barriers_are_of_models_of_one_activation_with_their_own_network(grids, first):
     store, configs = grids
-    config = configs["tanh"]
+    config = configs[first]
     table = read_tokens(build_tokens(PLAIN, config, store, SERIAL))
     told = dict(zip(table.index["model"], read_activations(table.index), strict=True))
 
     barriers = pl.read_parquet(table.artifact.path("barriers.parquet"))
     assert len(barriers)
     assert all(told[first] == told[second] for first, second in barriers.select("first", "second").rows())
+    raw = read_tokens(build_tokens(PLAIN.model_copy(update={"canonical": False}), config, store, SERIAL))
+    weights = dict(zip(raw.index["model"], raw.load(), strict=True))
+    split = load_images(IMAGES).splits["val"]
+    for first, second, before, _ in barriers.rows():
+        network = build_network(choose_network(config.network, told[first]), 1, 3, 28)
+        assert before == pytest.approx(measure_barrier(network, raw.layout, weights[first], weights[second], split))
 
 
 def test_scores_are_of_each_models_own_network(grids):
@@ -273,6 +290,13 @@ def test_scores_are_of_each_models_own_network(grids):
         models = ModelSet(config.network, IMAGES, table.layout, table.load(), told)
         scores = score_models(models, "test", SERIAL)
         assert [score.accuracy for score in scores] == pytest.approx(table.index["test_accuracy"].to_list())
+        tuned = finetune_models(
+            ModelSet(config.network, IMAGES, table.layout, table.load()[:4], told[:4]),
+            EvaluationConfig(finetune_epochs=(0, 1), learning_rates=(1e-9,), batch_size=64),
+            0,
+            SERIAL,
+        )
+        assert [score.accuracy for score in tuned] == pytest.approx(table.index["test_accuracy"].to_list()[:4])
         unknown = ModelSet(config.network, IMAGES, table.layout, table.load(), ("swoosh",) * len(told))
         with pytest.raises(ConfigError, match="activation swoosh, which is not known"):
             score_models(unknown, "test", SERIAL)
