@@ -19,8 +19,9 @@ from torch import Tensor
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.evaluation.nearest import NearestSearch
 from mzsane.evaluation.quotient import Quotient
+from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.fitting import cut_head, find_columns
-from mzsane.tokens.layout import TokenLayout, check_same_layout
+from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.symmetry.groups import PermutationGroup, intersect_groups
 

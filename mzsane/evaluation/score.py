@@ -28,7 +28,8 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import lay_out_target
 from mzsane.sampling.draw import Target, read_populations
-from mzsane.tokens.layout import TokenLayout, check_same_layout
+from mzsane.tokens.agreement import check_same_layout
+from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network

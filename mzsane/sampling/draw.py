@@ -40,16 +40,22 @@ from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.anchors import choose_anchors, load_anchors, refine_anchors, resolve_given, share_images
+from mzsane.sampling.anchors import (
+    choose_anchors,
+    load_anchors,
+    load_held_out,
+    refine_anchors,
+    resolve_given,
+    share_images,
+)
 from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.origin import name_activations, read_activations
+from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.subject import choose_network
 
@@ -154,7 +160,7 @@ def draw_samples(
     else:
         names = chosen.names
     anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
-    originals, activations = _held_out(target, tables, decoder, store)
+    originals, activations = load_held_out(target.tokens, tables, decoder, store)
     populations = {
         "samples": samples,
         "anchors": decoded_AP,
@@ -305,21 +311,3 @@ def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[s
         return {name: [None] * len(flat_SP) for name in ("nearest_anchor", "nearest_distance")}
     distances_S, nearest_S = torch.cdist(flat_SP[:, body_P], anchors_AP[:, body_P]).min(dim=1)
     return {"nearest_anchor": nearest_S.tolist(), "nearest_distance": distances_S.tolist()}
-
-
-def _held_out(
-    target: Target, tables: dict[int, TokenTable], decoder: Decoder, store: ArtifactStore
-) -> tuple[Tensor, list[str | None]]:
-    """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch.
-
-    With them what their recipes say of their activations; nothing of those that are fitted to another architecture.
-    """
-    sources = [read_tokens(store.open(target.tokens))] if target.tokens is not None else list(tables.values())
-    held_out, activations = [], list[str | None]()
-    for table in sources:
-        rows = table.pick_rows("test", last_epochs=1)
-        held_out.append(fit_weights(table.layout, decoder.layout, table.load(rows)))
-        own = table.layout.digest == decoder.layout.digest
-        activations += read_activations(table.index, rows.tolist()) if own else [None] * len(rows)
-    joined = torch.cat(held_out)
-    return (joined if target.tokens is not None else decoder.renew_heads(joined, "originals")), activations

@@ -5,7 +5,6 @@ Suffixes: N checkpoints, P weights of a model, G units of a group.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import polars as pl
@@ -19,15 +18,15 @@ from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
+from mzsane.tokens.agreement import choose_token_dim
+from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
 from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.store import name_part
-from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
-from mzsane.tokens.widths import choose_token_dim
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
@@ -187,7 +186,7 @@ class _Build:
         self.index = index.filter(pl.col("reason").is_null()).drop("reason")
         return rejected
 
-    def _align(self) -> "_Alignment | None":
+    def _align(self) -> Alignment | None:
         """Find what brings each model to canonical form; None when there is no symmetry, or none is wanted."""
         if not (self.config.canonical and self.symmetry.groups):
             return None
@@ -209,49 +208,23 @@ class _Build:
         matching = Matching.join([Matching.from_tensors(load_tensors(data)[0]) for data in results.values()])
         places = [pl.DataFrame({"shard": name, "row": jobs[name].rows}, schema=_PLACE_TYPES) for name in results]
         models = pl.concat(places).join(last, on=["shard", "row"], maintain_order="left")["model"].to_list()
-        return _Alignment(training, {model: place for place, model in enumerate(models)}, matching)
+        return Alignment(training, {model: place for place, model in enumerate(models)}, matching)
 
-    def _show_alignment(self, alignment: "_Alignment") -> dict[str, bytes]:
+    def _show_alignment(self, alignment: Alignment) -> dict[str, bytes]:
         """Return the files that say how much the canonical form brought: tables and a picture."""
-        objectives = pl.DataFrame(
-            {
-                "model": list(alignment.places),
-                "objective_before": alignment.matching.objective_before_B.double().numpy(),
-                "objective_after": alignment.matching.objective_after_B.double().numpy(),
-            }
-        )
-        fitting = max(2, _SHOWN_BYTES // (4 * self.layout.weights))
-        shown = alignment.training[: min(fitting, SHOWN_MODELS)]
-        raw_BP = self._load_rows(shown)
-        chosen = alignment.pick(shown["model"].to_list())
-        aligned_BP = apply_matching(self.layout, self.symmetry.groups, raw_BP, chosen)
-        barriers = self._measure_barriers(shown["model"].to_list(), raw_BP, aligned_BP)
+        assert self.population is not None
+        shown = alignment.training[: min(max(2, _SHOWN_BYTES // (4 * self.layout.weights)), SHOWN_MODELS)]
+        models, raw_BP = shown["model"].to_list(), self._load_rows(shown)
+        aligned_BP = apply_matching(self.layout, self.symmetry.groups, raw_BP, alignment.pick(models))
+        ends = (models, raw_BP, aligned_BP)
+        barriers = measure_barriers(self.population, self.layout, *ends, self.config.barrier_pairs, self.sink)
         return {
-            "alignment.parquet": to_parquet(objectives),
+            "alignment.parquet": to_parquet(alignment.tell_objectives()),
             "alignment.png": draw_alignment(self.layout, raw_BP, aligned_BP),
             "barriers.parquet": to_parquet(barriers),
         }
 
-    def _measure_barriers(self, models: list[str], raw_BP: Tensor, aligned_BP: Tensor) -> pl.DataFrame:
-        """Return the loss barriers between the reference and some training models, as they are and aligned.
-
-        Those of another activation are no pair: what lies between two functions is a model of neither.
-        """
-        assert self.population is not None
-        split, activations = self.population.dataset.splits["val"], self.population.activations
-        network = self.population.find_network(self.layout, models[0])
-        alike = [at for at, model in enumerate(models[1:], start=1) if activations[model] == activations[models[0]]]
-        pairs = alike[: self.config.barrier_pairs] if network is not None else []
-        records = []
-        for number in pairs:
-            assert network is not None
-            ends = (raw_BP[number], aligned_BP[number])
-            barriers = [measure_barrier(network, self.layout, raw_BP[0], end_P, split) for end_P in ends]
-            records.append((models[0], models[number], *barriers))
-            self.sink.progress(len(records), len(pairs), "loss barriers")
-        return pl.DataFrame(records, schema=_BARRIER_SCHEMA, orient="row")
-
-    def _write_parts(self, alignment: "_Alignment | None") -> list[FileEntry]:
+    def _write_parts(self, alignment: Alignment | None) -> list[FileEntry]:
         jobs = {}
         for (number,), rows in self.index.with_row_index("at").group_by("part", maintain_order=True):
             pieces = tuple(
@@ -319,28 +292,8 @@ class _Build:
         return counts
 
 
-@dataclass(frozen=True)
-class _Alignment:
-    """What brings the models of a zoo to canonical form.
-
-    Attributes:
-        training: the rows of the training models' last epochs; the first one is the reference.
-        places: for each model its place in `matching`.
-        matching: what was found.
-    """
-
-    training: pl.DataFrame
-    places: dict[str, int]
-    matching: Matching
-
-    def pick(self, models: Sequence[str]) -> Matching:
-        """Return the matching of some models, in their order."""
-        return self.matching.pick(torch.tensor([self.places[model] for model in models]))
-
-
 _PLACE_TYPES = {"shard": pl.String, "row": pl.Int64}
 _REASON_TYPES = {**_PLACE_TYPES, "reason": pl.String}
-_BARRIER_SCHEMA = {"first": pl.String, "second": pl.String, "barrier_before": pl.Float64, "barrier_after": pl.Float64}
 
 
 def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:

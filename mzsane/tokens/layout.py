@@ -9,7 +9,7 @@ Suffixes: B models, P weights of a model, T tokens, D token width, R rows of a l
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -310,16 +310,3 @@ class TokenLayout(BaseModel):
         first, width = layer.first * self.token_dim, layer.parts * self.token_dim
         rows: Tensor = places_BX[..., first : first + layer.rows * width].unflatten(-1, (layer.rows, width))
         return rows
-
-
-def check_same_layout(layouts: Iterable[TokenLayout], purpose: str) -> TokenLayout:
-    """Return the layout that all of some models have.
-
-    Raises:
-        ConfigError: there is none, or they have different ones.
-    """
-    found = {layout.digest: layout for layout in layouts}
-    if len(found) != 1:
-        sizes = ", ".join(f"{layout.weights} weights in tokens of {layout.token_dim}" for layout in found.values())
-        raise ConfigError(f"{purpose} needs models of one layout, not of {len(found)}: {sizes or 'none'}")
-    return next(iter(found.values()))

@@ -1,7 +1,7 @@
-"""The token width that suits a set of architectures."""
+"""What several architectures agree on: a token width that suits all, or one layout."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mzsane.errors import ConfigError
 from mzsane.tokens.layout import TokenLayout
@@ -28,3 +28,16 @@ def choose_token_dim(layouts: Sequence[TokenLayout]) -> int:
         return sum(shares)
 
     return min(range(_WIDEST, _NARROWEST - 1, -1), key=count_places)
+
+
+def check_same_layout(layouts: Iterable[TokenLayout], purpose: str) -> TokenLayout:
+    """Return the layout that all of some models have.
+
+    Raises:
+        ConfigError: there is none, or they have different ones.
+    """
+    found = {layout.digest: layout for layout in layouts}
+    if len(found) != 1:
+        sizes = ", ".join(f"{layout.weights} weights in tokens of {layout.token_dim}" for layout in found.values())
+        raise ConfigError(f"{purpose} needs models of one layout, not of {len(found)}: {sizes or 'none'}")
+    return next(iter(found.values()))
