@@ -7,6 +7,7 @@ after it. Nothing is replaced: every zoo is made as a user makes it.
 import io
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ ORIGINS = (
     *("downloaded", "sparse by magnitude", "sparse by variational dropout", "of shared initial weights"),
 )
 TWO_ACTIVATIONS = ("trained over a grid", "read from the published layout")
+WITH_STATE = ("spectral", "averaged", "own_norm", "instance_norm")
 STAGES = ("backbone", "probes", "baselines", "samples", "scores", "comparison")
 
 
@@ -127,11 +129,15 @@ class Origins:
                 **{"zoo": {"name": "dense", **TRAINED}, "method": "variational", "epochs": 1}
             },
             "of shared initial weights": lambda: {**TRAINED, "initial_weights": 1},
+            **{name: partial(self._build, name) for name in WITH_STATE},
         }
         described = making[origin]()
         if origin != "downloaded":
             make_zoo(validate_config(AnyZooConfig, {"name": "zoo", **described}, origin), self.store, SERIAL)
         return described
+
+    def _build(self, name: str) -> dict[str, Any]:
+        return {**TRAINED, "network": {"architecture": f"tests.factories:{name}"}}
 
     def _write_files(self) -> str:
         folder = self.folder / "files"
@@ -267,6 +273,29 @@ def test_the_zoo_is_exported_and_read_back(origins, origin, tmp_path):
     index = read_index(make_zoo(ReadConfig(name="back", source=str(tmp_path / "out"), **KNOWN), origins.store, SERIAL))
     assert len(index) == count == len(read_index(zoo))
     assert sorted(index["sha256"]) == sorted(read_index(zoo)["sha256"])
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_networks_with_state_of_their_own(origins, name, tmp_path):
+    """Their buffers go with them through every stage: held-out models score what they did when they were trained."""
+    table = origins.tokenize(name)
+    slices = [TokenSlice(table.artifact.ref, origins.plan(name).compositions[0].slices[0])]
+    assert pretrain(
+        BackboneConfig(**BACKBONE | {"window": 96}, behaviour=0.5), slices, 0, origins.store, SERIAL
+    ).manifest.files
+    scores = pl.read_parquet(origins.run(name, "scores").path("scores.parquet"))
+    rows = table.index[table.pick_rows("test", last_epochs=1).tolist()]
+    if name != "instance_norm":  # whose statistics are computed anew, on other images than batches of training
+        single = scores.filter(method="zoo", ensemble=1, finetune_epochs=0)
+        assert sorted(single["accuracy"]) == pytest.approx(sorted(rows["test_accuracy"]), abs=1e-6)
+    assert scores.filter(method="samples").height
+    samples = origins.run(name, "samples")
+    export_samples(samples, str(tmp_path / "out"))
+    zoo = origins.configure(name)
+    read = ReadConfig(name="back", source=str(tmp_path / "out"), network=zoo.network, images=zoo.images, measure=True)
+    index = read_index(make_zoo(read, origins.store, SERIAL))
+    best = pl.read_parquet(samples.path("samples.parquet")).sort("rank")["validation_accuracy"].to_list()[:2]
+    assert sorted(index["val_accuracy"]) == pytest.approx(sorted(best))
 
 
 def test_an_older_zoo_tells_nothing_and_breaks_nothing(origins, tmp_path):

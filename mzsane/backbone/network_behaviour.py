@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import share_buffers
+from mzsane.tokens.running import name_weights, share_buffers
 from mzsane.zoo.buffers import copy_network
 from mzsane.zoo.conditioning import list_norms
 
@@ -82,7 +82,7 @@ class NetworkBehaviour:
 
     def run_model(self, flat_P: Tensor, images_SCHR: Tensor) -> Tensor:
         """Return the logits of one model, (S, K); `torch.func` can transform it."""
-        return self._call(self.layout.unflatten(flat_P), images_SCHR)
+        return self._call(name_weights(self.layout, flat_P), images_SCHR)
 
     def run_one_by_one(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models in a loop: the engine on a CPU, where channels last, which `vmap` does not know, pay more."""
@@ -90,7 +90,7 @@ class NetworkBehaviour:
         images_SCHR = images_SCHR.to(memory_format=last)
         logits = []
         for flat_P in flat_MP:
-            weights = self.layout.unflatten(flat_P)
+            weights = name_weights(self.layout, flat_P)
             weights = {name: w.contiguous(memory_format=last) if w.ndim == 4 else w for name, w in weights.items()}
             logits.append(self._call(weights, images_SCHR))
         return torch.stack(logits)

@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev, vjp, vmap
 
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import load_weights, share_buffers
+from mzsane.tokens.running import load_weights, name_weights, share_buffers
 from mzsane.zoo.buffers import copy_network
 from mzsane.zoo.conditioning import condition_statistics
 
@@ -97,7 +97,7 @@ def _open_network(
         condition_statistics(network, images_NCHW)
 
     def run(flat_P: Tensor, images_NCHW: Tensor) -> Tensor:
-        logits_NK: Tensor = functional_call(network, layout.unflatten(flat_P), (images_NCHW,), tie_weights=False)
+        logits_NK: Tensor = functional_call(network, name_weights(layout, flat_P), (images_NCHW,), tie_weights=False)
         return logits_NK
 
     return run

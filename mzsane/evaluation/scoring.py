@@ -24,7 +24,7 @@ from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import load_weights, share_buffers
+from mzsane.tokens.running import load_weights, name_weights, share_buffers
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import condition_statistics, has_statistics
 from mzsane.zoo.fit_batched import BatchedModels
@@ -181,7 +181,7 @@ def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -
     network = build_network(config, images.channels, images.classes, images.size).to(device)
     share_buffers(models.layout, network)
     flat_BP = models.flat_NP.to(device)
-    named = models.layout.unflatten(flat_BP)
+    named = name_weights(models.layout, flat_BP)
     parameters_BP = torch.cat([named[name].flatten(1) for name, _ in network.named_parameters()], dim=1)
     stacked = {
         name: named[name].clone() if name in named else value.expand(len(flat_BP), *value.shape).clone()

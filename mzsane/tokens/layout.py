@@ -44,6 +44,8 @@ class TokenLayout(BaseModel):
         shared: buffers that all models of the zoo have in common, where a new network has others.
         lost: buffers that models differ in and that are no real numbers (masks, indices): without them a model cannot
             be used.
+        ranges: the least and the largest value that each buffer among the weights has in the zoo; a variance that a
+            decoder makes negative is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -52,6 +54,7 @@ class TokenLayout(BaseModel):
     running_statistics: Statistics = "conditioned"
     shared: tuple[StoredBuffer, ...] = ()
     lost: tuple[str, ...] = ()
+    ranges: dict[str, tuple[float, float]] = {}
 
     @classmethod
     def from_state_dict(

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import polars as pl
 import torch
@@ -33,7 +34,17 @@ from mzsane.zoo.subject import choose_network
 _TRIED = 8  # values of a buffer by which it is found out whether it matters
 _IMAGES = 128  # that this is tried on
 
-Values = dict[str, dict[str, int]]  # of each buffer of a shard: hashes of values, and the first row with each
+
+class Values(TypedDict):
+    """What the models of a shard have in a buffer.
+
+    Attributes:
+        rows: hashes of the first different values, and the first row with each.
+        limits: the least and the largest finite number, where there are any.
+    """
+
+    rows: dict[str, int]
+    limits: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -46,18 +57,23 @@ class BufferJob:
 
 
 def list_values(job: BufferJob) -> bytes:
-    """Return the first different values of each buffer of a shard (`Values`), as JSON."""
-    found: Values = {}
+    """Return what is in each buffer of a shard (`Values`), by name, as JSON."""
+    found: dict[str, Values] = {}
     tensors = read_shard(job.zoo, job.shard)
     for name in job.names:
         if name not in tensors:
             continue
-        values = found.setdefault(name, {})
+        rows: dict[str, int] = {}
         for row, value in enumerate(tensors[name]):
             stored = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            values.setdefault(hashlib.sha256(stored).hexdigest(), row)
-            if len(values) == _TRIED:
+            rows.setdefault(hashlib.sha256(stored).hexdigest(), row)
+            if len(rows) == _TRIED:
                 break
+        limits = None
+        if tensors[name].is_floating_point():
+            finite = tensors[name][tensors[name].isfinite()]
+            limits = (float(finite.min()), float(finite.max())) if len(finite) else None
+        found[name] = {"rows": rows, "limits": limits}
     return json.dumps(found).encode()
 
 
@@ -112,7 +128,7 @@ class Population:
         return network
 
     def lay_out(
-        self, token_dim: int, statistics: Statistics, source: Artifact, values: Mapping[str, Values]
+        self, token_dim: int, statistics: Statistics, source: Artifact, values: Mapping[str, Mapping[str, Values]]
     ) -> TokenLayout:
         """Return the layout of the models.
 
@@ -123,9 +139,10 @@ class Population:
             values: by shard, of the buffers that have to be looked at.
         """
         laid_out = find_buffers(TokenLayout.from_network(self.network, token_dim, statistics), self.network)
-        shared, weights, lost = [], set(), []
+        shared, ranges, lost = [], dict[str, tuple[float, float]](), []
         for name, fresh in list_buffers(self.network).items():
-            places = {digest: (shard, row) for shard, of in values.items() for digest, row in of.get(name, {}).items()}
+            known = {shard: of[name] for shard, of in values.items() if name in of}
+            places = {digest: (shard, row) for shard, found in known.items() for digest, row in found["rows"].items()}
             if not places or name in laid_out:
                 continue
             if len(places) == 1:
@@ -134,12 +151,13 @@ class Population:
                 if not same_values(value, fresh.to(value.dtype)):
                     shared.append(StoredBuffer.from_tensor(name, value))
             elif self._matters(source, name, list(places.values())[:_TRIED]):
-                if fresh.is_floating_point():
-                    weights.add(name)
+                limits = [found["limits"] for found in known.values() if found["limits"] is not None]
+                if limits:
+                    ranges[name] = (min(low for low, _ in limits), max(high for _, high in limits))
                 else:
                     lost.append(f"{name}, {str(fresh.dtype).removeprefix('torch.')}")
-        layout = TokenLayout.from_network(self.network, token_dim, statistics, weights)
-        return layout.model_copy(update={"shared": tuple(shared), "lost": tuple(lost)})
+        layout = TokenLayout.from_network(self.network, token_dim, statistics, ranges)
+        return layout.model_copy(update={"shared": tuple(shared), "lost": tuple(lost), "ranges": ranges})
 
     def derive_symmetry(self, layout: TokenLayout) -> Symmetry:
         """Return the permutation groups that all networks of the zoo have; signs and scales where all allow them."""

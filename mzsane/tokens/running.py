@@ -28,6 +28,16 @@ def read_weights(layout: TokenLayout, network: nn.Module) -> Tensor:
     return layout.flatten({name: state[name] for name in layout.names})
 
 
+def name_weights(layout: TokenLayout, flat_P: Tensor) -> dict[str, Tensor]:
+    """Cut flat vectors, (P) or (B, P), into named weights as networks use them: buffers in their zoo's range.
+
+    Raises:
+        ConfigError: the vectors have another length than the layout.
+    """
+    named = layout.unflatten(flat_P)
+    return named | {name: named[name].clamp(*limits) for name, limits in layout.ranges.items()}
+
+
 def load_weights(layout: TokenLayout, network: nn.Module, flat_P: Tensor) -> None:
     """Give a network a model's weights, and the buffers that all models of its zoo have.
 
@@ -35,7 +45,7 @@ def load_weights(layout: TokenLayout, network: nn.Module, flat_P: Tensor) -> Non
         ConfigError: the weights have another length than the layout, or as `share_buffers`.
     """
     share_buffers(layout, network)
-    network.load_state_dict(layout.unflatten(flat_P), strict=False)
+    network.load_state_dict(name_weights(layout, flat_P), strict=False)
 
 
 def share_buffers(layout: TokenLayout, network: nn.Module) -> None:

@@ -142,6 +142,11 @@ def test_buffers_travel_with_their_models(store, tmp_path, name):
     assert {stored.name for stored in table.layout.shared} == shared
     assert not table.layout.lost
     assert fits_network(table.layout, plain)
+    for name, (low, high) in table.layout.ranges.items():
+        values = table.layout.unflatten(table.load())[name]
+        assert (low, high) == pytest.approx((float(values.min()), float(values.max())))
+        load_weights(table.layout, plain, table.load()[0] - 1e6)
+        assert plain.get_buffer(name).min() >= low - 1e-6
     network = NetworkConfig(architecture=f"tests.factories:{factory}")
     for found, original in zip(run(table, network), originals, strict=True):
         torch.testing.assert_close(found, original, rtol=1e-4, atol=1e-4)
