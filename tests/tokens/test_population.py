@@ -22,7 +22,7 @@ from mzsane.config import (
 from mzsane.errors import ConfigError
 from mzsane.evaluation.disagreement import classify_models
 from mzsane.evaluation.finetuning import finetune_models
-from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.evaluation.scoring import ModelSet, predict_batched, score_models, stack_models
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.running import fits_network, load_weights
@@ -150,8 +150,12 @@ def test_buffers_travel_with_their_models(store, tmp_path, name):
     network = NetworkConfig(architecture=f"tests.factories:{factory}")
     for found, original in zip(run(table, network), originals, strict=True):
         torch.testing.assert_close(found, original, rtol=1e-4, atol=1e-4)
-    scores = score_models(ModelSet(network, IMAGES, table.layout, table.load()), "test", SERIAL)
+    models = ModelSet(network, IMAGES, table.layout, table.load())
+    scores = score_models(models, "test", SERIAL)
     assert [score.accuracy for score in scores] == pytest.approx(table.index["test_accuracy"].to_list())
+    images = load_images(IMAGES)
+    together = predict_batched(stack_models(models, images, torch.device("cpu")), images.splits["test"].images_NCHW)
+    torch.testing.assert_close(together, torch.stack(originals).log_softmax(dim=2), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("factory", "change"), [("chosen", shuffle_each), ("masked", mask_each)])
