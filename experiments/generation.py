@@ -34,10 +34,11 @@ from experiments.draws import Made
 from experiments.generation_figures import draw_costs, draw_curves
 from flows.presets import load_zoo_preset
 from mzsane.artifacts import ArtifactStore
-from mzsane.backbone.judge import Judge, read_activations
+from mzsane.backbone.judge import Judge
 from mzsane.evaluation.distillation import STEPS
 from mzsane.evaluation.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS
+from mzsane.tokens.origin import read_activations
 
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 GUIDED_BANDWIDTHS = (0.5, 1.0, 1.5)
@@ -126,7 +127,7 @@ class Measures:
         self._judge = Judge(bench.table, self.split, images)
         rows = bench.table.pick_rows(self.split, last_epochs=1)
         held_out_HP = bench.table.load(rows)
-        classes_HN = self._judge.classify(held_out_HP, read_activations(bench.table, rows))
+        classes_HN = self._judge.classify(held_out_HP, read_activations(bench.table.index, rows.tolist()))
         self._norms = NormRange.from_models(bench.known)
         self.held_out = {
             "held_out_accuracy": 100 * self._judge.score(classes_HN),

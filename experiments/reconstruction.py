@@ -27,7 +27,7 @@ from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
-from mzsane.backbone.judge import Judge, read_activations
+from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.pretrain import pretrain
@@ -37,6 +37,7 @@ from mzsane.plan import plan_zoo_stage
 from mzsane.randomness import make_generator
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
+from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import read_tokens
 from tasks.terminal import TerminalSink
 
@@ -90,7 +91,7 @@ def measure(tokens: Artifact, backbone: Artifact, split: str) -> dict[str, dict[
     """
     table = read_tokens(tokens)
     rows = table.pick_rows(split, last_epochs=1)
-    flat_BP, activations = table.load(rows), read_activations(table, rows)
+    flat_BP, activations = table.load(rows), read_activations(table.index, rows.tolist())
     model, config = load_backbone(backbone)
     latents = {"": encode_models(model, table.layout, flat_BP, config.window)}
     if config.behaviour:

@@ -7,7 +7,6 @@ Suffixes: V versions of the same models, B windows, W tokens of a window, D toke
 T tokens of a model, P weights of a model, S images in a step, C channels, H height, R width.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +18,12 @@ from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.origin import Origin, find_origin
+from mzsane.tokens.origin import Origin, find_origin, read_activations
+from mzsane.tokens.running import fits_network, share_buffers
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
+from mzsane.zoo.subject import choose_network
 
 
 class Behaviour:
@@ -138,35 +139,33 @@ def open_network_behaviour(config: BackboneConfig, table: TokenTable, which: str
             f"{wanted} needs whole models in a window of {config.window} tokens, but those of {which} have "
             f"{layout.length}: raise backbone.window to at least {layout.length}, or {otherwise}"
         )
-    odd = _find_activations(table) - {origin.network.activation}
-    if odd and ":" not in origin.network.architecture:  # a factory decides itself
+    told = list(dict.fromkeys(read_activations(table.index)))
+    configs = {choose_network(origin.network, activation) for activation in told}
+    config_of_all = configs.pop()
+    if configs or config_of_all is None:
         raise ConfigError(
-            f"{wanted} needs models of one function, but {which} ({zoo}) has models with {', '.join(sorted(odd))} "
-            f"beside its network's {origin.network.activation}: leave the slice out, or {otherwise}"
+            f"{wanted} needs models of one function that is known, but {which} ({zoo}) has models with the activations "
+            f"{', '.join(sorted(str(activation) for activation in told))}: leave the slice out, or {otherwise}"
         )
     dataset = load_images(origin.images)
-    network = build_network(origin.network, dataset.channels, dataset.classes, dataset.size)
+    network = build_network(config_of_all, dataset.channels, dataset.classes, dataset.size)
+    try:
+        share_buffers(layout, network)
+    except ConfigError as error:
+        raise ConfigError(f"{wanted}: {which} ({zoo}): {error}; or {otherwise}") from None
     _check_layout(network, layout, origin, f"{which} ({zoo})", otherwise)
     images_NCHR = dataset.splits["train"].images_NCHW
     return NetworkBehaviour(network, layout, images_NCHR, config.behaviour_images, config.behaviour_output)
 
 
 def _check_layout(network: nn.Module, layout: TokenLayout, origin: Origin, which: str, otherwise: str) -> None:
-    expected = TokenLayout.from_network(network, layout.token_dim, layout.running_statistics)
-    if expected.digest != layout.digest:
+    if not fits_network(layout, network):
+        expected = TokenLayout.from_network(network, layout.token_dim, layout.running_statistics)
         raise ConfigError(
             f"backbone.behaviour cannot run the models of {which}: their tokens hold {layout.weights} weights in "
             f"{len(layout.tensors)} tensors, {origin.network.architecture} on these images has {expected.weights} in "
             f"{len(expected.tensors)}, or names and shapes differ: correct the zoo's network and images, or {otherwise}"
         )
-
-
-def _find_activations(table: TokenTable) -> set[str]:
-    """Return the activations of a zoo's models, as far as their recipes tell: a generating factor that tokens hide."""
-    if "recipe" not in table.index.columns:
-        return set()
-    recipes = table.index["recipe"].drop_nulls().unique().to_list()
-    return {recipe["activation"] for recipe in map(json.loads, recipes) if "activation" in recipe}
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import find_origin
+from mzsane.tokens.running import fits_network, load_weights, share_buffers
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.images import load_images
+from mzsane.zoo.subject import choose_network
 
 
 class Judge:
@@ -27,8 +28,8 @@ class Judge:
         device: where the models are.
 
     Raises:
-        ConfigError: what the models are is not known, their images cannot be loaded, or their tokens are of another
-            network.
+        ConfigError: what the models are is not known, their images cannot be loaded, their tokens are of another
+            network, or are not all that the models need.
     """
 
     def __init__(self, table: TokenTable, split: str, images: int, device: torch.device | str = "cpu") -> None:
@@ -42,9 +43,21 @@ class Judge:
         self.unlabelled_NCHW = dataset.splits["train"].images_NCHW[:images].to(device)
         self.config = origin.network
         self.sizes = (dataset.channels, dataset.classes, dataset.size)
-        expected = TokenLayout.from_network(self._build(None), self.layout.token_dim, self.layout.running_statistics)
-        if expected.digest != self.layout.digest:
+        network = self._build(None)
+        share_buffers(self.layout, network)
+        if not fits_network(self.layout, network):
             raise ConfigError(f"the tokens are not those of the zoo's network, {origin.network.architecture}")
+
+    def check_activations(self, activations: list[str | None]) -> list[str | None]:
+        """Return what recipes say of the activations of some models.
+
+        Raises:
+            ConfigError: one is none that is known.
+        """
+        for activation in activations:
+            if choose_network(self.config, activation) is None:
+                raise ConfigError(f"models have the activation {activation}, which is not known")
+        return activations
 
     @torch.no_grad()
     def classify(self, flat_BP: Tensor, activations: Sequence[str | None]) -> Tensor:
@@ -52,12 +65,12 @@ class Judge:
 
         Args:
             flat_BP: the models.
-            activations: the activation of each, where the zoo's models differ in it, else None.
+            activations: what the recipe of each says of its activation (see `check_activations`), else None.
         """
         classes_BN = torch.empty(len(flat_BP), len(self.labels_N), dtype=torch.int64, device=self.device)
         for place, (flat_P, activation) in enumerate(zip(flat_BP, activations, strict=True)):
             network = self._build(activation)
-            network.load_state_dict(self.layout.unflatten(flat_P), strict=False)
+            load_weights(self.layout, network, flat_P)
             if self.layout.running_statistics == "conditioned":
                 condition_statistics(network, self.unlabelled_NCHW)
             classes_BN[place] = network(self.images_NCHW).argmax(dim=1)
@@ -68,12 +81,6 @@ class Judge:
         return float((classes_BN == self.labels_N).double().mean())
 
     def _build(self, activation: str | None) -> nn.Module:
-        config = self.config if activation is None else self.config.model_copy(update={"activation": activation})
+        config = choose_network(self.config, activation)
+        assert config is not None
         return build_network(config, *self.sizes).to(self.device).eval()
-
-
-def read_activations(table: TokenTable, rows_B: Tensor) -> list[str | None]:
-    """Return the activation of each model where it is a factor of the zoo, else None."""
-    if "factor_activation" not in table.index.columns:
-        return [None] * len(rows_B)
-    return table.index["factor_activation"][rows_B.tolist()].to_list()

@@ -11,13 +11,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _NormBase
 
 from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import name_weights, share_buffers
+from mzsane.zoo.buffers import copy_network
+from mzsane.zoo.conditioning import list_norms
 
 Output = Literal["logits", "probabilities"]
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _VARIANCE_FLOOR = 1e-4  # of a model's logits; those of trained models have variances of 1 to 100
 # Numbers that the networks of one chunk of models keep for the backward pass: on a CPU what stays in the cache.
 _CHUNK_NUMBERS = {"cpu": 2**22, "other": 2**29}
@@ -39,11 +42,12 @@ class NetworkBehaviour:
         self, network: nn.Module, layout: TokenLayout, images_NCHR: Tensor, images: int, output: Output
     ) -> None:
         self.layout, self.output = layout, output
-        self._network = copy.deepcopy(network).eval()  # dropout is off
+        self._network = copy_network(network, images_NCHR[:1]).eval()  # dropout is off
+        share_buffers(layout, self._network)
         if layout.running_statistics != "in":
-            replace_all_batch_norm_modules_(self._network)
+            _forget_statistics(self._network)
         modules = self._network.named_modules()
-        self._norms = {name: part for name, part in modules if isinstance(part, _NORMS) and part.track_running_stats}
+        self._norms = {name: part for name, part in modules if isinstance(part, _NormBase) and part.track_running_stats}
         self._images_NCHR, self._images = images_NCHR, images
         self._numbers = _count_kept_numbers(self._network, images_NCHR[:images])
 
@@ -78,7 +82,7 @@ class NetworkBehaviour:
 
     def run_model(self, flat_P: Tensor, images_SCHR: Tensor) -> Tensor:
         """Return the logits of one model, (S, K); `torch.func` can transform it."""
-        return self._call(self.layout.unflatten(flat_P), images_SCHR)
+        return self._call(name_weights(self.layout, flat_P), images_SCHR)
 
     def run_one_by_one(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models in a loop: the engine on a CPU, where channels last, which `vmap` does not know, pay more."""
@@ -86,7 +90,7 @@ class NetworkBehaviour:
         images_SCHR = images_SCHR.to(memory_format=last)
         logits = []
         for flat_P in flat_MP:
-            weights = self.layout.unflatten(flat_P)
+            weights = name_weights(self.layout, flat_P)
             weights = {name: w.contiguous(memory_format=last) if w.ndim == 4 else w for name, w in weights.items()}
             logits.append(self._call(weights, images_SCHR))
         return torch.stack(logits)
@@ -157,6 +161,13 @@ def compare_outputs(original_MSK: Tensor, reconstructed_MSK: Tensor, output: Out
     return (reconstructed_MSK - original_MSK).square().mean(dim=(1, 2)) / variance_M.clamp(min=_VARIANCE_FLOOR)
 
 
+def _forget_statistics(network: nn.Module) -> None:
+    """Let norms use the statistics of the images of the step, and keep none."""
+    for norm in list_norms(network):
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        norm.track_running_stats = False
+
+
 def _count_kept_numbers(network: nn.Module, images_SCHR: Tensor) -> int:
     """Return how many numbers a model keeps for the backward pass, weights included; nothing is computed."""
     kept = 0
@@ -167,5 +178,5 @@ def _count_kept_numbers(network: nn.Module, images_SCHR: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        copy.deepcopy(network).to("meta")(images_SCHR.to("meta"))
+        copy_network(network, images_SCHR[:1]).to("meta")(images_SCHR.to("meta"))
     return max(1, kept)

@@ -21,7 +21,7 @@ from torch import Tensor
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, create_message, quote, style_axes, to_png
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.inference import decode_models, encode_models
-from mzsane.backbone.judge import Judge, read_activations
+from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.probes import LEAST_FITTED, LEAST_SCORED, Probes, pool_latents
 from mzsane.config import BackboneConfig
@@ -29,6 +29,7 @@ from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
 from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable
 
 _VALIDATED = 48  # models of a zoo that are reconstructed
@@ -161,12 +162,16 @@ class _Zoo:
             self.notes.append("its zoo has no validation models: val_r2 and all that is measured on them is left out")
         self.judge: Judge | None = None
         try:
-            self.judge = Judge(table, "val", _IMAGES, device)
+            judge = Judge(table, "val", _IMAGES, device)
+            self.judged_as, self.sampled_as = (
+                judge.check_activations(read_activations(table.index, rows[:_JUDGED].tolist()))
+                for rows in (validated, anchors)
+            )
         except ConfigError as error:
             self.notes.append(f"val_accuracy, val_agreement and val_sample_accuracy are left out: {error}")
         else:
-            self.judged_as, self.sampled_as = (read_activations(table, rows[:_JUDGED]) for rows in (validated, anchors))
-            self.original_classes_BN = self.judge.classify(self.originals_BP[:_JUDGED], self.judged_as)
+            self.judge = judge
+            self.original_classes_BN = judge.classify(self.originals_BP[:_JUDGED], self.judged_as)
         self.probes = Probes(
             table,
             self._draw_rows("fitted", part.rows_N, min(_PROBED, fitting)),

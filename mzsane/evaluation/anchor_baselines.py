@@ -57,6 +57,7 @@ class AnchorBaselines:
         decoded_AP: the anchors as the backbone decodes them.
         anchors_AP: the anchors as they are in the zoo.
         names: of the anchors.
+        activations: of the anchors, where they may be another than the target's.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class AnchorBaselines:
         decoded_AP: Tensor,
         anchors_AP: Tensor,
         names: Sequence[str],
+        activations: Sequence[str | None] = (),
     ) -> None:
         self.scorer, self.sampling, self.made, self.names = scorer, sampling, made, names
-        self.decoded_AP, self.anchors_AP = decoded_AP, anchors_AP
+        self.decoded_AP, self.anchors_AP, self.activations = decoded_AP, anchors_AP, activations
         self.count = len(records)
         self.nearest_S = records["nearest_anchor"].to_torch()
         self.distance_S = records["nearest_distance"].to_torch().float()
@@ -87,8 +89,9 @@ class AnchorBaselines:
             sees=self.anchors_see, generator_sees=self.made.generator_sees, clusters=names, image_passes=0
         )
         card = scorer.add("anchors", self.decoded_AP, of_backbone, sampled=True)
-        chosen = scorer.select(self.anchors_AP, 1)
-        scorer.add_chosen("best_anchor", self.anchors_AP, chosen, replace(of_backbone, generator_sees="none"), tuned=0)
+        chosen = scorer.select(self.anchors_AP, 1, self.activations)
+        as_trained = replace(of_backbone, generator_sees="none", activations=self.activations)
+        scorer.add_chosen("best_anchor", self.anchors_AP, chosen, as_trained, tuned=0)
         noisy = self._add_noise()
         self._add_mixtures()
         if self.guidance is not None:
@@ -192,7 +195,13 @@ class AnchorBaselines:
     def _open_guidance(self) -> Guidance:
         target = self.scorer.target
         return open_guidance(
-            self.sampling, target.network, target.images, self.scorer.layout, self.anchors_AP, self.scorer.seed
+            self.sampling,
+            target.network,
+            target.images,
+            self.scorer.layout,
+            self.anchors_AP,
+            self.scorer.seed,
+            self.activations,
         )
 
     def _generator(self, name: str) -> torch.Generator:

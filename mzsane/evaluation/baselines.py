@@ -11,6 +11,7 @@ from mzsane.sampling.decoding import INITIALISATION
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import read_weights
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
 
@@ -103,7 +104,7 @@ def draw_random_models(
     for _ in range(count):
         model = build_network(network, dataset.channels, dataset.classes, dataset.size)
         initialise_network(model, INITIALISATION, generator)
-        models.append(layout.flatten(model.state_dict()))
+        models.append(read_weights(layout, model))
     return torch.stack(models)
 
 

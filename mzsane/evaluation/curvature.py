@@ -7,7 +7,6 @@ none of them.
 Suffixes: A anchors, S samples, P weights of a model, N images, K classes, R directions, C channels, H height, W width.
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,8 @@ from torch.func import functional_call, jacrev, vjp, vmap
 
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import load_weights, name_weights, share_buffers
+from mzsane.zoo.buffers import copy_network
 from mzsane.zoo.conditioning import condition_statistics
 
 # The share of a small network's directions that noise is kept out of. Measured on 10 anchors of a zoo of CNN-s on MNIST
@@ -89,13 +90,14 @@ def _open_network(
     """Return the logits, (N, K), as a function of flat weights near an anchor and of images."""
     if layout.running_statistics == "in":
         return NetworkBehaviour(network, layout, images_NCHW, 1, "logits").run_model
-    network = copy.deepcopy(network).eval()
+    network = copy_network(network, images_NCHW[:1]).eval()
+    share_buffers(layout, network)
     if layout.running_statistics == "conditioned":
-        network.load_state_dict(layout.unflatten(anchor_P), strict=False)
+        load_weights(layout, network, anchor_P)
         condition_statistics(network, images_NCHW)
 
     def run(flat_P: Tensor, images_NCHW: Tensor) -> Tensor:
-        logits_NK: Tensor = functional_call(network, layout.unflatten(flat_P), (images_NCHW,), tie_weights=False)
+        logits_NK: Tensor = functional_call(network, name_weights(layout, flat_P), (images_NCHW,), tie_weights=False)
         return logits_NK
 
     return run

@@ -3,9 +3,6 @@
 Suffixes: N models, I images, P weights of a model.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -19,15 +16,8 @@ _CHUNK = 25  # models that one process classifies with
 _IMAGES = 1000  # validation images, the first ones, that models are compared on
 
 
-@dataclass(frozen=True)
-class _Job:
-    models: ModelSet
-    activations: tuple[str | None, ...]
-
-
 def classify_models(
     models: ModelSet,
-    activations: Sequence[str | None] = (),
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
 ) -> Tensor:
@@ -35,12 +25,10 @@ def classify_models(
 
     Args:
         models: the models and the images.
-        activations: of each the activation where it is another than the network's; none are if left out.
         execution: how many processes.
         sink: told of progress.
     """
-    known = tuple(activations) or (None,) * len(models.flat_NP)
-    jobs = [_Job(models.cut(at, at + _CHUNK), known[at : at + _CHUNK]) for at in range(0, len(models.flat_NP), _CHUNK)]
+    jobs = [models.cut(at, at + _CHUNK) for at in range(0, len(models.flat_NP), _CHUNK)]
     return torch.cat(run_jobs(_classify, jobs, "cpu", execution, sink, "model sets compared on validation images"))
 
 
@@ -50,14 +38,13 @@ def read_labels(images: ImagesConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _classify(job: _Job) -> Tensor:
-    models = job.models
+def _classify(models: ModelSet) -> Tensor:
     images = load_images(models.images)
     shown_NCHW = images.splits["val"].images_NCHW[:_IMAGES]
-    predicted = []
-    for flat_P, activation in zip(models.flat_NP, job.activations, strict=True):
-        config = models.network if activation is None else models.network.model_copy(update={"activation": activation})
+    classes_NI = torch.empty(len(models.flat_NP), len(shown_NCHW), dtype=torch.int64)
+    for config, places in models.group_networks().items():
         network = build_network(config, images.channels, images.classes, images.size).eval()
-        load_model(models, flat_P, network, images)
-        predicted.append(network(shown_NCHW).argmax(dim=1))
-    return torch.stack(predicted)
+        for place in places:
+            load_model(models, models.flat_NP[place], network, images)
+            classes_NI[place] = network(shown_NCHW).argmax(dim=1)
+    return classes_NI

@@ -7,7 +7,7 @@ Suffixes: N models of a set, B models of a chunk.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,11 +26,13 @@ from mzsane.evaluation.scoring import (
 )
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import fit_epochs
-from mzsane.zoo.fit_batched import fit_epochs_batched
+from mzsane.zoo.fit_batched import find_obstacle, fit_epochs_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 
 _CHUNK_MODELS = {"cpu": 1, "cuda": 128}
+_TRIED = 8  # images that it is tried on whether models can be one program
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,31 @@ def finetune_models(
         ConfigError: a GPU is asked for and there is none.
     """
     device = choose_device((execution or ExecutionConfig()).device).type
+    if device == "cuda":
+        images = load_images(models.images)
+        network = build_network(models.network, images.channels, images.classes, images.size)
+        if find_obstacle(network, images.splits["train"].images_NCHW[:_TRIED]):
+            device = "cpu"  # where models are trained one by one
     grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
-    chunk = _CHUNK_MODELS[device]
     jobs = [
-        _Job(models.cut(first, first + chunk), first, rates, config, seed, device)
-        for first in range(0, len(models.flat_NP), chunk)
+        _Job(models.cut(first, last), first, rates, config, seed, device)
+        for first, last in _cut_chunks(models, _CHUNK_MODELS[device])
         for rates in grids
     ]
     results = run_jobs(_finetune_job, jobs, device, execution, sink, "models fine-tuned")
     trials = [trial for result in results for trial in result]
     scores = [score for epochs in config.finetune_epochs if epochs for score in _choose_rate(trials, epochs)]
     return sorted(scores, key=lambda score: (score.model, score.epochs))
+
+
+def _cut_chunks(models: ModelSet, size: int) -> list[tuple[int, int]]:
+    """Return where chunks begin and end: models in a row that are one network, and so many at most."""
+    number_of = {place: number for number, places in enumerate(models.group_networks().values()) for place in places}
+    starts: list[int] = []
+    for place, number in sorted(number_of.items()):
+        if not starts or place - starts[-1] >= size or number != number_of[place - 1]:
+            starts.append(place)
+    return list(zip(starts, [*starts[1:], len(number_of)], strict=True))
 
 
 def _choose_rate(trials: list[_Trial], epochs: int) -> list[Score]:
@@ -133,8 +149,8 @@ def _finetune_batched(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iter
     device = torch.device(job.device)
     count, rates = len(job.models.flat_NP), job.rates
     places = [(job.first + place, rate) for rate in rates for place in range(count)]
-    repeated = ModelSet(
-        job.models.network, job.models.images, job.models.layout, job.models.flat_NP.repeat(len(rates), 1)
+    repeated = replace(
+        job.models, flat_NP=job.models.flat_NP.repeat(len(rates), 1), activations=job.models.activations * len(rates)
     )
     models = stack_models(repeated, images, device)
     seen = seen.to(device)

@@ -7,13 +7,13 @@ Suffixes: S models that are judged, N known models, I images, P weights of a mod
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.backbone.judge import read_activations
 from mzsane.config import ExecutionConfig
 from mzsane.evaluation.disagreement import classify_models, read_labels
 from mzsane.evaluation.functional import error_overlap, measure_disagreement
@@ -22,6 +22,7 @@ from mzsane.evaluation.novelty import KnownModels
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable
 
 _COMPARED = 30  # training models, beside the nearest ones, whose errors are compared with a model's
@@ -73,7 +74,7 @@ class Memorisation:
         self._compared = order_N[:_COMPARED].tolist()
         self._classes: dict[int, Tensor] = {}
 
-    def measure(self, flat_SP: Tensor, sampled: bool = False) -> pl.DataFrame:
+    def measure(self, flat_SP: Tensor, sampled: bool = False, activations: Sequence[str | None] = ()) -> pl.DataFrame:
         """Return a row a model with the columns of `CARD_SCHEMA`.
 
         Null stands for what cannot be measured: of weights that are not finite, with one training model, without any of
@@ -83,6 +84,7 @@ class Memorisation:
         Args:
             flat_SP: models.
             sampled: whether they were made from the decoded anchors, from which the sampling novelty is measured.
+            activations: of each, where it may be another than the network's (see `ModelSet`).
         """
         if self.known is None:
             return pl.DataFrame({name: [None] * len(flat_SP) for name in CARD_SCHEMA}, schema=CARD_SCHEMA)
@@ -99,7 +101,7 @@ class Memorisation:
         if sampled and self._decoded is not None:
             card["sampling_novelty"] = self.measure_sampling(flat_SP).tolist()
         if self.known.columns_P is None:
-            overlap_S, disagreement_S = self._compare_errors(flat_SP, nearest_S)
+            overlap_S, disagreement_S = self._compare_errors(flat_SP, nearest_S, tuple(activations))
             card["error_overlap"] = _where(finite_S, overlap_S.tolist())
             card["disagreement"] = _where(finite_S, disagreement_S.tolist())
         frame = pl.DataFrame(card, schema_overrides=CARD_SCHEMA).select(list(CARD_SCHEMA))
@@ -111,13 +113,15 @@ class Memorisation:
             return torch.full((len(flat_SP),), float("nan"))
         return self._decoded.find_nearest(flat_SP)[0] / self.known.spacing
 
-    def _compare_errors(self, flat_SP: Tensor, nearest_S: Tensor) -> tuple[Tensor, Tensor]:
+    def _compare_errors(
+        self, flat_SP: Tensor, nearest_S: Tensor, activations: tuple[str | None, ...]
+    ) -> tuple[Tensor, Tensor]:
         """Return the overlap of errors with the training model of the most similar ones, and the disagreement, (S,)."""
         wanted = sorted({*self._compared, *nearest_S.tolist()})
         self._classify_known([number for number in wanted if number not in self._classes])
         classes_NI = torch.stack([self._classes[number] for number in wanted])
-        models = ModelSet(self._models.network, self._models.images, self._models.layout, flat_SP)
-        classes_SI = classify_models(models, (), self._execution, self._sink)
+        models = replace(self._models, flat_NP=flat_SP, activations=activations)
+        classes_SI = classify_models(models, self._execution, self._sink)
         labels_I = read_labels(self._models.images)
         overlap_S, similar_S = error_overlap(classes_SI, classes_NI, labels_I)
         return overlap_S, measure_disagreement(classes_SI, classes_NI[similar_S], labels_I)
@@ -127,14 +131,10 @@ class Memorisation:
             return
         known = self.known
         assert known is not None
-        activations = []
-        for number in numbers:
-            at, _, model = known.names[number].partition("/")
-            table = self._tables[int(at)]
-            activations += read_activations(table, table.pick_rows("train", last_epochs=1, models=[model]))
+        activations = name_activations(self._tables, [known.names[number] for number in numbers], known.layout)
         flat_NP = known.load(known.last_N[torch.tensor(numbers)])
-        models = ModelSet(self._models.network, self._models.images, self._models.layout, flat_NP)
-        classes_NI = classify_models(models, activations, self._execution, self._sink)
+        models = replace(self._models, flat_NP=flat_NP, activations=tuple(activations))
+        classes_NI = classify_models(models, self._execution, self._sink)
         self._classes |= dict(zip(numbers, classes_NI, strict=True))
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.evaluation.nearest import NearestSearch
 from mzsane.evaluation.quotient import Quotient
+from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.fitting import cut_head, find_columns
-from mzsane.tokens.layout import TokenLayout, check_same_layout
+from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.tokens.symmetry.groups import PermutationGroup, intersect_groups
 
 _CHUNK = 2**26  # weights of the known checkpoints, and of the judged models, that are in memory together
 _PARTS = 2  # parts of tokens that are kept when not all are held; checkpoints that follow one another share a part
@@ -111,7 +112,9 @@ class KnownModels:
             flat_1P = table.load(table.pick_rows("train", last_epochs=1)[:1])
             references[name] = flat_1P[0] if columns_P is None else flat_1P[0, find_columns(table.layout, layout)]
         load = read if held_KP is None else held_KP.__getitem__
-        return cls(layout, _cut_groups(opened[0][0].groups, layout), names, load, references, columns_P)
+        # Zoos of one layout may have different activations; one whose network is not known has no groups at all.
+        groups = intersect_groups([table.groups for table, _ in opened if table.groups] or [()])
+        return cls(layout, _cut_groups(groups, layout), names, load, references, columns_P)
 
     def against(self, names: Sequence[str], flat_KP: Tensor) -> "KnownModels":
         """Return other models, in the layout of those that are judged, to measure distances from."""

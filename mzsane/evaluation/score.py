@@ -4,7 +4,7 @@ A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsan
 `populations.parquet` too, the two-sample tests of whole populations (`mzsane.evaluation.two_sample`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -26,13 +26,17 @@ from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.sampling.decoding import lay_out_target
 from mzsane.sampling.draw import Target, read_populations
-from mzsane.tokens.layout import TokenLayout, check_same_layout
+from mzsane.tokens.agreement import check_same_layout
+from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import ImageDataset, load_images
+from mzsane.zoo.subject import choose_network
 
-VERSION = 6
+VERSION = 7
 
 POPULATION_SCHEMA = {
     "method": pl.String,
@@ -92,16 +96,18 @@ def score_samples(
     )
     scored = [Scored("samples", records["sees"][0], populations["samples"], card)]
     # A target with a zoo has it fine-tuned once for all arms, among the baselines.
-    zoo_card = scorer.add("zoo", populations["originals"], TRAINED, tuned=None if target.tokens is None else 0)
+    held_out = replace(TRAINED, activations=pl.read_parquet(artifact.path("originals.parquet"))["activation"].to_list())
+    zoo_card = scorer.add("zoo", populations["originals"], held_out, tuned=None if target.tokens is None else 0)
     decoded = Provenance(generator_sees=made.generator_sees)
     scorer.add("reconstruction", populations["reconstruction"], decoded, tuned=0)  # `anchors` tell it of tuned models
     scorer.add("samples", populations["samples"], made, card=card)
     scorer.add_chosen("selected", populations["samples"], best, made, card=card)
-    _add_best_model(scorer, known)
+    _add_best_model(scorer, known, tables)
     if len(populations["anchor_weights"]):
         names = pl.read_parquet(artifact.path("anchors.parquet"))["model"].to_list()
         decoded_AP, anchors_AP = populations["anchors"], populations["anchor_weights"]
-        scored += AnchorBaselines(scorer, sampling, made, records, decoded_AP, anchors_AP, names).add_all()
+        own = name_activations(tables, names, layout)
+        scored += AnchorBaselines(scorer, sampling, made, records, decoded_AP, anchors_AP, names, own).add_all()
     files = {
         "scores.parquet": to_parquet(scorer.table()),
         "populations.parquet": to_parquet(
@@ -111,13 +117,19 @@ def score_samples(
     return store.publish(work, files, counts={"scores": len(scorer.rows)})
 
 
-def _add_best_model(scorer: Scorer, known: KnownModels | None) -> None:
+def _add_best_model(scorer: Scorer, known: KnownModels | None, tables: Mapping[int, TokenTable]) -> None:
     """Score the training model that is best on validation images: what a user would take."""
     if known is None or known.columns_P is not None:
         return
-    best = scorer.find_best(known.load(some) for some in known.last_N.split(max(1, _HELD // known.layout.weights)))
+    told = name_activations(tables, known.names, known.layout)
+    at_once = max(1, _HELD // known.layout.weights)
+    best = scorer.find_best(
+        (known.load(known.last_N[first : first + at_once]), told[first : first + at_once])
+        for first in range(0, len(told), at_once)
+    )
     flat_1P = known.load(known.last_N[[best]])
-    scorer.add_chosen("best_model", flat_1P, [0], TRAINED, of=len(known.names))
+    made = replace(TRAINED, activations=[told[best]])
+    scorer.add_chosen("best_model", flat_1P, [0], made, of=len(known.names))
 
 
 def _compare_populations(known: KnownModels | None, scored: Sequence[Scored], zoo: Scored) -> pl.DataFrame:
@@ -187,8 +199,10 @@ def score_baselines(
     images = load_images(target.images)
     network = build_network(target.network, images.channels, images.classes, images.size)
     assert tokens.token_dim is not None
-    layout = TokenLayout.from_network(network, tokens.token_dim, tokens.running_statistics)
+    plain = TokenLayout.from_network(network, tokens.token_dim, tokens.running_statistics)
     table = None if target.tokens is None else read_tokens(store.open(target.tokens))
+    others = [read_tokens(store.open(ref)) for ref in transfer]
+    layout = lay_out_target(network, [one.layout for one in ([table] if table else others)], plain)
     memorisation = None
     if table is not None:
         known = KnownModels.from_tables({"0": (table, table.pick_rows("train"))})
@@ -197,14 +211,19 @@ def score_baselines(
     scorer = Scorer(config, target, layout, seed, execution, sink, memorisation)
     if table is not None:
         # As they are, arms score them, each beside the training models of its own backbone.
-        scorer.add("zoo", table.load(table.pick_rows("test", last_epochs=1)), TRAINED, zero_shot=False)
+        rows = table.pick_rows("test", last_epochs=1)
+        made = replace(TRAINED, activations=read_activations(table.index, rows.tolist()))
+        scorer.add("zoo", table.load(rows), made, zero_shot=False)
         _add_distilled(scorer, network, table, images)
-    if transfer:
-        tables = [read_tokens(store.open(ref)) for ref in transfer]
-        check_same_layout([layout, *(other.layout for other in tables)], "scoring models of other zoos")
-        others_NP = torch.cat([other.load(other.pick_rows("test", last_epochs=1)) for other in tables])
+    if others:
+        check_same_layout([layout, *(other.layout for other in others)], "scoring models of other zoos")
+        chosen = [other.pick_rows("test", last_epochs=1) for other in others]
+        others_NP = torch.cat([other.load(rows) for other, rows in zip(others, chosen, strict=True)])
+        told = [read_activations(other.index, rows.tolist()) for other, rows in zip(others, chosen, strict=True)]
+        activations = [activation for some in told for activation in some]
         order_N = torch.randperm(len(others_NP), generator=make_generator(seed, "baselines", "transfer"))
-        scorer.add("transfer", others_NP[order_N], TRAINED)
+        made = replace(TRAINED, activations=[activations[at] for at in order_N.tolist()])
+        scorer.add("transfer", others_NP[order_N], made)
     count = max(config.random_models, config.finetune_models)
     generator = make_generator(seed, "baselines", "random_init")
     fresh_NP = draw_random_models(target.network, target.images, layout, count, generator)
@@ -218,6 +237,11 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
     if not config.distillation_steps:
         return
     trained = table.pick_rows("train", last_epochs=1)
+    told = read_activations(table.index, trained.tolist())
+    # What students learn from is of their own network.
+    trained = trained[torch.tensor([choose_network(target.network, word) == target.network for word in told])]
+    if not len(trained):
+        return
     order_N = torch.randperm(len(trained), generator=make_generator(seed, "baselines", "teachers"))
     teachers_AP = table.load(trained[order_N[:_TEACHERS]])
     generator = make_generator(seed, "baselines", "distilled_init")

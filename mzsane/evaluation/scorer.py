@@ -68,6 +68,7 @@ class Provenance:
         sees: what making them used of the target; None for what conditioning alone sees.
         generator_sees: what making the backbone used of it.
         clusters: of each the anchor that it goes back to; None if each stands for itself.
+        activations: of each, where it may be another than the target's (see `ModelSet`).
         gradient_steps: a model.
         image_passes: images that were shown to a network, a model, those shown to its teachers too.
         seconds: a model, on the machine that made it.
@@ -76,6 +77,7 @@ class Provenance:
     sees: str | None = None
     generator_sees: str = "none"
     clusters: Sequence[str | None] | None = None
+    activations: Sequence[str | None] = ()
     gradient_steps: int | None = 0
     image_passes: int | None = 0
     seconds: float | None = None
@@ -132,7 +134,7 @@ class Scorer:
             Their memorisation card; None where there is nothing to compare them with.
         """
         if zero_shot and card is None and self.memorisation is not None:
-            card = self.memorisation.measure(flat_NP, sampled)
+            card = self.memorisation.measure(flat_NP, sampled, provenance.activations)
         self._score(method, provenance, None, flat_NP, card, zero_shot, tuned)
         return card
 
@@ -158,24 +160,30 @@ class Scorer:
             tuned: how many are fine-tuned.
             of: how many they were selected from, if `flat_NP` is not all of them.
         """
-        clusters = provenance.clusters
+        clusters, activations = provenance.clusters, provenance.activations
         provenance = replace(
-            provenance, sees="labels", clusters=None if clusters is None else [clusters[at] for at in chosen]
+            provenance,
+            sees="labels",
+            clusters=None if clusters is None else [clusters[at] for at in chosen],
+            activations=[activations[at] for at in chosen] if activations else (),
         )
         if card is not None:
             card = card[chosen]
         elif self.memorisation is not None:
-            card = self.memorisation.measure(flat_NP[chosen])
+            card = self.memorisation.measure(flat_NP[chosen], activations=provenance.activations)
         self._score(method, provenance, of or len(flat_NP), flat_NP[chosen], card, True, tuned)
 
-    def select(self, flat_NP: Tensor, keep: int) -> list[int]:
+    def select(self, flat_NP: Tensor, keep: int, activations: Sequence[str | None] = ()) -> list[int]:
         """Return the numbers of the `keep` models that are best on the validation images, the best first."""
-        scores = self._validate(flat_NP)
+        scores = self._validate(flat_NP, activations)
         return sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
 
-    def find_best(self, parts: Iterable[Tensor]) -> int:
-        """Return the number of the model that is best on validation images, of models that come in parts."""
-        accuracies = [accuracy for flat_NP in parts for accuracy in self._validate(flat_NP)]
+    def find_best(self, parts: Iterable[tuple[Tensor, Sequence[str | None]]]) -> int:
+        """Return the number of the model that is best on validation images, of models that come in parts.
+
+        Each part is models and their activations.
+        """
+        accuracies = [accuracy for flat_NP, told in parts for accuracy in self._validate(flat_NP, told)]
         return max(range(len(accuracies)), key=accuracies.__getitem__)
 
     def table(self) -> pl.DataFrame:
@@ -192,7 +200,7 @@ class Scorer:
         zero_shot: bool,
         tuned: int | None,
     ) -> None:
-        models, config = self._set(flat_NP), self.config
+        models, config = self._set(flat_NP, provenance.activations), self.config
         measured = [] if card is None else card.select(list(_MEASURED)).to_dicts()
         sees = provenance.sees or self.sees
         scores = score_models(models, "test", self.execution, self.sink, config.ensembles) if zero_shot else []
@@ -205,11 +213,12 @@ class Scorer:
             for score in finetune_models(models.cut(0, count), config, self.seed, self.execution, self.sink):
                 self._extend(method, "labels", provenance, chosen_of, score, {})
 
-    def _validate(self, flat_NP: Tensor) -> list[float]:
-        return [score.accuracy for score in score_models(self._set(flat_NP), "val", self.execution, self.sink)]
+    def _validate(self, flat_NP: Tensor, activations: Sequence[str | None]) -> list[float]:
+        models = self._set(flat_NP, activations)
+        return [score.accuracy for score in score_models(models, "val", self.execution, self.sink)]
 
-    def _set(self, flat_NP: Tensor) -> ModelSet:
-        return ModelSet(self.target.network, self.target.images, self.layout, flat_NP)
+    def _set(self, flat_NP: Tensor, activations: Sequence[str | None]) -> ModelSet:
+        return ModelSet(self.target.network, self.target.images, self.layout, flat_NP, tuple(activations))
 
     def _extend(
         self,

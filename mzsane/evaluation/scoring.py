@@ -10,7 +10,7 @@ classes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -19,14 +19,17 @@ from torch.nn import functional
 
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig
 from mzsane.device import choose_device
+from mzsane.errors import ConfigError
 from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import load_weights, name_weights, share_buffers
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import condition_statistics, has_statistics
 from mzsane.zoo.fit_batched import BatchedModels
 from mzsane.zoo.images import ImageDataset, load_images
+from mzsane.zoo.subject import choose_network
 
 _CHUNK_MODELS = {"cpu": 10, "cuda": 256}
 _BATCH = 512  # images
@@ -38,16 +41,39 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ModelSet:
-    """Models of one architecture, and the images they are scored on."""
+    """Models of one architecture, and the images they are scored on.
+
+    Attributes:
+        network: the architecture.
+        images: the images.
+        layout: where each weight sits.
+        flat_NP: the models.
+        activations: of each what its recipe says, where it may be another than the network's; none if empty.
+    """
 
     network: NetworkConfig
     images: ImagesConfig
     layout: TokenLayout
     flat_NP: Tensor
+    activations: tuple[str | None, ...] = ()
 
     def cut(self, first: int, last: int) -> "ModelSet":
         """Return some of the models. Their weights stay where they are: worker processes share the memory."""
-        return ModelSet(self.network, self.images, self.layout, self.flat_NP[first:last])
+        return replace(self, flat_NP=self.flat_NP[first:last], activations=self.activations[first:last])
+
+    def group_networks(self) -> dict[NetworkConfig, list[int]]:
+        """Return the numbers of the models that are the same network.
+
+        Raises:
+            ConfigError: the activation of a model is none that is known.
+        """
+        groups: dict[NetworkConfig, list[int]] = {}
+        for place, told in enumerate(self.activations or (None,) * len(self.flat_NP)):
+            config = choose_network(self.network, told)
+            if config is None:
+                raise ConfigError(f"a model has the activation {told}, which is not known, so that it cannot be run")
+            groups.setdefault(config, []).append(place)
+        return groups
 
 
 @dataclass(frozen=True)
@@ -135,17 +161,27 @@ def run_jobs(
 
 
 def load_model(models: ModelSet, flat_P: Tensor, network: nn.Module, images: ImageDataset) -> None:
-    """Give a network a model's weights, and running statistics of its target's images where the layout says so."""
-    network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
+    """Give a network a model's weights, and running statistics of its target's images where the layout says so.
+
+    Raises:
+        ConfigError: the weights are not all that such a model needs (see `share_buffers`).
+    """
+    load_weights(models.layout, network, flat_P)
     if models.layout.running_statistics == "conditioned":
         condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
 
 
 def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -> BatchedModels:
-    """Return models as one program on a device."""
-    network = build_network(models.network, images.channels, images.classes, images.size).to(device)
+    """Return models of one network as one program on a device.
+
+    Raises:
+        ConfigError: as `load_model`.
+    """
+    (config,) = models.group_networks() or [models.network]
+    network = build_network(config, images.channels, images.classes, images.size).to(device)
+    share_buffers(models.layout, network)
     flat_BP = models.flat_NP.to(device)
-    named = models.layout.unflatten(flat_BP)
+    named = name_weights(models.layout, flat_BP)
     parameters_BP = torch.cat([named[name].flatten(1) for name, _ in network.named_parameters()], dim=1)
     stacked = {
         name: named[name].clone() if name in named else value.expand(len(flat_BP), *value.shape).clone()
@@ -154,7 +190,7 @@ def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -
     if models.layout.running_statistics == "conditioned" and has_statistics(network):
         unlabelled_NCHW = images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES].to(device)
         for place, flat_P in enumerate(flat_BP):
-            network.load_state_dict(models.layout.unflatten(flat_P), strict=False)
+            load_weights(models.layout, network, flat_P)
             condition_statistics(network, unlabelled_NCHW)
             for name, value in network.named_buffers():
                 stacked[name][place] = value
@@ -178,8 +214,9 @@ def predict_batched(models: BatchedModels, images_NCHW: Tensor) -> Tensor:
 
 
 def prepare_network(models: ModelSet, images: ImageDataset) -> nn.Module:
-    """Return a network for `load_model` whose convolutions have their channels last."""
-    network = build_network(models.network, images.channels, images.classes, images.size)
+    """Return a network for `load_model`, of models of one network, whose convolutions have their channels last."""
+    (config,) = models.group_networks() or [models.network]
+    network = build_network(config, images.channels, images.classes, images.size)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
     return network
 
@@ -194,14 +231,24 @@ def _predict_looping(models: ModelSet, images: ImageDataset, split: str) -> Tens
     return torch.stack(found)
 
 
+def _predict_stacked(models: ModelSet, images: ImageDataset, split: str, device: torch.device) -> Tensor:
+    stacked = stack_models(models, images, device)
+    return predict_batched(stacked, images.splits[split].images_NCHW.to(device))
+
+
 def _score_job(job: _Job) -> list[Score]:
     images, device = load_images(job.models.images), torch.device(job.device)
     labels_N = images.splits[job.split].labels_N.to(device)
-    if device.type == "cpu":
-        predicted_BNK = _predict_looping(job.models, images, job.split)
-    else:
-        stacked = stack_models(job.models, images, device)
-        predicted_BNK = predict_batched(stacked, images.splits[job.split].images_NCHW.to(device))
+    groups = job.models.group_networks()
+    predicted = []
+    for network, places in groups.items():
+        some = replace(job.models, network=network, flat_NP=job.models.flat_NP[places], activations=())
+        if device.type == "cpu":
+            predicted.append(_predict_looping(some, images, job.split))
+        else:
+            predicted.append(_predict_stacked(some, images, job.split, device))
+    order = torch.tensor([place for places in groups.values() for place in places]).argsort()
+    predicted_BNK = torch.cat(predicted)[order.to(device)]
     scores = []
     for size in (1, *job.ensembles):
         joined = predicted_BNK if size == 1 else join_predictions(predicted_BNK, size)

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact
+from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import refine_latents
@@ -22,8 +22,8 @@ from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights, map_tokens
-from mzsane.tokens.origin import find_origin
-from mzsane.tokens.store import TokenTable
+from mzsane.tokens.origin import find_origin, read_activations
+from mzsane.tokens.store import TokenTable, read_tokens
 
 _METRIC = "val_accuracy"
 _BEHAVIOUR = 0.3  # weight of the behavioural loss in refinement, if the backbone has none
@@ -132,6 +132,24 @@ def refine_anchors(decoder: Decoder, flat_AP: Tensor, latents_ATL: Tensor, seed:
         decoder.network, decoder.layout, noise_NCHW, config.behaviour_images, config.behaviour_output
     )
     return refine_latents(decoder.model, config, decoder.layout, flat_AP, latents_ATL, behaviour, seed=seed, sink=sink)
+
+
+def load_held_out(
+    own: ArtifactRef | None, tables: Mapping[int, TokenTable], decoder: Decoder, store: ArtifactStore
+) -> tuple[Tensor, list[str | None]]:
+    """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch.
+
+    With them what their recipes say of their activations; nothing of those that are fitted to another architecture.
+    """
+    sources = [read_tokens(store.open(own))] if own is not None else list(tables.values())
+    held_out, activations = [], list[str | None]()
+    for table in sources:
+        rows = table.pick_rows("test", last_epochs=1)
+        held_out.append(fit_weights(table.layout, decoder.layout, table.load(rows)))
+        alike = table.layout.digest == decoder.layout.digest
+        activations += read_activations(table.index, rows.tolist()) if alike else [None] * len(rows)
+    joined = torch.cat(held_out)
+    return (joined if own is not None else decoder.renew_heads(joined, "originals")), activations
 
 
 def _list_models(backbone: Artifact, tables: Mapping[int, TokenTable]) -> pl.DataFrame:

@@ -6,7 +6,7 @@ Suffixes: B models, P weights of a model, T tokens, L latent width.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mzsane.artifacts import Artifact
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
@@ -14,6 +14,7 @@ from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.randomness import make_generator
 from mzsane.tokens.fitting import needs_head
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import find_buffers
 from mzsane.tokens.windows import check_positions
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.conditioning import has_statistics
@@ -54,8 +55,7 @@ class Decoder:
         self.latent_dim = self.config.latent_dim
         self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)
         self.image_shape = (dataset.channels, dataset.size, dataset.size)
-        own = TokenLayout.from_network(self.network, known[0].token_dim, known[0].running_statistics)
-        self.layout = next((layout for layout in known if _list_shapes(layout) == _list_shapes(own)), own)
+        self.layout = lay_out_target(self.network, known, known[0])
         check_positions([self.layout], self.config.position_limits)
         self.mapped = any(layout.digest != self.layout.digest for layout in known)
         self.new_head = any(needs_head(layout, self.layout, dataset.classes) for layout in known)
@@ -84,7 +84,7 @@ class Decoder:
             initialise_network(module, INITIALISATION, generator)
             for entry in head.entries:
                 offset = self.layout.offsets[entry.name]
-                value = self.network.get_parameter(entry.name).detach()
+                value = self.network.state_dict()[entry.name]
                 flat_P[offset : offset + entry.size] = value.flatten()
         return flat_BP
 
@@ -96,6 +96,21 @@ class Decoder:
             offset = self.layout.offsets[entry.name]
             body_P[offset : offset + entry.size] = False
         return body_P
+
+
+def lay_out_target(network: nn.Module, known: Sequence[TokenLayout], like: TokenLayout) -> TokenLayout:
+    """Lay out a target's network as one of the known layouts where its tensors are the same, else by itself.
+
+    Args:
+        network: the target's.
+        known: layouts of models that there are.
+        like: the layout whose width of a token and way with running statistics it has.
+    """
+    for layout in known:
+        own = TokenLayout.from_network(network, like.token_dim, like.running_statistics, find_buffers(layout, network))
+        if _list_shapes(layout) == _list_shapes(own):
+            return layout
+    return TokenLayout.from_network(network, like.token_dim, like.running_statistics)
 
 
 def _list_shapes(layout: TokenLayout) -> set[tuple[str, tuple[int, ...]]]:

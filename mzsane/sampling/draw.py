@@ -40,18 +40,26 @@ from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.anchors import choose_anchors, load_anchors, refine_anchors, resolve_given, share_images
+from mzsane.sampling.anchors import (
+    choose_anchors,
+    load_anchors,
+    load_held_out,
+    refine_anchors,
+    resolve_given,
+    share_images,
+)
 from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.subject import choose_network
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -124,11 +132,13 @@ def draw_samples(
     guidance = None
     # What has another architecture or other classes cannot teach the target's.
     comparable = not decoder.mapped and not decoder.new_head
-    refined = config.refine_anchors and comparable
+    told = name_activations(tables, chosen.names, decoder.layout)
+    alike = all(choose_network(target.network, activation) == target.network for activation in told)
+    refined = config.refine_anchors and comparable and alike  # the target's network is what compares them
     if refined:
         latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
     if config.guidance_steps and comparable:
-        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed)
+        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed, told)
     preparing = time.monotonic() - started
     decoded_AP = decoder.renew_heads(decoder.decode(latents_ATL), "anchors")
     anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1], seed)
@@ -150,7 +160,7 @@ def draw_samples(
     else:
         names = chosen.names
     anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
-    originals = _held_out(target, tables, decoder, store)
+    originals, activations = load_held_out(target.tokens, tables, decoder, store)
     populations = {
         "samples": samples,
         "anchors": decoded_AP,
@@ -199,6 +209,7 @@ def draw_samples(
         "populations.safetensors": save_tensors(populations, notes),
         "samples.parquet": to_parquet(pl.concat([records, card], how="horizontal")),
         "anchors.parquet": to_parquet(pl.DataFrame({"model": names}, schema={"model": pl.String})),
+        "originals.parquet": to_parquet(pl.DataFrame({"activation": activations}, schema={"activation": pl.String})),
         "bandwidths.parquet": to_parquet(list_trials(trials, bandwidth)),
     }
     counts = {
@@ -300,13 +311,3 @@ def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[s
         return {name: [None] * len(flat_SP) for name in ("nearest_anchor", "nearest_distance")}
     distances_S, nearest_S = torch.cdist(flat_SP[:, body_P], anchors_AP[:, body_P]).min(dim=1)
     return {"nearest_anchor": nearest_S.tolist(), "nearest_distance": distances_S.tolist()}
-
-
-def _held_out(target: Target, tables: dict[int, TokenTable], decoder: Decoder, store: ArtifactStore) -> Tensor:
-    """Return the test models of the target's own zoo, or of the anchors' zoos when it has none, at their last epoch."""
-    sources = [read_tokens(store.open(target.tokens))] if target.tokens is not None else list(tables.values())
-    held_out = [
-        fit_weights(table.layout, decoder.layout, table.load(table.pick_rows("test", last_epochs=1)))
-        for table in sources
-    ]
-    return torch.cat(held_out) if target.tokens is not None else decoder.renew_heads(torch.cat(held_out), "originals")

@@ -10,7 +10,7 @@ H height, W width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
+from mzsane.zoo.subject import choose_network
 
 _CHUNK = 20  # samples that are moved together
 _IMAGES = 2000  # unlabelled training images that steps draw from
@@ -118,16 +119,29 @@ def open_guidance(
     layout: TokenLayout,
     teachers_AP: Tensor,
     seed: int,
+    activations: Sequence[str | None] = (),
 ) -> Guidance:
-    """Prepare guidance by models of the target's architecture on its unlabelled training images."""
+    """Prepare guidance by models of the target's architecture on its unlabelled training images.
+
+    Teachers may have activations of their own; what is guided has the target's.
+    """
     dataset = load_images(images)
-    built = build_network(network, dataset.channels, dataset.classes, dataset.size)
     unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES]
-    behaviour = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
+
+    own = [choose_network(network, activation) or network for activation in activations or (None,) * len(teachers_AP)]
+    behaviours: dict[NetworkConfig, NetworkBehaviour] = {}
+    lessons: dict[int, Tensor] = {}
+    for one in dict.fromkeys((network, *own)):
+        built = build_network(one, dataset.channels, dataset.classes, dataset.size)
+        behaviours[one] = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
+        places = [place for place, other in enumerate(own) if other == one]
+        if places:
+            found_ANK = write_lessons(behaviours[one], teachers_AP[places], unlabelled_NCHW)
+            lessons |= dict(zip(places, found_ANK, strict=True))
     return Guidance(
-        network=behaviour,
+        network=behaviours[network],
         images_NCHW=unlabelled_NCHW,
-        lessons_ANK=write_lessons(behaviour, teachers_AP, unlabelled_NCHW),
+        lessons_ANK=torch.stack([lessons[place] for place in range(len(own))]),
         steps=config.guidance_steps,
         batch_size=config.guidance_images,
         learning_rate=config.guidance_rate,

@@ -5,12 +5,11 @@ Suffixes: N checkpoints, P weights of a model, G units of a group.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
@@ -19,20 +18,21 @@ from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
-from mzsane.tokens.entries import is_statistic
+from mzsane.tokens.agreement import choose_token_dim
+from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
-from mzsane.tokens.layout import DTYPES, TokenLayout, choose_token_dim
+from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
+from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.store import name_part
-from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
-from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
+from mzsane.tokens.symmetry.trace import Symmetry
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
 from mzsane.zoo.shards import read_index, read_shard
 
-VERSION = 3
+VERSION = 4
 ROW_GROUP_BYTES = 64 * 2**20
 _SHOWN_BYTES = 256 * 2**20  # of the models whose alignment is shown
 Job = TypeVar("Job")
@@ -48,9 +48,10 @@ def fix_token_dim(config: TokensConfig, zoos: Sequence[AnyZooConfig]) -> TokensC
         return config
     layouts = []
     for zoo in zoos:
-        network = _build_network(zoo)
-        if network is None:
+        if zoo.network is None or zoo.images is None:
             raise ConfigError(f"tokens.token_dim must be given: the network and images of zoo {zoo.name!r} are not")
+        images = load_images(zoo.images)
+        network = build_network(zoo.network, images.channels, images.classes, images.size)
         layouts.append(TokenLayout.from_network(network, 1, config.running_statistics))
     return config.model_copy(update={"token_dim": choose_token_dim(layouts)})
 
@@ -74,8 +75,8 @@ def build_tokens(
     epoch and applied to all its epochs, so that a model's trajectory stays one.
 
     Raises:
-        ConfigError: the zoo is empty or of several architectures, too many of its checkpoints cannot be used, or none
-            of its models is to train on.
+        ConfigError: the zoo is empty or of several architectures, too many of its checkpoints cannot be used, none of
+            its models is to train on, or signs or scales are asked for where activations are not known.
         WorkerError: a worker process was killed.
     """
     config = fix_token_dim(config, [zoo])
@@ -103,16 +104,21 @@ class _Build:
         if index.is_empty():
             raise ConfigError(f"{self.source.address} has no checkpoints; its rejected.parquet says why")
         self.index = _split_models(index, config)
-        self.network = _build_network(zoo)
-        self.buffers = frozenset(name for name, _ in self.network.named_buffers()) if self.network else frozenset()
-        if config.running_statistics == "in":
-            self.buffers = frozenset(name for name in self.buffers if not is_statistic(name))
-        self.layout = self._lay_out()
+        self.population = None
+        if zoo.network is not None and zoo.images is not None:
+            self.population = Population(zoo.network, zoo.images, index)
+            self.population.check_flags(config.signs, config.scales)
+        elif config.signs or config.scales:
+            raise ConfigError(
+                f"tokens.{'signs' if config.signs else 'scales'} needs the activation of every model, and zoo "
+                f"{zoo.name!r} has no network and images: give them, or leave it out"
+            )
+        names = index["shard"].unique(maintain_order=True).to_list()
+        self.layout = self._lay_out(names)
         self.symmetry = self._find_symmetry()
-        self.shards = {
-            name: ShardWeights(self.source, name, self.layout, config.dtype, self.buffers)
-            for name in index["shard"].unique(maintain_order=True)
-        }
+        buffers = frozenset(name for name, _ in self.population.network.named_buffers()) if self.population else ()
+        others = frozenset(buffers) - self.layout.names
+        self.shards = {name: ShardWeights(self.source, name, self.layout, config.dtype, others) for name in names}
 
     def run(self) -> Artifact:
         """Do all steps and publish."""
@@ -139,20 +145,24 @@ class _Build:
         self.sink.metrics({name: float(value) for name, value in counts.items() if not isinstance(value, str)}, 0)
         return self.store.publish(self.work, files, counts)
 
-    def _lay_out(self) -> TokenLayout:
+    def _lay_out(self, shards: Sequence[str]) -> TokenLayout:
         assert self.config.token_dim is not None
         statistics = self.config.running_statistics
-        if self.network is not None:
-            return TokenLayout.from_network(self.network, self.config.token_dim, statistics)
-        first = {name: value[0] for name, value in read_shard(self.source, self.index["shard"][0]).items()}
+        if self.population is not None:
+            jobs = {}
+            if names := self.population.buffers:
+                jobs = {shard: BufferJob(self.source, shard, names) for shard in shards}
+            found = self._work_off("buffers", jobs, list_values, "shards looked at") if jobs else {}
+            values = {shard: json.loads(data) for shard, data in found.items()}
+            return self.population.lay_out(self.config.token_dim, statistics, self.source, values)
+        first = {name: value[0] for name, value in read_shard(self.source, shards[0]).items()}
         return TokenLayout.from_state_dict(first, self.config.token_dim, statistics)
 
     def _find_symmetry(self) -> Symmetry:
         """Return the permutation groups of the zoo's architecture, or none and why."""
-        if self.network is None or self.zoo.images is None:
+        if self.population is None:
             return Symmetry((), ("the zoo's network and images are not given: no symmetry is known",))
-        images = load_images(self.zoo.images)
-        return derive_groups(self.network, images.splits["train"].images_NCHW[:1])
+        return self.population.derive_symmetry(self.layout)
 
     def _set_aside(self) -> pl.DataFrame:
         """Take checkpoints that cannot be used out of the index; return them with the reason."""
@@ -167,15 +177,16 @@ class _Build:
         index = self.index.join(reasons, on=["shard", "row"], how="left", maintain_order="left")
         rejected = index.filter(pl.col("reason").is_not_null()).select("model", "epoch", "split", "reason")
         if len(rejected) > self.config.max_rejected * len(index):
+            reason, advice = rejected["reason"][0], "lower the zoo's learning_rate, or raise max_rejected"
             raise ConfigError(
-                f"{len(rejected)} of {len(index)} checkpoints cannot be used ({rejected['reason'][0]}), more than "
-                f"tokens.max_rejected ({self.config.max_rejected}) allows: lower the zoo's learning_rate, or raise "
-                "max_rejected"
+                f"{len(rejected)} of {len(index)} checkpoints cannot be used ({reason}), more than "
+                f"tokens.max_rejected ({self.config.max_rejected}) allows: "
+                + (advice if "finite" in reason else "raise max_rejected, or leave these checkpoints out")
             )
         self.index = index.filter(pl.col("reason").is_null()).drop("reason")
         return rejected
 
-    def _align(self) -> "_Alignment | None":
+    def _align(self) -> Alignment | None:
         """Find what brings each model to canonical form; None when there is no symmetry, or none is wanted."""
         if not (self.config.canonical and self.symmetry.groups):
             return None
@@ -197,44 +208,23 @@ class _Build:
         matching = Matching.join([Matching.from_tensors(load_tensors(data)[0]) for data in results.values()])
         places = [pl.DataFrame({"shard": name, "row": jobs[name].rows}, schema=_PLACE_TYPES) for name in results]
         models = pl.concat(places).join(last, on=["shard", "row"], maintain_order="left")["model"].to_list()
-        return _Alignment(training, {model: place for place, model in enumerate(models)}, matching)
+        return Alignment(training, {model: place for place, model in enumerate(models)}, matching)
 
-    def _show_alignment(self, alignment: "_Alignment") -> dict[str, bytes]:
+    def _show_alignment(self, alignment: Alignment) -> dict[str, bytes]:
         """Return the files that say how much the canonical form brought: tables and a picture."""
-        objectives = pl.DataFrame(
-            {
-                "model": list(alignment.places),
-                "objective_before": alignment.matching.objective_before_B.double().numpy(),
-                "objective_after": alignment.matching.objective_after_B.double().numpy(),
-            }
-        )
-        fitting = max(2, _SHOWN_BYTES // (4 * self.layout.weights))
-        shown = alignment.training[: min(fitting, SHOWN_MODELS)]
-        raw_BP = self._load_rows(shown)
-        chosen = alignment.pick(shown["model"].to_list())
-        aligned_BP = apply_matching(self.layout, self.symmetry.groups, raw_BP, chosen)
-        barriers = self._measure_barriers(shown["model"].to_list(), raw_BP, aligned_BP)
+        assert self.population is not None
+        shown = alignment.training[: min(max(2, _SHOWN_BYTES // (4 * self.layout.weights)), SHOWN_MODELS)]
+        models, raw_BP = shown["model"].to_list(), self._load_rows(shown)
+        aligned_BP = apply_matching(self.layout, self.symmetry.groups, raw_BP, alignment.pick(models))
+        ends = (models, raw_BP, aligned_BP)
+        barriers = measure_barriers(self.population, self.layout, *ends, self.config.barrier_pairs, self.sink)
         return {
-            "alignment.parquet": to_parquet(objectives),
+            "alignment.parquet": to_parquet(alignment.tell_objectives()),
             "alignment.png": draw_alignment(self.layout, raw_BP, aligned_BP),
             "barriers.parquet": to_parquet(barriers),
         }
 
-    def _measure_barriers(self, models: list[str], raw_BP: Tensor, aligned_BP: Tensor) -> pl.DataFrame:
-        """Return the loss barriers between the reference and some training models, as they are and aligned."""
-        assert self.network is not None
-        assert self.zoo.images is not None
-        split = load_images(self.zoo.images).splits["val"]
-        pairs = min(self.config.barrier_pairs, len(models) - 1)
-        records = []
-        for number in range(1, pairs + 1):
-            ends = (raw_BP[number], aligned_BP[number])
-            barriers = [measure_barrier(self.network, self.layout, raw_BP[0], end_P, split) for end_P in ends]
-            records.append((models[0], models[number], *barriers))
-            self.sink.progress(number, pairs, "loss barriers")
-        return pl.DataFrame(records, schema=_BARRIER_SCHEMA, orient="row")
-
-    def _write_parts(self, alignment: "_Alignment | None") -> list[FileEntry]:
+    def _write_parts(self, alignment: Alignment | None) -> list[FileEntry]:
         jobs = {}
         for (number,), rows in self.index.with_row_index("at").group_by("part", maintain_order=True):
             pieces = tuple(
@@ -302,35 +292,8 @@ class _Build:
         return counts
 
 
-@dataclass(frozen=True)
-class _Alignment:
-    """What brings the models of a zoo to canonical form.
-
-    Attributes:
-        training: the rows of the training models' last epochs; the first one is the reference.
-        places: for each model its place in `matching`.
-        matching: what was found.
-    """
-
-    training: pl.DataFrame
-    places: dict[str, int]
-    matching: Matching
-
-    def pick(self, models: Sequence[str]) -> Matching:
-        """Return the matching of some models, in their order."""
-        return self.matching.pick(torch.tensor([self.places[model] for model in models]))
-
-
 _PLACE_TYPES = {"shard": pl.String, "row": pl.Int64}
 _REASON_TYPES = {**_PLACE_TYPES, "reason": pl.String}
-_BARRIER_SCHEMA = {"first": pl.String, "second": pl.String, "barrier_before": pl.Float64, "barrier_after": pl.Float64}
-
-
-def _build_network(zoo: AnyZooConfig) -> nn.Module | None:
-    if zoo.network is None or zoo.images is None:
-        return None
-    images = load_images(zoo.images)
-    return build_network(zoo.network, images.channels, images.classes, images.size).eval()
 
 
 def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.store import name_part, write_weights
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.zoo.buffers import same_values
 from mzsane.zoo.shards import read_shard
 
 
@@ -46,12 +47,26 @@ class ShardWeights:
         """
         tensors = read_shard(self.zoo, self.shard)
         named = {name: value for name, value in tensors.items() if name not in self.buffers}
+        # Where tied tensors differ, `find_untied` says it of the checkpoint: one does not stop the others.
+        for entry in self.layout.tensors:
+            named |= {other: named[entry.name] for other in entry.tied if entry.name in named and other in named}
         try:
             return self.layout.flatten(named).to(DTYPES[dtype or self.dtype])
         except ConfigError as error:
             raise ConfigError(
                 f"{self.zoo.address}, shard {self.shard}: {error}; tokens need one architecture"
             ) from None
+
+    def find_untied(self) -> list[str | None]:
+        """Return for each checkpoint a tensor that differs from the one that it is tied to, or None."""
+        tied = [(entry.name, other) for entry in self.layout.tensors for other in entry.tied]
+        tensors = read_shard(self.zoo, self.shard)
+        found: list[str | None] = [None] * len(next(iter(tensors.values())))
+        for name, other in tied:
+            for row, (one, two) in enumerate(zip(tensors[name], tensors[other], strict=True)):
+                if not same_values(one, two):
+                    found[row] = found[row] or f"{other} is tied to {name} in the zoo's network but differs"
+        return found
 
 
 @dataclass(frozen=True)
@@ -84,9 +99,11 @@ def scan_shard(shard: ShardWeights) -> bytes:
     finite_N = shard.load("float32").isfinite().all(dim=1).tolist()
     fits_N = finite_N if shard.dtype == "float32" else shard.load().isfinite().all(dim=1).tolist()
     reasons = [
-        None if fits else f"weights beyond the range of {shard.dtype}" if finite else "weights that are not finite"
+        "weights that are not finite" if not finite else None if fits else f"weights beyond the range of {shard.dtype}"
         for finite, fits in zip(finite_N, fits_N, strict=True)
     ]
+    if any(entry.tied for entry in shard.layout.tensors):
+        reasons = [reason or untied for reason, untied in zip(reasons, shard.find_untied(), strict=True)]
     return json.dumps(reasons).encode()
 
 

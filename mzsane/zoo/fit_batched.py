@@ -49,7 +49,13 @@ class BatchedModels:
     def read_state(self, position: int) -> dict[str, Tensor]:
         """Return a copy of one model's state dict, on the CPU."""
         tensors = {**self.parameters(), **self.buffers}
-        return {name: tensors[name][position].detach().cpu().clone() for name in self.network.state_dict()}
+        first = {id(value): name for name, value in self._list_first()}  # of tensors that have several names
+        state = self.network.state_dict(keep_vars=True)
+        return {name: tensors[first[id(value)]][position].detach().cpu().clone() for name, value in state.items()}
+
+    def _list_first(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.network.named_parameters()
+        yield from self.network.named_buffers()
 
     def forward(self, images: Tensor, shared: bool) -> Tensor:
         """Return the logits (B, S, K) of images (S, C, H, W) that all models share, or (B, S, C, H, W) of their own."""
@@ -60,6 +66,23 @@ class BatchedModels:
 
         vectorised: Callable[..., Tensor] = vmap(call, in_dims=(0, 0, None if shared else 0), randomness="different")
         return vectorised(self.parameters(), self.buffers, images)
+
+
+def find_obstacle(network: nn.Module, images_NCHW: Tensor) -> str | None:
+    """Return why networks of an architecture cannot be trained as one program; None if they can.
+
+    Args:
+        network: a new network of it, on the CPU.
+        images_NCHW: some images that it takes.
+    """
+    models = BatchedModels.stack([network, network], torch.device("cpu"))
+    network.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.autograd.grad(models.forward(images_NCHW, shared=True).sum(), models.flat_BP)
+    except Exception as error:  # whatever the module's code and its operators raise
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
 
 
 def fit_epochs_batched(

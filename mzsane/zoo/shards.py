@@ -2,8 +2,9 @@
 
 Files: `index.parquet` (a row a checkpoint: model, epoch, where its weights are, metrics, recipe), `history.parquet` (a
 row a model and epoch, also of epochs whose weights are not kept), `rejected.parquet` (what could not be used, and
-why) and `weights-NNNNN.safetensors`, in which every tensor is stacked over the shard's rows. Buffers such as running
-statistics are among the tensors. All checkpoints of a shard have the same tensor names and shapes.
+why), `subject.json` (what the models are: network and images) and `weights-NNNNN.safetensors`, in which every tensor is
+stacked over the shard's rows. Buffers such as running statistics are among the tensors. All checkpoints of a shard have
+the same tensor names and shapes.
 """
 
 import hashlib

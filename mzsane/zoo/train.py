@@ -18,17 +18,21 @@ from torch import Tensor, nn
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.device import choose_device
+from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
-from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
+from mzsane.zoo.fit_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
+from mzsane.zoo.subject import write_subject
 
-VERSION = 2
+VERSION = 3
 _CHUNK_MODELS = {"cpu": 4, "cuda": 512}
+_TRIED = 8  # images that a network is tried on before the work
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def train_zoo(
     Killed at any point, the next call continues after the last finished chunk; two calls at once share their chunks.
 
     Raises:
-        ConfigError: the images or the architecture cannot be had, or do not fit each other.
+        ConfigError: the images or the architecture cannot be had, or do not fit each other, or the architecture has
+            what its state dict does not keep, or what the engine of a GPU cannot do.
         WorkerError: a worker process was killed.
     """
     work = plan_zoo(config)
@@ -97,7 +102,14 @@ def train_zoo(
     images = load_images(config.images)  # here first: what is wrong with them is said before any work
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
-        build_network(network, images.channels, images.classes, images.size)
+        built, again = (build_network(network, images.channels, images.classes, images.size) for _ in range(2))
+        tried_NCHW = images.splits["train"].images_NCHW[:_TRIED]
+        check_saved(built, again, tried_NCHW, network.architecture)
+        if device == "cuda" and (obstacle := find_obstacle(again, tried_NCHW)):
+            raise ConfigError(
+                f"{network.architecture} cannot be trained on a GPU, where many models are one program ({obstacle}): "
+                "set execution.device to cpu"
+            )
     chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
     parts = write_shards(
         work,
@@ -111,7 +123,7 @@ def train_zoo(
         names=[chunk.name for chunk in chunks],
     )
     card = draw_card(parts, _describe_zoo(config), images)
-    return store.publish(work, {**parts.files(), **card}, parts.counts())
+    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
 
 
 def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:

@@ -483,5 +483,5 @@ def test_models_of_several_functions_are_an_error(tiny_table: TokenTable) -> Non
     index = tiny_table.index.with_columns(
         pl.when(pl.col("model") == "000001").then(relu).otherwise("recipe").alias("recipe")
     )
-    with pytest.raises(ConfigError, match=r"slice 0 .* has models with relu beside its network's tanh"):
+    with pytest.raises(ConfigError, match=r"slice 0 .* has models with the activations relu, tanh"):
         open_behaviour(CONFIG, [dataclasses.replace(tiny_table, index=index)])

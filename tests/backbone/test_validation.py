@@ -155,7 +155,7 @@ def test_accuracies_are_those_of_real_networks_run_one_image_at_a_time(tiny_tabl
 
 
 def test_a_model_is_run_with_its_own_activation_where_the_zoo_varies_it(tiny_table, tiny_zoo_config, images, config):
-    index = tiny_table.index.with_columns(pl.lit("relu").alias("factor_activation"))
+    index = tiny_table.index.with_columns(pl.lit('{"activation": "relu"}').alias("recipe"))
     values = Validator([take(hold(tiny_table, index))], config, 0).measure(Copier())
     relu = tiny_zoo_config.network.model_copy(update={"activation": "relu"})
     split = images.splits["val"]

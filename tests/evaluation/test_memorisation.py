@@ -1,5 +1,7 @@
 """The memorisation card tells copies from new models, by weights and by what they do."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -136,8 +138,8 @@ def test_models_are_classified_with_their_own_activation(tiny_table, tiny_zoo_co
     models = ModelSet(
         tiny_zoo_config.network, GlyphsConfig(source="glyphs", characters="ABCD"), tiny_table.layout, flat
     )
-    tanh, sigmoid = classify_models(models, [None, "sigmoid"], SERIAL)
-    again = classify_models(models, (), SERIAL)
+    tanh, sigmoid = classify_models(replace(models, activations=(None, "sigmoid")), SERIAL)
+    again = classify_models(models, SERIAL)
     assert torch.equal(again[0], tanh)
     assert torch.equal(again[1], tanh)
     assert not torch.equal(sigmoid, tanh)
@@ -146,6 +148,6 @@ def test_models_are_classified_with_their_own_activation(tiny_table, tiny_zoo_co
 def test_chunks_of_models_keep_their_order(tiny_table, tiny_zoo_config, monkeypatch):
     flat = tiny_table.load()
     models = ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, flat)
-    whole = classify_models(models, (), SERIAL)
+    whole = classify_models(models, SERIAL)
     monkeypatch.setattr("mzsane.evaluation.disagreement._CHUNK", 5)
-    assert torch.equal(classify_models(models, (), SERIAL), whole)
+    assert torch.equal(classify_models(models, SERIAL), whole)

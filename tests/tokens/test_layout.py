@@ -1,6 +1,7 @@
 """Tokens are a view: every weight has one place, and comes back from it bit for bit."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout, check_same_layout, choose_token_dim
+from mzsane.tokens.agreement import check_same_layout, choose_token_dim
+from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
@@ -322,3 +324,28 @@ def test_models_of_several_layouts_are_refused_where_one_is_needed(cnn_s):
         check_same_layout([layout, other], "sampling")
     with pytest.raises(ConfigError, match="not of 0: none"):
         check_same_layout([], "sampling")
+
+
+def test_index_maps_do_not_go_to_other_processes():
+    layout = TokenLayout.from_network(nn.Linear(200, 100), 16)
+    fresh = len(pickle.dumps(layout))
+    assert layout.tokenize(torch.randn(2, layout.weights)).shape == (2, layout.length, 16)
+    assert layout.gather_TD.numel() == layout.length * 16
+    assert layout.scatter_P.numel() == layout.weights
+    assert layout.mask_TD.any()
+    assert layout.positions_T3.shape == (layout.length, 3)
+    assert len(pickle.dumps(layout)) == fresh < 1000
+    again = pickle.loads(pickle.dumps(layout))
+    assert again == layout
+    assert torch.equal(again.gather_TD, layout.gather_TD)
+
+
+def test_tied_tensors_that_are_no_numbers_are_still_tied():
+    network = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    network["b"].weight = network["a"].weight
+    layout = TokenLayout.from_network(network, 4)
+    with torch.no_grad():
+        network["a"].weight[0, 0] = float("nan")
+    assert layout.flatten(network.state_dict()).isnan().sum() == 1
+    with pytest.raises(ConfigError, match=r"b\.weight is tied to a\.weight but differs"):
+        layout.flatten(network.state_dict() | {"b.weight": torch.ones(3, 3)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mzsane.zoo.conditioning import condition_statistics, has_statistics
+from mzsane.zoo.conditioning import condition_statistics, has_statistics, list_statistics
 
 
 @pytest.fixture
@@ -45,3 +45,18 @@ def test_a_network_without_batch_norm_is_not_even_run():
     condition_statistics(Fails(), torch.zeros(1))
     assert has_statistics(nn.BatchNorm1d(2))
     assert not has_statistics(nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def test_instance_norms_that_keep_statistics_are_conditioned_too():
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(3, track_running_stats=True)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), norm).eval()
+    images = torch.randn(1500, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        norm.running_mean.fill_(100.0)
+        condition_statistics(network, images)
+        hidden = network[0](images)
+    torch.testing.assert_close(norm.running_mean, hidden.mean(dim=(2, 3)).mean(dim=0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(norm.running_var, hidden.var(dim=(2, 3)).mean(dim=0), rtol=1e-3, atol=1e-4)
+    assert norm.momentum == 0.1
+    assert list_statistics(network) == {"1.running_mean", "1.running_var"}

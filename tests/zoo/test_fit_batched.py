@@ -10,7 +10,7 @@ from mzsane.config import ExecutionConfig, FactorsConfig, GlyphsConfig, NetworkC
 from mzsane.zoo import train
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs, measure
-from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
+from mzsane.zoo.fit_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageSplit
 from mzsane.zoo.shards import load_weights
 
@@ -118,3 +118,27 @@ def test_a_zoo_is_the_same_by_both_engines(store, tmp_path, monkeypatch):
         torch.testing.assert_close(batched[name][order], value, atol=2e-4, rtol=1e-2)
     assert batched_index[order]["test_loss"].to_list() == pytest.approx(index["test_loss"].to_list(), rel=2e-3)
     assert batched_index[order]["recipe"].to_list() == index["recipe"].to_list()
+
+
+@pytest.mark.parametrize("factory", ["tied", "averaged", "own_norm", "instance_norm"])
+def test_state_of_any_kind_is_trained_alike_and_read_whole(factory):
+    """Tied weights have all their names, and buffers that training changes change as in the loop."""
+    config = NetworkConfig(architecture=f"tests.factories:{factory}")
+    split = make_split()
+    networks = make_networks(config, count=2)
+    assert find_obstacle(copy.deepcopy(networks[0]), split.images_NCHW[:4]) is None
+    models = BatchedModels.stack([copy.deepcopy(network) for network in networks], CPU)
+    recipe = RecipeConfig(optimizer="sgd", batch_size=11)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    next(fit_epochs_batched(models, [split] * 2, [recipe] * 2, generators, 1))
+    for place, network in enumerate(networks):
+        next(fit_epochs(network, split, recipe, torch.Generator().manual_seed(place)))
+        state = models.read_state(place)
+        assert list(state) == list(network.state_dict())
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(state[name], value.contiguous(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_one_program_is_known_before():
+    network = build_network(NetworkConfig(architecture="tests.factories:spectral"), 1, 4)
+    assert "Batching rule not implemented" in find_obstacle(network, make_split().images_NCHW[:4])

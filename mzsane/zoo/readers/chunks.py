@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mzsane.config.reading import ReadConfig
-from mzsane.config.zoo import Activation, NetworkConfig
+from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure_splits
@@ -25,6 +25,7 @@ from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, 
 from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import State
 from mzsane.zoo.shards import ShardContent, hash_weights
+from mzsane.zoo.subject import choose_network
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,10 @@ def _measure(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], config: R
     """Return loss and accuracy of a checkpoint on the splits of the images."""
     assert config.images is not None
     images = load_images(config.images)
-    settings = config.network or NetworkConfig(**{k: recipe[k] for k in NetworkConfig.model_fields if k in recipe})
+    if config.network is None:
+        settings = NetworkConfig(**{k: recipe[k] for k in NetworkConfig.model_fields if k in recipe})
+    else:
+        settings = choose_network(config.network, recipe.get("activation")) or config.network
     network = build_network(settings, images.channels, images.classes, images.size)
     network.load_state_dict(tensors, strict=False)  # names were compared; old files lack batch norm's counters
     metrics = measure_splits(network, images.splits)
@@ -257,13 +261,20 @@ def _complete(chunk: ReadChunk, recipe: Mapping[str, Any]) -> dict[str, Any]:
     network = chunk.pattern.found.network.model_dump(mode="json", exclude_none=True)
     if chunk.config.network is None:  # recognised, and the rest of the config is only its defaults
         network = {key: network[key] for key in ("architecture", "width") if key in network}
+    told = recipe.get("activation")
+    if told is not None:  # what the source says of a model counts, in our word for it if there is one
+        own = choose_network(chunk.pattern.found.network, told)
+        network["activation"] = told if own is None else own.activation
     return {**recipe, **network}
 
 
 def _describe(chunk: ReadChunk, entry: Entry, network: Network, recipe: str, sha256: str) -> dict[str, Any]:
     """Return a checkpoint's row of the index, without what is null."""
     found = chunk.pattern.found
-    known = chunk.config.network is not None or entry.recipe.get("activation") in get_args(Activation)
+    told = entry.recipe.get("activation")
+    known = found is not None and choose_network(found.network, told) is not None
+    if chunk.config.network is None:
+        known = known and told is not None
     return {
         "model": network.model,
         "epoch": network.epoch,
@@ -275,6 +286,6 @@ def _describe(chunk: ReadChunk, entry: Entry, network: Network, recipe: str, sha
         "recipe": recipe,
         "sha256": sha256,
         "source": chunk.locate(entry),
-        "scorable": found is not None and known,
+        "scorable": known,
         "place": network.place,
     }

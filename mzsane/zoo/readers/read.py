@@ -27,8 +27,9 @@ from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
 from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
+from mzsane.zoo.subject import write_subject
 
-VERSION = 1
+VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
 _ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
@@ -120,6 +121,7 @@ def _read(
     }
     files = {
         **parts.files(),
+        **write_subject(config),
         **draw_card(parts, facts, images),
         "index.parquet": to_parquet(_shape(index, _INDEX_SCHEMA)),
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
