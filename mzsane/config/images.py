@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Config, ShownAsAnyOf
+from mzsane.config.base import Address, Config, ShownAsAnyOf
 
 IMAGE_SIZE = 28  # height and width of digits and glyphs, pixels
 
@@ -109,10 +109,10 @@ class FilesConfig(_StoredImagesConfig):
     source: Literal["folder", "npz"] = Field(
         description="folder: one sub-folder a class; npz: arrays of images and of labels"
     )
-    train: str = Field(
+    train: Address = Field(
         description="folder or npz file of the training images, relative to the data folder (MZSANE_DATA) or absolute"
     )
-    test: str | None = Field(
+    test: Address | None = Field(
         None, description="the same of the test images; if unset, a test split is cut from the training images"
     )
     classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1")
