@@ -69,7 +69,7 @@ def ablation(
     planned = plan_comparison_stage(config).work.ref
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)
-    logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
+    logger.info("store %s; tracking %s", store.root, tracker.address or "off (set MLFLOW_TRACKING_URI)")
     with tracker.watch(run):
         zoos = [
             {"zoo": zoo, "tokens": resolve_ablation(config).tokens, "execution": execution, "tracking_parent": run}
@@ -151,7 +151,7 @@ def _resend(config: AblationConfig, comparison: Artifact | None, store: Artifact
     if not tracker.uri:
         raise ConfigError("MLFLOW_TRACKING_URI is not set: there is no place to send to")
     sent = resend(config, comparison, store, logging.getLogger("mzsane"))
-    print(f"ablation {config.name}: {'sent to' if sent else 'NOT sent to'} {tracker.uri}")
+    print(f"ablation {config.name}: {'sent to' if sent else 'NOT sent to'} {tracker.address}")
     return 0 if sent else 1
 
 

@@ -141,6 +141,13 @@ def split_query(address: str) -> tuple[str, str]:
     return plain, mark + query
 
 
+def split_user(address: str) -> tuple[str, str]:
+    """Return the user and password that an address holds, as they stand in it, and the address without them."""
+    found = _URL.fullmatch(address)
+    user = _find_user(found[2]) if found else ""
+    return user, f"{found[1]}://{found[2][len(user) + 1 :]}" if found and user else address
+
+
 def hide_secrets(text: str) -> str:
     """Return a text, of ours or a library's, without the secrets of addresses and of the environment."""
     for secret in sorted(_hidden | _list_environment_secrets(), key=len, reverse=True):
