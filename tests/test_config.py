@@ -422,8 +422,8 @@ class TestLoadConfig:
         ("content", "expected"),
         [
             ("a: [1, 2", "cannot be read as YAML"),
-            ("- 1\n- 2", "valid dictionary"),
-            ("", "valid dictionary"),
+            ("- 1\n- 2", "holds [1, 2] where settings"),
+            ("", "is empty"),
             ("!!python/object:os.system {}", "cannot be read as YAML"),
         ],
     )
