@@ -91,16 +91,11 @@ def check_endpoint(endpoint: str) -> str:
 
 
 class PatientFileSystem:
-    """A remote file system of fsspec whose calls are repeated while the server is away.
-
-    Attributes:
-        lost: calls whose answer never came. Such a call may have done its work all the same.
-    """
+    """A remote file system of fsspec whose calls are repeated while the server is away."""
 
     def __init__(self, file_system: Any, address: str) -> None:
         self._file_system = file_system
         self._address = show_address(address)
-        self.lost = 0
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._file_system, name)
@@ -121,7 +116,6 @@ class PatientFileSystem:
                 waited = time.monotonic() - started
                 if not is_away(error) or waited + pause > PATIENCE:
                     raise
-                self.lost += 1
                 if pause == 2 * _FIRST_PAUSE:  # a hiccup is not worth a line
                     _logger.warning("%s does not answer; waiting for it up to %.0f s", self._address, PATIENCE)
             time.sleep(pause)

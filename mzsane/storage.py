@@ -133,7 +133,11 @@ class Storage:
                         raise
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create a file if there is none, in one step; tell whether it was created."""
+        """Create a file if there is none, in one step; tell whether it was created.
+
+        On a server a file of the very same bytes counts as ours: the answer to an earlier attempt may have been lost.
+        So what several may want to create, and only one may get, names its writer.
+        """
         with self._explained(name, writing=True):
             if self._local:
                 fresh = self._write_hidden(name, data)
@@ -144,14 +148,12 @@ class Storage:
                 finally:
                     fresh.unlink()
                 return True
-            lost = self._fs.lost
             try:
                 self._fs.pipe_file(self._path(name), data, mode="create")
             except (FileExistsError, OSError) as error:
                 # Servers word a failed precondition in their own ways; that the file is there is what counts.
                 if self._fs.exists(self._path(name)):
-                    # It is our own when the answer to an earlier attempt was lost.
-                    return bool(self._fs.lost > lost and self._fs.cat_file(self._path(name)) == data)
+                    return bool(self._fs.cat_file(self._path(name), **self._read_options) == data)
                 raise error
             return True
 
