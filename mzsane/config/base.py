@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -17,12 +25,22 @@ Address = Annotated[
     AfterValidator(check_address),
     PlainSerializer(store_address, return_type=str, when_used="json"),
 ]
+_LARGEST = 2**63 - 1
 
 
 class Config(BaseModel):
     """Base of all configs: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="after")
+    def _refuse_huge_numbers(self) -> "Config":
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and abs(number) > _LARGEST:
+                    raise ValueError(f"{name} is beyond {_LARGEST:,}, the largest whole number that files hold")
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON data: all but the names that people give."""

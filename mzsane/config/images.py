@@ -66,10 +66,11 @@ class _StoredImagesConfig(Config):
     train_images: int | None = Field(
         None,
         ge=10,
+        le=100_000_000,
         description="only this many training images, validation images among them, drawn by the split's seed; all if "
         "unset",
     )
-    test_images: int | None = Field(None, ge=10, description="only this many test images; all if unset")
+    test_images: int | None = Field(None, ge=10, le=100_000_000, description="only this many test images; all if unset")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training images that becomes the validation split"
     )

@@ -107,6 +107,7 @@ class ReadConfig(Config):
     max_file_bytes: int = Field(
         2**30,
         ge=1,
+        le=2**50,
         description="largest checkpoint, bytes, both as a file, unpacked from an archive, and in memory as float32",
     )
     revision: str = Field(
