@@ -16,9 +16,10 @@ from flows.dispatch import run_parts
 from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
-from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
+from mzsane.estimate import check_ablation, check_processes
 from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
 from tasks import stages
@@ -65,11 +66,13 @@ def ablation(
     started = time.time()
     logger = get_run_logger()
     store = ArtifactStore.from_environment()
+    check_processes(execution.processes)
+    check_ablation(config, store.files.local_path(""))
     store.check()
     planned = plan_comparison_stage(config).work.ref
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)
-    logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
+    logger.info("store %s; tracking %s", store.root, tracker.address or "off (set MLFLOW_TRACKING_URI)")
     with tracker.watch(run):
         zoos = [
             {"zoo": zoo, "tokens": resolve_ablation(config).tokens, "execution": execution, "tracking_parent": run}
@@ -124,7 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_command(options: argparse.Namespace) -> int:
     config = load_preset(options.preset, options.set)
+    execution = validate_config(
+        ExecutionConfig, {"processes": options.processes, "arms": options.arms}, "the command line"
+    )
     store = ArtifactStore.from_environment()
+    check_processes(options.processes)
+    check_ablation(config, store.files.local_path(""))
     if options.plan:
         _print_plan(config, store)
         return 0
@@ -133,7 +141,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config=config, execution=ExecutionConfig(processes=options.processes, arms=options.arms))
+        ablation(config=config, execution=execution)
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)
@@ -151,7 +159,7 @@ def _resend(config: AblationConfig, comparison: Artifact | None, store: Artifact
     if not tracker.uri:
         raise ConfigError("MLFLOW_TRACKING_URI is not set: there is no place to send to")
     sent = resend(config, comparison, store, logging.getLogger("mzsane"))
-    print(f"ablation {config.name}: {'sent to' if sent else 'NOT sent to'} {tracker.uri}")
+    print(f"ablation {config.name}: {'sent to' if sent else 'NOT sent to'} {tracker.address}")
     return 0 if sent else 1
 
 

@@ -8,7 +8,8 @@ from prefect import flow
 from flows.chain import find_target, make_backbone, make_samples
 from flows.presets import DEMO, list_presets, load_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.config import AblationConfig, ExecutionConfig, validate_config
+from mzsane.estimate import check_ablation, check_processes
 from mzsane.plan import ArmPlan, find_arm
 from mzsane.sampling.export import export_samples
 from tasks.logs import quiet_expected_errors
@@ -63,11 +64,14 @@ def _export(options: argparse.Namespace) -> int:
     config = load_preset(options.preset, options.set)
     target = find_target(config, options.target)
     work = ArmPlan(config, find_arm(config, options.composition, options.seed)).samples(target).work
+    execution = validate_config(ExecutionConfig, {"processes": options.processes}, "the command line")
     store = ArtifactStore.from_environment()
+    check_processes(options.processes)
+    check_ablation(config, store.files.local_path(""))
     found = store.find(work.ref)
     if found is None:
         store.check()
-        samples(options.composition, options.target, options.seed, config, ExecutionConfig(processes=options.processes))
+        samples(options.composition, options.target, options.seed, config, execution)
         found = store.open(work.ref)
     count = export_samples(found, options.to, options.all, TerminalSink())
     print(f"{count} samples written to {options.to}")

@@ -10,6 +10,7 @@ from flows.presets import list_presets, load_zoo_preset
 from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, ReadConfig, validate_config
 from mzsane.errors import ConfigError
+from mzsane.estimate import check_processes, check_zoo
 from mzsane.plan import plan_zoo_stage
 from mzsane.zoo.catalog import catalog_table
 from mzsane.zoo.download import download
@@ -32,6 +33,8 @@ def zoo(zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig()) -> Ar
         execution: How the work is done; changes no result.
     """
     store = ArtifactStore.from_environment()
+    check_processes(execution.processes)
+    check_zoo(zoo, store.files.local_path(""))
     tracker = Tracker.from_environment(get_run_logger())
     run = tracker.open_zoo(zoo.name, plan_zoo_stage(zoo).work.ref.fingerprint)
     with tracker.watch(run):
@@ -72,6 +75,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return _download(options)
     config = load_zoo_preset(options.preset, options.set)
     store = ArtifactStore.from_environment()
+    check_zoo(config, store.files.local_path(""))
     found = store.find(plan_zoo_stage(config).work.ref)
     if options.command == "export":
         if found is None:
@@ -80,8 +84,10 @@ def _run_command(options: argparse.Namespace) -> int:
         print(f"{count} checkpoints written to {options.target}")
         return 0
     if found is None:
+        execution = validate_config(ExecutionConfig, {"processes": options.processes}, "the command line")
+        check_processes(options.processes)
         store.check()
-        zoo(zoo=config, execution=ExecutionConfig(processes=options.processes))
+        zoo(zoo=config, execution=execution)
         logging.getLogger("prefect").setLevel(logging.WARNING)
         found = store.open(plan_zoo_stage(config).work.ref)
     else:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mzsane.addresses import check_address, hide_secrets
+
 LOCALHOST = "127.0.0.1"
 POOL = "local"
 
@@ -69,6 +71,17 @@ class StackSettings(BaseModel):
     @classmethod
     def _make_absolute(cls, path: Path) -> Path:
         return path.expanduser().resolve()
+
+    @field_validator("s3_endpoint", "root")
+    @classmethod
+    def _refuse_passwords(cls, address: str | None) -> str | None:
+        try:
+            return address if address is None else check_address(address)
+        except ValueError:
+            raise ValueError(
+                "an address with a user or password would be shown and stored: set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            ) from None
 
     @model_validator(mode="after")
     def _require_keys(self) -> StackSettings:
@@ -161,4 +174,4 @@ def _describe(problem: dict) -> str:
     if not problem["loc"]:
         return message
     field = problem["loc"][0]
-    return f"{VARIABLES.get(field, field)}={problem['input']!r}: {message}"
+    return hide_secrets(f"{VARIABLES.get(field, field)}={problem['input']!r}: {message}")

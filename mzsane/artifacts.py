@@ -20,13 +20,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mzsane.errors import CorruptArtifactError
+from mzsane.manifest import MANIFEST, REMEDY, SCHEMA_VERSION, Manifest, read_manifest
+from mzsane.manifest import FileEntry as FileEntry
 from mzsane.storage import Storage, default_cache, find_options
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 _DIGEST_BYTES = 32  # of sha256
 _LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")
 
@@ -77,31 +77,6 @@ class Work:
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return ArtifactRef(kind=self.kind, fingerprint=hashlib.sha256(text.encode()).hexdigest())
-
-
-class FileEntry(BaseModel):
-    """One data file in a manifest: its stored name, size in bytes, and sha256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What a published artifact is and where it came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: int
-    kind: str
-    fingerprint: str
-    version: int
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    seed: int
-    counts: dict[str, Any]
-    libraries: dict[str, str]
-    files: dict[str, FileEntry]
 
 
 class Artifact:
@@ -226,20 +201,14 @@ class ArtifactStore:
 
         Raises:
             CorruptArtifactError: there is no manifest, or it is not one of this artifact.
+            NewerArtifactError: a newer mzsane wrote it.
         """
         try:
-            manifest = Manifest.model_validate_json(self.files.read(f"{ref}/{MANIFEST}"))
+            manifest = read_manifest(self.files.read(f"{ref}/{MANIFEST}"), self.address(ref))
         except FileNotFoundError:
             raise CorruptArtifactError(f"{self.address(ref)} is not there (no {MANIFEST})") from None
-        except ValidationError:
-            raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} is not a manifest; {_REMEDY}") from None
-        if manifest.schema_version != SCHEMA_VERSION:
-            raise CorruptArtifactError(
-                f"{self.address(ref)} has manifest schema {manifest.schema_version}, this mzsane reads "
-                f"{SCHEMA_VERSION}: use the version that wrote it, or another MZSANE_ROOT"
-            )
         if (manifest.kind, manifest.fingerprint) != (ref.kind, ref.fingerprint):
-            raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} belongs to another artifact; {_REMEDY}")
+            raise CorruptArtifactError(f"{self.address(ref)}/{MANIFEST} belongs to another artifact; {REMEDY}")
         return Artifact(self, manifest)
 
     def partial(self, work: Work) -> Partial:
@@ -311,7 +280,7 @@ class ArtifactStore:
         try:
             data = self.files.read(name)
         except FileNotFoundError:
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}") from None
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}") from None
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise self._changed(name, len(data), entry)
         return data
@@ -324,13 +293,13 @@ class ArtifactStore:
             self._verify(fresh, entry, name)
             fresh.replace(cached)
         except FileNotFoundError:
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}") from None
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}") from None
         finally:
             fresh.unlink(missing_ok=True)
 
     def _verify(self, path: Path, entry: FileEntry, name: str) -> None:
         if not path.exists():
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {_REMEDY}")
+            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}")
         size = path.stat().st_size
         if size != entry.bytes or _hash_file(path) != entry.sha256:
             raise self._changed(name, size, entry)
@@ -338,11 +307,8 @@ class ArtifactStore:
     def _changed(self, name: str, size: int, entry: FileEntry) -> CorruptArtifactError:
         return CorruptArtifactError(
             f"{self.root}/{name} was changed after it was published: its sha256 is not that of the manifest "
-            f"({size} bytes, {entry.bytes} promised); {_REMEDY}"
+            f"({size} bytes, {entry.bytes} promised); {REMEDY}"
         )
-
-
-_REMEDY = "remove the artifact's folder and rerun: it is made again from its inputs"
 
 
 def _hash_file(path: Path) -> str:

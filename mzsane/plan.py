@@ -19,6 +19,7 @@ from mzsane.config import (
     TokensConfig,
 )
 from mzsane.errors import ConfigError
+from mzsane.estimate import check_ablation
 from mzsane.evaluation.probes import plan_probes, probe_backbone
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
 from mzsane.metrics import MetricSink
@@ -102,7 +103,12 @@ def resolve_ablation(config: AblationConfig) -> AblationConfig:
 
 
 def plan_ablation(config: AblationConfig) -> list[Stage]:
-    """Return every stage of an ablation once, each after those that it reads; the comparison is last."""
+    """Return every stage of an ablation once, each after those that it reads; the comparison is last.
+
+    Raises:
+        ConfigError: it cannot fit in memory, or a stage cannot be planned.
+    """
+    check_ablation(config)
     config = resolve_ablation(config)
     stages = [plan_zoo_stage(zoo) for zoo in config.all_zoos]
     stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.all_zoos]

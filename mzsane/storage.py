@@ -1,7 +1,4 @@
-"""Files below one root, a local folder or any fsspec URL: atomic, and with errors that say what to do.
-
-The only user of fsspec.
-"""
+"""Files below one root, a local folder or any fsspec URL: atomic, and with errors that say what to do."""
 
 import errno
 import os
@@ -13,17 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from mzsane.errors import ConfigError, StoreError
+from mzsane.addresses import show_address
+from mzsane.errors import StoreError
+from mzsane.file_systems import NEEDS_KEYS, S3, PatientFileSystem, check_endpoint, open_file_system
 
 _WRITE_ATTEMPTS = 10
-_S3 = ("s3://", "s3a://")
-_S3_OPTIONS = {
-    "use_listings_cache": False,
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}},
-}
 # In one request: by default s3fs asks for the size first and copies ranges of 50 MB together, twice.
 _S3_READ_OPTIONS = {"max_concurrency": 1}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -38,14 +29,12 @@ def find_options(address: str) -> dict[str, Any]:
     """Return fsspec's options for an address: that of S3 at `MZSANE_S3_ENDPOINT`, when that is set.
 
     Raises:
-        ConfigError: the endpoint has no scheme.
+        ConfigError: the endpoint has no scheme, or holds a password.
     """
     endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
-    if not endpoint or not address.startswith(_S3):
+    if not endpoint or not address.startswith(S3):
         return {}
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"MZSANE_S3_ENDPOINT {endpoint!r} must begin with http:// or https://")
-    return {"endpoint_url": endpoint}
+    return {"endpoint_url": check_endpoint(endpoint)}
 
 
 class Storage:
@@ -61,17 +50,12 @@ class Storage:
     """
 
     def __init__(self, root: str, options: Mapping[str, Any] | None = None, setting: str = "MZSANE_ROOT") -> None:
-        s3 = root.startswith(_S3)
-        defaults = _S3_OPTIONS if s3 else {}
-        self._read_options = _S3_READ_OPTIONS if s3 else {}
-        try:
-            self._fs, path = fsspec.core.url_to_fs(root, **{**defaults, **(options or {})})
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{setting} {root!r} is not a folder or an address that can be opened: {error}") from None
+        self._read_options = _S3_READ_OPTIONS if root.startswith(S3) else {}
+        self._fs, path = open_file_system(root, options or {}, setting)
         self._setting = setting
         self._root = path.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self.root = self._root if self._local else self._fs.unstrip_protocol(self._root)
+        self._local = not isinstance(self._fs, PatientFileSystem)
+        self.root = self._root if self._local else show_address(self._fs.unstrip_protocol(self._root))
 
     def exists(self, name: str) -> bool:
         """Tell whether a file is there."""
@@ -149,7 +133,11 @@ class Storage:
                         raise
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create a file if there is none, in one step; tell whether it was created."""
+        """Create a file if there is none, in one step; tell whether it was created.
+
+        On a server a file of the very same bytes counts as ours: the answer to an earlier attempt may have been lost.
+        So what several may want to create, and only one may get, names its writer.
+        """
         with self._explained(name, writing=True):
             if self._local:
                 fresh = self._write_hidden(name, data)
@@ -165,7 +153,7 @@ class Storage:
             except (FileExistsError, OSError) as error:
                 # Servers word a failed precondition in their own ways; that the file is there is what counts.
                 if self._fs.exists(self._path(name)):
-                    return False
+                    return bool(self._fs.cat_file(self._path(name), **self._read_options) == data)
                 raise error
             return True
 
@@ -228,6 +216,8 @@ class Storage:
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
                 raise
+            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                raise StoreError(f"the store {self.root} cannot be opened: {NEEDS_KEYS}") from None
             raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
 
     def _reach(self) -> str:

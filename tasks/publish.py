@@ -8,6 +8,7 @@ import polars as pl
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
+from mzsane.addresses import show_address
 from mzsane.artifacts import Artifact
 from mzsane.report.compare import read_answers
 from mzsane.report.table import comparison_markdown
@@ -51,7 +52,7 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
     listed = "\n".join(f"- {sentence}" for sentence in findings.overall if sentence not in {a.text for a in answers})
     places = [f"Artifact: `{comparison.address}`"]
     if tracking_run is not None:
-        places.append(f"MLflow: {os.environ['MLFLOW_TRACKING_URI']}, run `{tracking_run}`")
+        places.append(f"MLflow: {show_address(os.environ['MLFLOW_TRACKING_URI'])}, run `{tracking_run}`")
     create_markdown_artifact(
         markdown="\n\n".join((f"# {name}", comparison_markdown(answers, rows, duels, leaders), listed, *places)),
         key="findings",

@@ -1,5 +1,6 @@
 """What commands print: a comparison, a zoo's card, progress."""
 
+import os
 import shutil
 import signal
 import sys
@@ -14,16 +15,16 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mzsane.artifacts import Artifact
-from mzsane.errors import ConfigError, MzsaneError
 from mzsane.parallel import end_workers
 from mzsane.report.compare import read_answers
 from mzsane.report.table import comparison_table
+from tasks.failures import explain_failure, print_without_secrets
 
 _WIDTH = 100  # of the table when the output is not a terminal
 
 
 def report_errors(command: Callable[[], int]) -> int:
-    """Run a command; an expected error becomes one line, and exit code 2 for a wrong setting or 1 for the rest.
+    """Run a command; what fails by no fault of the program becomes one line, with exit code 2 for a wrong setting or 1.
 
     Asked to terminate it ends in order, with 143, as it does at Ctrl-C, and its workers with it. By default it would be
     gone at once, and the temporary server that Prefect has started for it would stay.
@@ -40,17 +41,22 @@ def report_errors(command: Callable[[], int]) -> int:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return command()
-    except MzsaneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, SystemExit):
         end_workers()
         raise
-    except Exception:
-        if not ended_by:
+    except BrokenPipeError:  # who reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if ended_by:
+            end_workers()
+            raise _ending(ended_by[0]) from None  # the server was gone when the flow run was to be ended
+        explained = explain_failure(error)
+        if explained is None:
+            sys.excepthook = print_without_secrets
             raise
-        end_workers()
-        raise _ending(ended_by[0]) from None  # the server was gone when the flow run was to be ended
+        print(f"error: {explained[0]}", file=sys.stderr)
+        return explained[1]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

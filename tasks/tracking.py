@@ -4,7 +4,7 @@ Everything that is tracked is in the artifacts too, so that what was lost can be
 PRESET --resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's
 start and the step, so that a point sent twice is the same point.
 
-Set `MLFLOW_TRACKING_URI` to turn tracking on.
+Set `MLFLOW_TRACKING_URI` to turn tracking on. A user and password in it are used, and shown nowhere.
 """
 
 import json
@@ -16,9 +16,11 @@ from functools import lru_cache
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import polars as pl
 
+from mzsane.addresses import hide_secrets, show_address, split_user
 from mzsane.appearance import to_png
 from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
@@ -51,10 +53,10 @@ _COMPARISON_FILES = (
 
 
 class Tracker:
-    """A client of one MLflow server that gives up, loudly, at the first failure."""
+    """A client of one MLflow server that gives up, loudly, at the first failure; `address` is its URI for people."""
 
     def __init__(self, uri: str, logger: Logger) -> None:
-        self.uri, self.logger = uri, logger
+        self.uri, self.address, self.logger = uri, show_address(uri), logger
         self.lost = False
 
     @classmethod
@@ -119,11 +121,11 @@ class Tracker:
             return action(_make_client(self.uri))
         except Exception as error:
             self.lost = True
-            reason = " ".join(str(error).split())[:300]
+            reason = hide_secrets(" ".join(str(error).split()))[:300]
             self.logger.error(
                 "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; "
                 "send them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
-                self.uri,
+                self.address,
                 reason,
             )
             return None
@@ -150,6 +152,12 @@ def _make_client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if uri.startswith(("http://", "https://")):
+        user, uri = split_user(uri)  # it prints the address in links and errors
+        name, _, password = user.partition(":")
+        for variable, value in (("MLFLOW_TRACKING_USERNAME", name), ("MLFLOW_TRACKING_PASSWORD", password)):
+            if value:
+                os.environ[variable] = unquote(value)
     from mlflow import MlflowClient  # imported here: slow, and not needed without tracking
 
     return MlflowClient(tracking_uri=uri)

@@ -21,7 +21,7 @@ import pytest
 import s3fs
 
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, StoreError
+from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, NewerArtifactError, StoreError
 from mzsane.zoo.readers.sources import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -287,11 +287,41 @@ class TestDamage:
         place.store.publish(WORK, FILES, {})
         name = f"{WORK.ref}/manifest.json"
         good = place.get(name)
-        broken = [b"", good[: len(good) // 2], b"<html>not found</html>", b"\xff\x00\x80", b'{"kind": "zoo"}', b"[]"]
-        for data in [*broken, json.dumps({**json.loads(good), "extra": 1}).encode()]:
+        broken = [
+            b"",
+            good[: len(good) // 2],
+            b"<html>not found</html>",
+            b"\xff\x00\x80",
+            b'{"kind": "zoo"}',
+            b"[]",
+            b'{"schema_version": 1}',
+            b"[" * 99_999,
+        ]
+        for data in broken:
             place.put(name, data)
             with refused("manifest.json is not a manifest", "rerun", kind=CorruptArtifactError):
                 place.store.find(WORK.ref)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"schema_version": 2}, "manifest schema 2, this mzsane reads 1"),
+            ({"schema_version": 2, "new": 1, "files": {"a": {"path": "a", "blake3": "0"}}}, "manifest schema 2"),
+            ({"schema_version": "2.1"}, "manifest schema '2.1'"),
+            ({"lineage": ["a"]}, "fields that this mzsane does not know (lineage)"),
+            ({"files": {"a": {"path": "a", "bytes": 1, "sha256": "0", "rows": 3}}}, "(files.a.rows)"),
+        ],
+    )
+    def test_newer_manifest_is_told_as_newer(self, local, changes, said):
+        local.store.publish(WORK, FILES, {})
+        name = f"{WORK.ref}/manifest.json"
+        local.put(name, json.dumps({**json.loads(local.get(name)), **changes}).encode())
+        for attempt in (lambda: local.store.find(WORK.ref), lambda: local.store.publish(WORK, FILES, {})):
+            with pytest.raises(NewerArtifactError) as caught:
+                attempt()
+            assert said in str(caught.value)
+            assert "remove" not in str(caught.value)
+            assert not isinstance(caught.value, CorruptArtifactError)
 
     def test_manifest_of_another_artifact_is_noticed(self, place):
         other = Work("zoo", 1, {"models": 4})
@@ -394,6 +424,7 @@ class TestRoot:
         assert read_all(ArtifactStore(f"file://{tmp_path}/").open(WORK.ref)) == FILES
 
     def test_unreachable_server(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("mzsane.file_systems.PATIENCE", 1.0)
         point_to(monkeypatch, "http://127.0.0.1:1", "s3://bucket/prefix")
         store = ArtifactStore.from_environment()
         began = time.monotonic()

@@ -422,8 +422,8 @@ class TestLoadConfig:
         ("content", "expected"),
         [
             ("a: [1, 2", "cannot be read as YAML"),
-            ("- 1\n- 2", "valid dictionary"),
-            ("", "valid dictionary"),
+            ("- 1\n- 2", "holds [1, 2] where settings"),
+            ("", "is empty"),
             ("!!python/object:os.system {}", "cannot be read as YAML"),
         ],
     )
@@ -435,7 +435,7 @@ class TestLoadConfig:
 
     def test_binary_and_missing_files_and_folders_are_refused(self, tmp_path):
         binary = tmp_path / "x.yaml"
-        binary.write_bytes(b"\xff\xfe\x00\x81")
+        binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x81")
         with pytest.raises(ConfigError, match="cannot be read as YAML"):
             load_config(AblationConfig, binary)
         with pytest.raises(ConfigError, match="cannot be read as YAML"):

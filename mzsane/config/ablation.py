@@ -20,8 +20,10 @@ class SliceConfig(Config):
     """A part of a zoo: some of its training models, some of their checkpoints, and how often they are drawn."""
 
     zoo: Name = Field(description="name of the zoo")
-    models: int = Field(ge=1, description="number of training models drawn from the zoo's train split")
-    last_epochs: int | None = Field(None, ge=1, description="only this many last kept epochs; all kept ones if not set")
+    models: int = Field(ge=1, le=1_000_000, description="number of training models drawn from the zoo's train split")
+    last_epochs: int | None = Field(
+        None, ge=1, le=10_000, description="only this many last kept epochs; all kept ones if not set"
+    )
     epochs: tuple[int, ...] | None = Field(None, description="only these epochs; all kept ones if not set")
     where: tuple[MetricFilter, ...] = Field((), description="only checkpoints that pass all these filters")
     weight: float = Field(1.0, gt=0, description="how often the slice is drawn, in relation to the others")
@@ -81,6 +83,7 @@ class AblationConfig(Config):
     steps_per_model: int | None = Field(
         None,
         ge=1,
+        le=100_000_000,
         description="steps of pre-training for each model of a composition, in place of backbone.steps: one of twice "
         "the models is trained twice as long, and sees each as often; a composition's own backbone keeps its steps",
     )

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+Positions = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
 class BackboneConfig(Config):
     """The MZ-SANE sequence autoencoder and its pre-training.
 
@@ -58,23 +61,26 @@ class BackboneConfig(Config):
     from; the config holds the values alone.
     """
 
-    window: int = Field(66, ge=1, description="tokens in a training window; a shorter model is padded to it")
+    window: int = Field(
+        66, ge=1, le=1_000_000, description="tokens in a training window; a shorter model is padded to it"
+    )
     memory_gib: float = Field(
         4.0,
         gt=0,
+        le=1_000_000,
         description="GiB of weights that are held in memory; a larger composition is streamed through a shuffle buffer "
         "of that size",
     )
-    d_model: int = Field(96, ge=8, description="width of the transformer")
-    heads: int = Field(4, ge=1, description="attention heads; must divide d_model")
-    layers: int = Field(2, ge=1, description="transformer blocks in the encoder, and as many in the decoder")
+    d_model: int = Field(96, ge=8, le=65536, description="width of the transformer")
+    heads: int = Field(4, ge=1, le=8192, description="attention heads; must divide d_model")
+    layers: int = Field(2, ge=1, le=1000, description="transformer blocks in the encoder, and as many in the decoder")
     latent_dim: int = Field(
-        32, ge=1, description="latent numbers a token; one with fewer weights has as many as weights"
+        32, ge=1, le=65536, description="latent numbers a token; one with fewer weights has as many as weights"
     )
     positions: Literal["learned", "sinusoidal"] = Field(
         "learned", description="embedding of a token's place: learned tables, or sines and cosines without a limit"
     )
-    max_positions: tuple[int, int, int] = Field(
+    max_positions: tuple[Positions, Positions, Positions] = Field(
         (256, 32, 64),
         description="sizes of the learned position tables: token in network, layer, row in layer; a shortcut has as "
         "many codes as layers",
@@ -84,7 +90,7 @@ class BackboneConfig(Config):
         description="a linear code for each layer beside the transformer, which then need not learn what is linear: "
         "more is kept where latents are scarce",
     )
-    projection_dim: int = Field(30, ge=1, description="outputs of the projection head that the contrast sees")
+    projection_dim: int = Field(30, ge=1, le=65536, description="outputs of the projection head that the contrast sees")
     normalisation: Literal["token", "layer", "window", "batch", "none"] = Field(
         "token",
         description="what the squared error is divided by: the variance of each target token (MZ-SANE), of each layer "
@@ -129,15 +135,18 @@ class BackboneConfig(Config):
         description="weight of the behavioural loss: the difference of the outputs of original and reconstructed "
         "networks on training images, without labels; windows must hold whole models",
     )
-    behaviour_images: int = Field(32, ge=2, description="images in a step of the behavioural loss, for each zoo")
+    behaviour_images: int = Field(
+        32, ge=2, le=1_000_000, description="images in a step of the behavioural loss, for each zoo"
+    )
     behaviour_output: Literal["logits", "probabilities"] = Field(
         "logits", description="outputs that the behavioural loss compares; logits relative to their variance"
     )
-    steps: int = Field(1200, ge=1, description="training steps")
-    batch_size: int = Field(32, ge=2, description="windows in a training step, over all devices")
+    steps: int = Field(1200, ge=1, le=1_000_000_000, description="training steps")
+    batch_size: int = Field(32, ge=2, le=1_000_000, description="windows in a training step, over all devices")
     accumulation: int = Field(
         1,
         ge=1,
+        le=1_000_000,
         description="parts of a batch that are computed one after another, to save memory; each has a loss of its own "
         "(means over its weights and latents, a contrast of its windows), of which the gradients' mean is taken",
     )
@@ -168,7 +177,10 @@ class BackboneConfig(Config):
         False, description="compute activations again in the backward pass instead of keeping them: a third more work"
     )
     validations: int = Field(
-        8, ge=1, description="times in a training that models which were not trained on are reconstructed and probed"
+        8,
+        ge=1,
+        le=100_000,
+        description="times in a training that models which were not trained on are reconstructed and probed",
     )
 
     @property

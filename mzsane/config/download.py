@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mzsane.config.base import Config, Name
+from mzsane.config.base import Address, Config, Name
 
 Epoch = Annotated[int, Field(ge=0)]
 
@@ -14,8 +14,8 @@ class DownloadConfig(Config):
     """A file on a server: a published zoo by its name or address, whole or only some of its epochs and members."""
 
     name: Name = Field(description="what people call this download")
-    source: str = Field(
-        min_length=1, description="name in the catalogue (python -m flows.zoo list), or http(s) address of a file"
+    source: Address = Field(
+        description="name in the catalogue (python -m flows.zoo list), or http(s) address of a file"
     )
     epochs: tuple[Epoch, ...] | None = Field(
         None,
@@ -58,9 +58,6 @@ class DownloadConfig(Config):
         parts = urlsplit(value)
         if "://" in value and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError(f"only http and https addresses can be downloaded, not {parts.scheme}://{parts.hostname}")
-        if parts.username or parts.password:
-            # Configs are kept in manifests and shown in forms.
-            raise ValueError("the address holds a user or password: put them in ~/.netrc, where they are read from")
         return value
 
     @model_validator(mode="after")

@@ -20,9 +20,12 @@ class ExecutionConfig(Config):
         description="arms that run at the same time and share the cores, when an ablation is started by hand; if unset "
         "one a core on a CPU, where each has 4 GiB of memory, and one on a GPU",
     )
-    checkpoint_steps: int = Field(100, ge=1, description="pre-training steps between checkpoints")
+    checkpoint_steps: int = Field(100, ge=1, le=1_000_000_000, description="pre-training steps between checkpoints")
     chunk_models: int | None = Field(
-        None, ge=1, description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU"
+        None,
+        ge=1,
+        le=1_000_000,
+        description="models that are trained and saved together in a zoo; if unset 4 on a CPU, 512 on a GPU",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Config, ShownAsAnyOf
+from mzsane.config.base import Address, Config, ShownAsAnyOf
 
 IMAGE_SIZE = 28  # height and width of digits and glyphs, pixels
 
@@ -66,10 +66,11 @@ class _StoredImagesConfig(Config):
     train_images: int | None = Field(
         None,
         ge=10,
+        le=100_000_000,
         description="only this many training images, validation images among them, drawn by the split's seed; all if "
         "unset",
     )
-    test_images: int | None = Field(None, ge=10, description="only this many test images; all if unset")
+    test_images: int | None = Field(None, ge=10, le=100_000_000, description="only this many test images; all if unset")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training images that becomes the validation split"
     )
@@ -109,10 +110,10 @@ class FilesConfig(_StoredImagesConfig):
     source: Literal["folder", "npz"] = Field(
         description="folder: one sub-folder a class; npz: arrays of images and of labels"
     )
-    train: str = Field(
+    train: Address = Field(
         description="folder or npz file of the training images, relative to the data folder (MZSANE_DATA) or absolute"
     )
-    test: str | None = Field(
+    test: Address | None = Field(
         None, description="the same of the test images; if unset, a test split is cut from the training images"
     )
     classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1")

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from mzsane.config.yaml_text import DEEPEST, YamlTextError, read_yaml
 from mzsane.errors import ConfigError
 
 T = TypeVar("T")
+_SHOWN = 100  # characters of a wrong value
 
 
 def validate_config(kind: type[T], data: Any, where: str) -> T:
@@ -42,10 +43,21 @@ def explain_validation(error: ValidationError, data: Any) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
+        elif item["type"] == "string_type" and isinstance(item["input"], int | float):
+            message = f"text is needed, and {_show(item['input'])} is none: put it in quotes"
         elif item["type"] not in ("value_error", "missing"):
-            message += f", not {item['input']!r}"
+            message += f", not {_show(item['input'])}"
         reasons.append(f"{key}: {message}" if key else message)
     return "; ".join(reasons)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "settings" if value else "no settings"
+    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
+        return f"a list of {len(value)}"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _drop_tags(place: tuple[int | str, ...], data: Any) -> list[str]:
@@ -65,51 +77,81 @@ def _drop_tags(place: tuple[int | str, ...], data: Any) -> list[str]:
 def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Read a config from a YAML file and apply `path.to.key=value` overrides.
 
-    Values are YAML; an item of a list is named by its index or its `name`.
+    Values are YAML; an item of a list is named by its index or its `name`. A later override may set a part of what an
+    earlier one has set; one that would undo an earlier one is refused, as a key that comes twice in the file is.
 
     Raises:
-        ConfigError: the file is missing or not YAML, an override does not fit, or a setting is wrong.
+        ConfigError: the file is missing or not YAML, a key or override comes twice, an override does not fit, or a
+            setting is wrong.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no such config file: {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    data = _read_settings(path)
+    done: dict[tuple[str | int, ...], str] = {}
     for override in overrides:
-        _apply_override(data, override)
-    return validate_config(kind, data, where=str(path) + (f" with {', '.join(overrides)}" if overrides else ""))
+        place = _apply_override(data, override)
+        for earlier, text in done.items():
+            if earlier[: len(place)] == place:
+                raise ConfigError(f"override {_cut(override)!r} undoes {_cut(text)!r}: give one of them")
+        done[place] = override
+    shown = ", ".join(map(_cut, overrides))
+    return validate_config(kind, data, where=str(path) + (f" with {shown}" if overrides else ""))
 
 
-def _apply_override(data: Any, override: str) -> None:
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():  # a pipe or device may never end
+            if path.is_dir():
+                raise ConfigError(f"{path} cannot be read as YAML: it is a folder")
+            raise ConfigError(f"no such config file: {path}" if not path.exists() else f"{path} is no regular file")
+        data = read_yaml(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{_cut(str(path))} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        raise ConfigError(f"{path} is empty: there are no settings in it")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {_show(data)} where settings (key: value) are needed")
+    return data
+
+
+def _apply_override(data: Any, override: str) -> tuple[str | int, ...]:
+    """Set one value; return its place, with items of lists by their index."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form path.to.key=value")
+        raise ConfigError(f"override {_cut(override)!r} is not of the form path.to.key=value")
     *parents, last = key.split(".")
-    node = data
+    if len(parents) > DEEPEST:
+        raise ConfigError(f"override {_cut(override)!r} is nested deeper than {DEEPEST} levels")
+    node, place = data, list[str | int]()
     for part in parents:
         if isinstance(node, dict) and part not in node:
             node[part] = {}
-        node = _step_into(node, part, override)
+        place.append(_find_step(node, part, override))
+        node = node[place[-1]]
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from None
-    if isinstance(node, dict):
-        node[last] = value
-    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
-        node[int(last)] = value
+        value = read_yaml(text)
+    except YamlTextError as error:
+        raise ConfigError(f"override {_cut(override)!r}: the value is not YAML: {error}") from None
+    if not isinstance(node, dict):
+        place.append(_find_step(node, last, override))
     else:
-        raise ConfigError(f"override {override!r}: there is no {last!r} to set")
+        place.append(last)
+    node[place[-1]] = value
+    return tuple(place)
 
 
-def _step_into(node: Any, part: str, override: str) -> Any:
+def _find_step(node: Any, part: str, override: str) -> str | int:
+    """Return the key or index that a part of an override's path means."""
     if isinstance(node, dict):
-        return node[part]
+        return part
     if isinstance(node, list):
-        if part.isdecimal() and int(part) < len(node):
-            return node[int(part)]
-        named = [item for item in node if isinstance(item, dict) and item.get("name") == part]
-        if named:
-            return named[0]
-    raise ConfigError(f"override {override!r}: there is no {part!r}")
+        if part.isdecimal() and len(part) < 10 and int(part) < len(node):
+            return int(part)
+        for number, item in enumerate(node):
+            if isinstance(item, dict) and item.get("name") == part:
+                return number
+    raise ConfigError(f"override {_cut(override)!r}: there is no {part[:_SHOWN]!r} to set")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

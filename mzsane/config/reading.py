@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Config, Fraction, Name
+from mzsane.addresses import show_address
+from mzsane.config.base import Address, Config, Fraction, Name
 from mzsane.config.download import DownloadConfig
 from mzsane.config.images import ImagesConfig
 from mzsane.config.zoo import NetworkConfig
@@ -51,9 +52,8 @@ class ReadConfig(Config):
     """Checkpoints that others trained, read into a zoo."""
 
     name: Name = Field(description="what compositions and targets call this zoo")
-    source: str | None = Field(
+    source: Address | None = Field(
         None,
-        min_length=1,
         description="where the checkpoints are: a folder, an fsspec URL such as s3://bucket/prefix, a file .zip, .tar, "
         ".tar.gz or .tgz in either, or hf://owner/name (needs the package huggingface_hub)",
     )
@@ -81,7 +81,7 @@ class ReadConfig(Config):
         "model is the path without its suffix, and the epoch the number after 'epoch' or 'ep' at its end. A checkpoint "
         "whose epoch is told by nothing counts as epoch 0",
     )
-    metadata: str | None = Field(
+    metadata: Address | None = Field(
         None,
         description="table (.csv, .json, .jsonl or .parquet) inside the source or at an address of its own, with a "
         "column file (path below the source) or model, and any of epoch, split (train, val, test), dataset and metrics "
@@ -107,6 +107,7 @@ class ReadConfig(Config):
     max_file_bytes: int = Field(
         2**30,
         ge=1,
+        le=2**50,
         description="largest checkpoint, bytes, both as a file, unpacked from an archive, and in memory as float32",
     )
     revision: str = Field(
@@ -154,7 +155,7 @@ class ReadConfig(Config):
     @property
     def origin(self) -> str:
         """Where the checkpoints come from, for people."""
-        return self.source or (self.download.source if self.download else "")
+        return show_address(self.source or (self.download.source if self.download else ""))
 
     @property
     def models(self) -> None:

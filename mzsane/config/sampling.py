@@ -30,6 +30,7 @@ class SamplingConfig(Config):
     anchors: int = Field(
         10,
         ge=0,
+        le=1_000_000,
         description="zoo models that the sampler starts from; 0 for none: gaussian then draws from the latents of "
         "up to 100 training models",
     )
@@ -54,7 +55,9 @@ class SamplingConfig(Config):
         "list the one whose samples have the best mean accuracy on validation images is taken, of those that reach "
         "least_novelty; where the narrower ones do not, some between them are tried too",
     )
-    bandwidth_samples: int = Field(10, ge=1, description="models drawn at each bandwidth of a list to choose one")
+    bandwidth_samples: int = Field(
+        10, ge=1, le=100_000, description="models drawn at each bandwidth of a list to choose one"
+    )
     least_novelty: float = Field(
         0.5,
         ge=0,
@@ -66,15 +69,18 @@ class SamplingConfig(Config):
     guidance_steps: int = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="steps in which samples are moved until they do on unlabelled training images of the target what "
         "their anchors do; with any, samples have seen images, and so have the baselines that are guided alike",
     )
     guidance_rate: float = Field(
         0.03, gt=0, le=10, description="learning rate of these steps, in deviations of the latents over the anchors"
     )
-    guidance_images: int = Field(64, ge=1, description="images in each of these steps")
-    samples: int = Field(100, ge=1, description="models drawn for each target")
-    keep: int = Field(10, ge=1, description="samples selected by accuracy on the target's validation images")
+    guidance_images: int = Field(64, ge=1, le=1_000_000, description="images in each of these steps")
+    samples: int = Field(100, ge=1, le=1_000_000, description="models drawn for each target")
+    keep: int = Field(
+        10, ge=1, le=1_000_000, description="samples selected by accuracy on the target's validation images"
+    )
     rounds: int = Field(
         1,
         ge=1,
@@ -119,10 +125,10 @@ class SamplingConfig(Config):
 class EvaluationConfig(Config):
     """How models are scored and fine-tuned. Always selected on validation images and reported on test images."""
 
-    finetune_epochs: tuple[int, ...] = Field(
+    finetune_epochs: tuple[Annotated[int, Field(le=100_000)], ...] = Field(
         (0, 1, 2, 5, 10, 25), min_length=1, description="epochs after which models are scored"
     )
-    finetune_models: int = Field(5, ge=1, description="models of each method that are fine-tuned")
+    finetune_models: int = Field(5, ge=1, le=1_000_000, description="models of each method that are fine-tuned")
     learning_rates: tuple[float, ...] = Field(
         (3e-4, 1e-3, 3e-3),
         min_length=1,
@@ -132,13 +138,15 @@ class EvaluationConfig(Config):
     images_per_class: int | None = Field(
         None,
         ge=1,
+        le=100_000_000,
         description="only so many labelled training images of each class in fine-tuning, drawn by the seed, the same "
         "for all methods; all if unset. Validation images are not thinned",
     )
-    batch_size: int = Field(16, ge=1, description="images in a fine-tuning step")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images in a fine-tuning step")
     random_models: int = Field(
         5,
         ge=1,
+        le=1_000_000,
         description="random initialisations that are scored and fine-tuned, or finetune_models if those are more",
     )
     distillation_steps: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
@@ -147,8 +155,10 @@ class EvaluationConfig(Config):
         "target's zoo, on its unlabelled images, on pseudo-images of their statistics, and on noise: what a generator "
         "has to beat at equal sight and cost; empty for none",
     )
-    distilled_models: int = Field(5, ge=1, description="models that are distilled for each number of steps")
-    ensembles: tuple[int, ...] = Field(
+    distilled_models: int = Field(
+        5, ge=1, le=1_000_000, description="models that are distilled for each number of steps"
+    )
+    ensembles: tuple[Annotated[int, Field(le=1_000_000)], ...] = Field(
         (5, 10),
         description="sizes of ensembles that are scored without fine-tuning: of so many models of a method their "
         "probabilities are averaged; sizes beyond a method's number of models are left out",

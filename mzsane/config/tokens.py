@@ -29,7 +29,10 @@ class TokensConfig(Config):
         False, description="canonical form also scales hidden units of ReLU-like activations: rows and columns alike"
     )
     barrier_pairs: int = Field(
-        3, ge=0, description="pairs of reference and model whose loss barrier is measured before and after alignment"
+        3,
+        ge=0,
+        le=100_000,
+        description="pairs of reference and model whose loss barrier is measured before and after alignment",
     )
     train_fraction: Fraction = Field(0.7, gt=0, description="share of the models (not checkpoints) to train on")
     validation_fraction: Fraction = Field(0.15, description="share of the models to validate on; the rest is test")

@@ -34,7 +34,7 @@ class TwinsConfig(Config):
         3.0, description="variational only: weights whose log of noise over signal is above this are removed"
     )
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate")
-    batch_size: int = Field(16, ge=1, description="images in a training step")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images in a training step")
     seed: int = Field(0, ge=0, description="root seed of the twins")
 
     @property

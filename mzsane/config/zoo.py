@@ -29,7 +29,10 @@ class NetworkConfig(Config):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units that are dropped in training")
     width: int | None = Field(
-        None, ge=4, description="hidden units of mlp (32), base channels of resnet18 (64), model width of vit (64)"
+        None,
+        ge=4,
+        le=65536,
+        description="hidden units of mlp (32), base channels of resnet18 (64), model width of vit (64)",
     )
 
     @model_validator(mode="after")
@@ -54,7 +57,7 @@ class RecipeConfig(Config):
     learning_rate: float = Field(1e-3, gt=0, le=10, description="step size, the peak of it under one-cycle")
     schedule: Literal["constant", "one-cycle"] = Field("constant", description="course of the learning rate")
     weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty added to the gradient; decoupled with adamw")
-    batch_size: int = Field(16, ge=1, description="images in a training step")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images in a training step")
     label_noise: Fraction = Field(0.0, description="share of the training images with a random wrong label")
     data_fraction: float = Field(1.0, gt=0, le=1, description="share of the training images that the model sees")
 
@@ -93,7 +96,7 @@ class _PopulationConfig(Config):
     network: NetworkConfig = Field(NetworkConfig(), description="the architecture of the models")
     models: int = Field(64, ge=2, le=1_000_000, description="number of models; model i is trained with seed (seed, i)")
     epochs: int = Field(12, ge=1, le=10_000, description="training epochs of each model")
-    keep_epochs: int = Field(4, ge=1, description="number of last epochs whose weights are kept")
+    keep_epochs: int = Field(4, ge=1, le=10_000, description="number of last epochs whose weights are kept")
 
 
 class ZooConfig(RecipeConfig, _PopulationConfig):
@@ -101,7 +104,10 @@ class ZooConfig(RecipeConfig, _PopulationConfig):
 
     factors: FactorsConfig = Field(FactorsConfig(), description="what varies over the models besides the seed")
     initial_weights: int | None = Field(
-        None, ge=1, description="initial weights that the models take in turn, 1: all the same; none: each its own"
+        None,
+        ge=1,
+        le=1_000_000,
+        description="initial weights that the models take in turn, 1: all the same; none: each its own",
     )
     seed: int = Field(0, ge=0, description="root seed of the population")
 

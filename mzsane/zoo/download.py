@@ -5,7 +5,6 @@ ranges), or `part-NNNNN.bin`, the whole file in pieces (from anything else, and 
 A download resumes at the piece. `open_archive` reads both.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -15,8 +14,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
+from mzsane.addresses import store_address
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config.download import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
@@ -43,11 +43,8 @@ def plan_download(config: DownloadConfig) -> Work:
         ConfigError: the source is not in the catalogue, or the catalogue knows no file of it.
     """
     url, checksums = _resolve(config)
-    parts = urlsplit(url)
     # A query may hold a token, and what is named here can be read by everybody who reads the artifact.
-    query = f"sha256={hashlib.sha256(parts.query.encode()).hexdigest()}" if parts.query else ""
-    source = urlunsplit((parts.scheme, parts.netloc, parts.path, query, ""))
-    return Work("archive", VERSION, {**config.recipe(), **checksums, "source": source})
+    return Work("archive", VERSION, {**config.recipe(), **checksums, "source": store_address(url)})
 
 
 def download(config: DownloadConfig, store: ArtifactStore, sink: MetricSink = NO_SINK) -> Artifact:

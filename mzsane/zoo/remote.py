@@ -25,6 +25,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from mzsane.addresses import check_openable, show_address
 from mzsane.errors import ConfigError, StoreError
 from mzsane.zoo.remote_access import authorise, open_pool
 
@@ -58,7 +59,7 @@ class RemoteFile:
         report: told what is waited for.
 
     Attributes:
-        address: the address for people, without user, password and query.
+        address: the address for people, without user, password, query and tokens.
         size: bytes; None when the server does not say.
         ranges: whether the server sends any part of it.
         version: ETag or date, to tell whether the file has changed; empty when the server sends neither.
@@ -72,9 +73,13 @@ class RemoteFile:
     """
 
     def __init__(self, url: str, report: Callable[[str], None] = lambda text: None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(check_openable(url))
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigError(f"{show_address(url)} cannot be fetched: {error}") from None
         self._host = parts.hostname or ""
-        self.address = f"{parts.scheme}://{self._host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        self.address = show_address(url)
         self.moved = 0
         self.requests = 0
         self._url = url

@@ -160,7 +160,8 @@ def write_shards(
 ) -> ZooParts:
     """Make all chunks of a zoo that are not there yet, a process a core, and join them to shards.
 
-    Killed at any point, the next call continues after the last finished chunk; two calls at once share their chunks.
+    Killed at any point, the next call continues after the last finished chunk. Two calls
+    at once each do all the work that is not done when they begin; the first one to end publishes.
 
     Args:
         work: the work of making the zoo.

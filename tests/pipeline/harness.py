@@ -117,10 +117,12 @@ class Output:
         assert "Traceback" not in self.out + self.err, self.err
 
 
-def start_command(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def start_command(
+    arguments: list[str], environment: dict[str, str], module: str = "flows.ablation"
+) -> subprocess.Popen:
     """Start `python -m flows.ablation`, as a shell does in a group of processes of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.ablation", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,

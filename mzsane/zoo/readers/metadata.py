@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.files import sort_entries
 from mzsane.zoo.readers.listing import Entry, Listing, find_split, is_metric, pick_metrics
@@ -33,6 +34,7 @@ def apply_metadata(listing: Listing, source: Source, names: list[str], address: 
         ConfigError: the table cannot be read, or does not say which checkpoint a row is of.
     """
     table = _read_table(source, names, address)
+    address = show_address(address)
     by_file = "file" in table.columns
     if not by_file and "model" not in table.columns:
         raise ConfigError(f"metadata {address} has no column file or model; it has {', '.join(table.columns)}")
@@ -102,9 +104,11 @@ def _read_table(source: Source, names: list[str], address: str) -> pl.DataFrame:
     if address in names:
         data = source.read(address)
     else:
-        folder, slash, name = address.rpartition("/")
+        plain, query = split_query(address)
+        folder, slash, name = plain.rpartition("/")
+        address = plain
         try:
-            data = open_storage(folder or slash or ".").read(name)
+            data = open_storage(folder or slash or ".").read(name + query)
         except FileNotFoundError:
             raise ConfigError(f"there is no metadata {address}, neither in the source nor at that address") from None
     suffix = PurePosixPath(address).suffix.lower()

@@ -74,7 +74,7 @@ def read_zoo(
         store: where the zoo goes.
         execution: how many processes.
         sink: told of every chunk.
-        source: the files, if they are not opened by their address, `config.origin`.
+        source: the files, if they are not opened by their address, `config.source`.
 
     Raises:
         ConfigError: there is no such source, nothing to read, or too much that cannot be used.
@@ -89,7 +89,7 @@ def read_zoo(
     if config.download is not None:
         opening = open_archive(download(config.download, store, sink), config.max_file_bytes)
     else:
-        opening = open_source(config.origin, config.max_file_bytes)
+        opening = open_source(config.source or "", config.max_file_bytes)
     with opening as opened:
         return _read(config, work, opened, store, execution or ExecutionConfig(), sink)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError, MzsaneError, StoreError
 from mzsane.storage import Storage, find_options
 from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
@@ -63,7 +64,7 @@ class FolderSource:
     """
 
     def __init__(self, address: str, max_file_bytes: int) -> None:
-        self.address = address.rstrip("/") or address
+        self.address = show_address(address.rstrip("/") or address)
         self.max_file_bytes = max_file_bytes
         self._storage = open_storage(address)
         self.parallel_reads = 1 if self._storage.local_path("") else _REMOTE_READS
@@ -126,19 +127,23 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
         ConfigError: the address cannot be opened, or the archive is damaged or not safe to unpack.
         StoreError: it cannot be reached.
     """
-    if not address.lower().endswith(_ARCHIVES):
+    plain, query = split_query(address)
+    if not (plain.lower().endswith(_ARCHIVES) or query):
         yield FolderSource(address, max_file_bytes)
         return
-    folder, _, name = address.replace(os.sep, "/").rpartition("/")
+    folder, _, name = plain.replace(os.sep, "/").rpartition("/")
     storage = open_storage(folder or ("/" if address.startswith("/") else "."))
     path = storage.local_path(name)
+    address = show_address(address)
     with tempfile.TemporaryDirectory(prefix="mzsane-") as temporary:
         if path is None:
-            path = Path(temporary, name)
+            path = Path(temporary, "archive")
             try:
-                storage.download(name, path)
+                storage.download(name + query, path)
             except FileNotFoundError:
                 raise ConfigError(f"there is no archive {address}") from None
+            if not name.lower().endswith(_ARCHIVES):
+                name = f"archive{_find_suffix(path, address)}"
         elif path.is_dir():
             yield FolderSource(address, max_file_bytes)
             return
@@ -148,6 +153,23 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
         if name.lower().endswith("gz"):
             path = unpack_gzip(path, Path(temporary, "unpacked.tar"), address)
         yield TarSource(str(path), max_file_bytes, address)
+
+
+def _find_suffix(path: Path, address: str) -> str:
+    """Return the suffix of an archive whose address does not end in one, by its first bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"PK\x03\x04"):
+        return ".zip"
+    if start.startswith(b"\x1f\x8b"):
+        return ".tar.gz"
+    if start[257:262] == b"ustar":
+        return ".tar"
+    raise ConfigError(f"{address} is neither a zip nor a tar: a source is one, or a folder")
 
 
 def open_storage(address: str) -> Storage:
