@@ -18,11 +18,11 @@ from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
-from mzsane.randomness import make_generator
 from mzsane.tokens.entries import is_statistic
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.layout import DTYPES, TokenLayout, choose_token_dim
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
+from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
@@ -32,7 +32,7 @@ from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
 from mzsane.zoo.shards import read_index, read_shard
 
-VERSION = 3
+VERSION = 4
 ROW_GROUP_BYTES = 64 * 2**20
 _SHOWN_BYTES = 256 * 2**20  # of the models whose alignment is shown
 Job = TypeVar("Job")
@@ -102,7 +102,7 @@ class _Build:
         index = read_index(self.source)
         if index.is_empty():
             raise ConfigError(f"{self.source.address} has no checkpoints; its rejected.parquet says why")
-        self.index = _split_models(index, config)
+        self.index = split_models(index, config)
         self.network = _build_network(zoo)
         self.buffers = frozenset(name for name, _ in self.network.named_buffers()) if self.network else frozenset()
         if config.running_statistics == "in":
@@ -292,6 +292,8 @@ class _Build:
             "filled": self.layout.filled,
             "groups": len(self.symmetry.groups),
         }
+        if empty := find_empty(self.index, self.config):
+            counts["no_models_in"] = ", ".join(empty)
         if self.symmetry.notes:
             counts["fixed" if self.symmetry.groups else "no_symmetry"] = "; ".join(self.symmetry.notes)
         for name, quantity in (("alignment.parquet", "objective"), ("barriers.parquet", "barrier")):
@@ -331,16 +333,6 @@ def _build_network(zoo: AnyZooConfig) -> nn.Module | None:
         return None
     images = load_images(zoo.images)
     return build_network(zoo.network, images.channels, images.classes, images.size).eval()
-
-
-def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
-    """Fill the column `split` where the zoo does not say: models, sorted and shuffled by the seed, are cut in three."""
-    models = index["model"].unique().sort()
-    order = torch.randperm(len(models), generator=make_generator(config.split_seed, "tokens", "split")).tolist()
-    names = [name for name, count in config.count_split(len(models)).items() for _ in range(count)]
-    split = dict(zip((models[i] for i in order), names, strict=True))
-    drawn = pl.col("model").replace_strict(split)
-    return index.with_columns(pl.coalesce(pl.col("split"), drawn).alias("split"))
 
 
 def _read_note(partial: Partial, name: str, check: Callable[[bytes], bool]) -> bytes | None:
