@@ -4,10 +4,11 @@ The answer depends on a seed and on the model's name alone, or on that of the mo
 model or leaving one out moves no other, zoos that are read from one source with different filters never leak into each
 other, and sparse twins are where their originals are.
 
-Names that differ in their last number alone are one family (`000003`, `run_3/model`, `trial_3_seed=3`). The numbers of a family are dealt in
-blocks: the first block is the smallest in which every split has a model, later ones double up to 20 numbers. A block
-gets as many models of each split as keep the shares nearest to their fractions; which of its numbers they are is drawn
-by the seed, so that a grid of factors never runs in step with the splits. A name without a number is drawn by itself.
+Names that differ in their last number alone are one family (`000003`, `run_3/model`, `trial_3_seed=3`). The numbers of
+a family are dealt in blocks: the first block is the smallest in which every split has a model, later ones double up to
+20 numbers. A block gets as many models of each split as keep the shares nearest to their fractions; which of its
+numbers they are is drawn by the seed, so that a grid of factors never runs in step with the splits. A name without a
+number is drawn by itself.
 """
 
 import hashlib

@@ -22,13 +22,13 @@ from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
-from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
+from mzsane.zoo.readers.chunks import FILTERED, Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
-from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select_checkpoints
+from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 
-VERSION = 1
+VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
 _ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
@@ -39,6 +39,7 @@ _INDEX_SCHEMA = {
     "architecture": pl.String,
     "dataset": pl.String,
     "split": pl.String,
+    "lineage": pl.String,
     **dict.fromkeys((*METRICS, GAP), pl.Float64),
     "diverged": pl.Boolean,
     "recipe": pl.String,
@@ -97,6 +98,7 @@ def _read(
     config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
 ) -> Artifact:
     listing = select_checkpoints(config, list_checkpoints(config, source))
+    check_measure(config, listing)
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
     parts = _write(work, chunks, store, execution, sink)
     index = parts.index
@@ -106,8 +108,10 @@ def _read(
         index = parts.index
     found = [{**row, "source": row["source"] and f"{source.address}/{row['source']}"} for row in listing.rejected]
     rejected = pl.concat([pl.DataFrame(found, schema=parts.rejected.schema), parts.rejected])
+    filtered = rejected.filter(pl.col("reason").str.starts_with(FILTERED))
+    rejected = rejected.filter(~pl.col("reason").str.starts_with(FILTERED))
     try:
-        _check_share(config, len(index), rejected["reason"].to_list())
+        _check_share(config, len(index), rejected["reason"].to_list(), filtered["reason"].to_list())
     except ConfigError:  # another try has other settings, and thus another name
         _remove_unused(work, store, parts)
         store.partial(work).clear()
@@ -152,6 +156,11 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
             if not config.takes(network.epoch):
                 reasons.append("no such epoch: another one is asked for")
             elif pattern := make_pattern(network.tensors, config):
+                if config.measure and pattern.found is None:
+                    raise ConfigError(
+                        f"measure needs the network of the checkpoints of {config.origin}, and it is none that is "
+                        "recognised: set network, or leave measure out"
+                    )
                 _check_images(config, pattern)
                 return pattern
             else:
@@ -238,7 +247,12 @@ def _find_shards(parts: ZooParts) -> set[str]:
     return {content.path for content in parts.files().values() if isinstance(content, FileEntry)}
 
 
-def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str]) -> None:
+def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str], filtered: Sequence[str]) -> None:
+    if filtered and not usable:
+        raise ConfigError(
+            f"no checkpoint of {config.origin} is left: {len(filtered)} were measured and none passes where; the first "
+            f"has {filtered[0].removeprefix(FILTERED)}"
+        )
     share = len(reasons) / max(1, usable + len(reasons))
     if share > config.max_rejected or not usable:
         raise ConfigError(
