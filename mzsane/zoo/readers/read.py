@@ -100,6 +100,7 @@ def _read(
     listing = select_checkpoints(config, list_checkpoints(config, source))
     check_measure(config, listing)
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
+    sink.progress(0, len(listing.entries), "; ".join(["checkpoints", *listing.notes]))
     parts = _write(work, chunks, store, execution, sink)
     index = parts.index
     if repeated := _find_repeated(index):
@@ -121,6 +122,7 @@ def _read(
         "read from": config.origin,
         "architecture": _tell(index, "architecture"),
         "dataset": _tell(index, "dataset"),
+        **({"note": "; ".join(listing.notes)} if listing.notes else {}),
     }
     files = {
         **parts.files(),
@@ -129,7 +131,13 @@ def _read(
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
         "rejected.parquet": to_parquet(rejected),
     }
-    counts = {**parts.counts(), "rejected": len(rejected), "models_without_metrics": listing.without_metrics}
+    counts: dict[str, Any] = {
+        **parts.counts(),
+        "rejected": len(rejected),
+        "models_without_metrics": listing.without_metrics,
+    }
+    if listing.notes:
+        counts["notes"] = "; ".join(listing.notes)
     return store.publish(work, files, counts)
 
 

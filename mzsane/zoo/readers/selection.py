@@ -4,18 +4,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.zoo import Activation
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.files import list_files
-from mzsane.zoo.readers.listing import Entry, Listing
+from mzsane.zoo.readers.listing import Entry, Listing, is_litter
 from mzsane.zoo.readers.metadata import apply_metadata
-from mzsane.zoo.readers.ray_tune import is_ray_tune, list_ray_tune
-from mzsane.zoo.readers.sources import Source
+from mzsane.zoo.readers.ray_tune import NOTES, is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.sources import ARCHIVES, Source
 
 _REASONS = 3  # most frequent ones that an error names
+_KINDS = 6  # most frequent kinds of files that a note names
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".7z", ".rar", ".zst", ".001")
 
 
 def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
@@ -33,9 +36,13 @@ def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
         listing = apply_metadata(listing, source, names, config.metadata)
     for name, reason in sorted(source.refused().items()):
         listing.reject(reason, file=name)
+    if unread := _describe_unread(names, listing, config.metadata):
+        listing.notes.append(unread)
     if not listing.entries:
         seen = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         reasons = f"; {count_reasons([row['reason'] for row in listing.rejected])}" if listing.rejected else ""
+        if any(Path(name).suffix.lower() in _PACKED for name in names):
+            reasons += f"; of archives, those named {', '.join(ARCHIVES)} are read, each as a source of its own"
         raise ConfigError(
             f"source {config.origin} has no checkpoints of format {config.format}: it has {len(names)} files"
             f"{f', {seen}' if names else ''}{reasons}"
@@ -71,6 +78,20 @@ def count_reasons(reasons: Sequence[str]) -> str:
     kinds = Counter(reason.partition(":")[0] for reason in reasons)
     examples = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
     return "; ".join(f"{count} times {examples[kind]}" for kind, count in kinds.most_common(_REASONS))
+
+
+def _describe_unread(names: Sequence[str], listing: Listing, metadata: str | None) -> str | None:
+    """Return how many files of each kind are not read: what is not listed is told."""
+    read = {entry.file for entry in listing.entries} | {row["source"] for row in listing.rejected} | {metadata}
+    kinds: Counter[str] = Counter()
+    for name in names:
+        path = PurePosixPath(name)
+        if name not in read and path.name not in NOTES:
+            kinds["hidden" if is_litter(name) else path.suffix.lower() or f"named {path.name}"] += 1
+    if not kinds:
+        return None
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS))
+    return f"files that are not read: {told}" + (", and others" if len(kinds) > _KINDS else "")
 
 
 def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listing) -> None:

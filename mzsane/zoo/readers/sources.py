@@ -16,7 +16,7 @@ from mzsane.errors import ConfigError, MzsaneError, StoreError
 from mzsane.storage import Storage, find_options
 from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8
 _ADVICE = "is the address right, is there a network, and does a private repository have its token (HF_TOKEN)?"
 
@@ -126,7 +126,7 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
         ConfigError: the address cannot be opened, or the archive is damaged or not safe to unpack.
         StoreError: it cannot be reached.
     """
-    if not address.lower().endswith(_ARCHIVES):
+    if not address.lower().endswith(ARCHIVES):
         yield FolderSource(address, max_file_bytes)
         return
     folder, _, name = address.replace(os.sep, "/").rpartition("/")
