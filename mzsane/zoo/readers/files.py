@@ -71,7 +71,7 @@ def _guess(files: list[str]) -> list[Entry]:
             parts.model.removeprefix(common),
             parts.step if parts.model in by_step else parts.epoch,
             file,
-            lineage=parts.lineage,
+            lineage=parts.lineage.removeprefix(common),
         )
         for file, parts in told.items()
     ]

@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"^(?P<folder>(?:.*/)?)checkpoint_(?P<epoch>\d{1,9})/(?
 _WEIGHTS = "checkpoints"
 _PARAMETERS = ("params.json", "config.json")
 _RESULTS = "result.json"
-NOTES = (*_PARAMETERS, _RESULTS)
+KNOWN = (*_PARAMETERS, _RESULTS, "optimizer")  # files of the layout that are no checkpoints
 _EPOCHS = 10**9
 
 # Published key, our key, and published values where ours differ.
@@ -69,7 +69,7 @@ def list_ray_tune(source: Source, names: list[str]) -> Listing:
         told = threads.map(lambda folder: _read_notes(source, folder, models[folder].others), folders)
         for folder, (parameters, results) in zip(folders, told, strict=True):
             name = folder.removeprefix(common).rstrip("/") or "model"
-            _add_model(listing, name, folder.rstrip("/") or name, models[folder], parameters, results)
+            _add_model(listing, name, models[folder], parameters, results)
     return listing
 
 
@@ -89,7 +89,7 @@ def _group(names: list[str]) -> dict[str, _Model]:
                 models[folder].checkpoints.append((epoch, name))
         else:
             folder, slash, file = name.rpartition("/")
-            if file in NOTES:
+            if file in KNOWN:
                 models[folder + slash].others.add(file)
     for folder, epoch in sorted(seen - kept):
         models[folder].empty.append(epoch)
@@ -97,12 +97,7 @@ def _group(names: list[str]) -> dict[str, _Model]:
 
 
 def _add_model(
-    listing: Listing,
-    name: str,
-    lineage: str,
-    files: _Model,
-    parameters: Mapping[str, Any],
-    results: Mapping[int, Mapping[str, Any]],
+    listing: Listing, name: str, files: _Model, parameters: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]]
 ) -> None:
     if not files.checkpoints and not files.empty:
         # The config of the experiment lies beside the models, a model that has trained has results.
@@ -116,8 +111,7 @@ def _add_model(
     listing.history += [{"model": name, "epoch": epoch, **values} for epoch, values in metrics.items()]
     recipe = _translate(parameters or _find_config(results))
     listing.entries += [
-        Entry(name, epoch, file, metrics.get(epoch, {}), recipe, lineage=lineage)
-        for epoch, file in sorted(files.checkpoints)
+        Entry(name, epoch, file, metrics.get(epoch, {}), recipe) for epoch, file in sorted(files.checkpoints)
     ]
 
 

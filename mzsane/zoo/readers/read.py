@@ -100,7 +100,8 @@ def _read(
     listing = select_checkpoints(config, list_checkpoints(config, source))
     check_measure(config, listing)
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
-    sink.progress(0, len(listing.entries), "; ".join(["checkpoints", *listing.notes]))
+    if listing.notes:
+        sink.progress(0, len(listing.entries), "; ".join(["checkpoints", *listing.notes]))
     parts = _write(work, chunks, store, execution, sink)
     index = parts.index
     if repeated := _find_repeated(index):

@@ -13,7 +13,7 @@ from mzsane.errors import ConfigError
 from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.listing import Entry, Listing, is_litter
 from mzsane.zoo.readers.metadata import apply_metadata
-from mzsane.zoo.readers.ray_tune import NOTES, is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.ray_tune import KNOWN, is_ray_tune, list_ray_tune
 from mzsane.zoo.readers.sources import ARCHIVES, Source
 
 _REASONS = 3  # most frequent ones that an error names
@@ -86,7 +86,7 @@ def _describe_unread(names: Sequence[str], listing: Listing, metadata: str | Non
     kinds: Counter[str] = Counter()
     for name in names:
         path = PurePosixPath(name)
-        if name not in read and path.name not in NOTES:
+        if name not in read and path.name not in KNOWN:
             kinds["hidden" if is_litter(name) else path.suffix.lower() or f"named {path.name}"] += 1
     if not kinds:
         return None

@@ -104,8 +104,8 @@ def test_ordinary_zoos_are_not_doubted(form):
     assert not list_files(several, None).notes
 
 
-def test_names_and_lineages_stay_when_others_come():
-    few = [f"a/m{number}.pt" for number in range(4)]
-    many = [*few, "b/m0.pt", "c/d/m1.pt"]
-    lineages = {entry.file: entry.lineage for entry in list_files(many, None).entries}
-    assert all(lineages[entry.file] == entry.lineage for entry in list_files(few, None).entries)
+def test_an_archive_with_a_folder_around_all_says_the_same():
+    files = [f"a/run{run}/{kind}.pt" for run in range(4) for kind in ("best", "epoch_1")] + ["b/m0.pt"]
+    plain = [(entry.model, entry.epoch, entry.lineage) for entry in list_files(files, None).entries]
+    packed = list_files([f"zoo/v1/{file}" for file in files], None).entries
+    assert [(entry.model, entry.epoch, entry.lineage) for entry in packed] == plain
