@@ -21,18 +21,18 @@ _SETTINGS = "".join(
     for word in ("lr", "warmup", "num", "n", "max", "min", "total", "decay", "eval", "save", "log", "per")
 )
 _NUMBER = r"(?P<number>[0-9]{1,9})(?P<thousands>k)?(?:-v[0-9]+$)?"  # -v1: written again
-_AFTER = r"(?![A-Za-z0-9])"
+_AFTER = r"(?![^\W_])"
 _COUNTS = tuple(
-    re.compile(rf"(?<![A-Za-z]){_SETTINGS}(?:{words})[-_=. #]*{_NUMBER}{_AFTER}", re.IGNORECASE) for words in _KINDS
+    re.compile(rf"(?<![^\W\d_]){_SETTINGS}(?:{words})[-_=. #]*{_NUMBER}{_AFTER}", re.IGNORECASE) for words in _KINDS
 )
-_BARE_EPOCH = re.compile(rf"(?<![A-Za-z0-9.])e{_NUMBER}{_AFTER}", re.IGNORECASE)  # e12, but not 1e12
+_BARE_EPOCH = re.compile(rf"(?<![^\W_])(?<!\.)e{_NUMBER}{_AFTER}", re.IGNORECASE)  # e12, but not 1e12
 _METRIC = re.compile(
-    r"(?<![A-Za-z])(?:(?:train|val|valid|validation|test|dev)[-_ ]?)?(?:loss|acc|accuracy|top1|ppl|perplexity|f1|auc)"
+    r"(?<![^\W\d_])(?:(?:train|val|valid|validation|test|dev)[-_ ]?)?(?:loss|acc|accuracy|top1|ppl|perplexity|f1|auc)"
     r"[-_=: ]*[0-9]+(?:\.[0-9]+)?(?![0-9])",
     re.IGNORECASE,
 )
 _KIND_OF_RUN = re.compile(
-    r"(?<![A-Za-z])(?:best|last|latest|final|current|ema|swa|averaged?|init|initial)(?![A-Za-z])(?:-v[0-9]+)?",
+    r"(?<![^\W\d_])(?:best|last|latest|final|current|ema|swa|averaged?|init|initial)(?![^\W\d_])(?:-v[0-9]+)?",
     re.IGNORECASE,
 )
 _GENERIC = re.compile(
@@ -43,7 +43,7 @@ _FOLDER = re.compile(r"(?:checkpoints?|chkpts?|ckpts?|global[-_]?step)[-_=. ]*[0
 _SEPARATORS = "-_=. ,"
 _LAST_NUMBER = re.compile(r"^(?P<before>.*?)(?P<number>[0-9]+)(?P<after>[^0-9]*)$", re.DOTALL)
 _NO_EPOCH = re.compile(
-    r"(?<![A-Za-z])(?:seed|run|trial|fold|rep|repeat|id|model|net|network|member|worker)[-_= ]*$", re.I
+    r"(?<![^\W\d_])(?:seed|run|trial|fold|rep|repeat|id|model|net|network|member|worker)[-_= ]*$", re.I
 )
 
 

@@ -109,3 +109,8 @@ def test_an_archive_with_a_folder_around_all_says_the_same():
     plain = [(entry.model, entry.epoch, entry.lineage) for entry in list_files(files, None).entries]
     packed = list_files([f"zoo/v1/{file}" for file in files], None).entries
     assert [(entry.model, entry.epoch, entry.lineage) for entry in packed] == plain
+
+
+@pytest.mark.parametrize("path", ["größe6", "modèle-é3", "школаep3", "数e1数"])
+def test_words_of_other_alphabets_are_words(path):
+    assert read_name(path).epoch is None
