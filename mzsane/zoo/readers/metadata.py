@@ -122,8 +122,9 @@ def _check_metrics(row: Mapping[str, Any], number: int, address: str) -> Row:
     metrics = {name: value for name, value in row.items() if is_metric(name)}
     for name, value in metrics.items():
         if parse_number(value) is None:
+            key = to_text(row.get("file")) or to_text(row.get("model"))
             raise ConfigError(
-                f"metadata {address}: {name} in row {number} ({to_text(row.get('file')) or to_text(row.get('model'))}) "
+                f"metadata {address}: {name} in row {number} ({key}) "
                 f"is {value!r}, which is not, or not certainly, a number: write a number such as 0.91, or nothing where "
                 "it is not known"
             )

@@ -56,7 +56,7 @@ def walk_folder(folder: Path, address: str) -> FolderList:
             if entry.is_dir(follow_symlinks=False):
                 seen.setdefault(os.path.realpath(entry.path), name)
                 pending.append((entry.path, name))
-            elif entry.is_symlink() and os.path.isdir(entry.path):
+            elif entry.is_symlink() and Path(entry.path).is_dir():
                 if not entry.name.startswith("."):
                     links.append((entry.path, name))
             else:

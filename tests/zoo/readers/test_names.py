@@ -51,8 +51,21 @@ def test_checkpoints_of_one_run_are_one_model(form):
 
 @pytest.mark.parametrize(
     "path",
-    ["deep2", "resnet18", "vit_b_16", "lr=1e-5/model", "lr1e-5", "recipe3", "steep4", "model_v2", "e2e_model", "m_3"]
-    + ["123", "epochs=100/seed_3", "lr_step_10/m1", "max_epoch=50_seed3", "warmup_steps_100/net", "report10"],
+    [
+        *(
+            "deep2",
+            "resnet18",
+            "vit_b_16",
+            "lr=1e-5/model",
+            "lr1e-5",
+            "recipe3",
+            "steep4",
+            "model_v2",
+            "e2e_model",
+            "m_3",
+        ),
+        *("123", "epochs=100/seed_3", "lr_step_10/m1", "max_epoch=50_seed3", "warmup_steps_100/net", "report10"),
+    ],
 )
 def test_other_numbers_are_parts_of_a_name(path):
     parts = read_name(path)

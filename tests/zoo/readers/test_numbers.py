@@ -65,8 +65,11 @@ def test_nan_stays_nan(written):
         "ok",
         True,
         False,
-    ]
-    + [None, [0.9], {"value": 0.9}, b"0.9"],
+        None,
+        [0.9],
+        {"value": 0.9},
+        b"0.9",
+    ],
 )
 def test_what_is_no_number_or_can_be_two_is_none(written):
     assert parse_number(written) is None

@@ -1,6 +1,7 @@
 """What is below a folder, links followed; what is left out is told."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -70,9 +71,8 @@ def test_a_link_without_an_end_is_its_own_problem(target, runs):
 
 
 def test_names_that_are_no_text_are_told(runs):
-    os.makedirs(os.fsencode(runs) + b"/\xff")
-    with open(os.fsencode(runs) + b"/\xfe.pt", "wb"):
-        pass
+    Path(os.fsdecode(os.fsencode(runs) + b"/\xff")).mkdir()
+    Path(os.fsdecode(os.fsencode(runs) + b"/\xfe.pt")).touch()
     source = FolderSource(str(runs), LIMIT)
     assert source.names() == ["a/m.pt", "b/c/m.pt"]
     assert dict(source.refused()) == dict.fromkeys(["\\udcff", "\\udcfe.pt"], "a name that is not UTF-8: rename it")
