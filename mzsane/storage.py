@@ -102,14 +102,17 @@ class Storage:
         return {name for name in names if not name.startswith(".")}
 
     def walk(self) -> list[str]:
-        """Return the names of all files below the root, sorted; an empty list when there is no such folder."""
+        """Return the names of all files below the root, sorted; an empty list when there is no such folder.
+
+        When the root is itself a file, its name is empty.
+        """
         with self._explained(""):
             try:
                 # fsspec leaves out local folders that cannot be listed, unless told otherwise.
                 paths = self._fs.find(self._root, **({"on_error": "raise"} if self._local else {}))
             except FileNotFoundError:
                 return []
-        return sorted(str(PurePosixPath(path).relative_to(self._root)) for path in paths)
+        return sorted(path[len(self._root) + 1 :] for path in paths)  # as they are: keys may have empty parts
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError when there is none."""

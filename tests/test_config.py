@@ -359,8 +359,8 @@ def test_count_split_gives_every_model_one_split():
     assert config.count_split(20) == {"train": 14, "val": 3, "test": 3}
     for models in range(1, 50):
         assert sum(config.count_split(models).values()) == models
-    # 0.1 + 0.2 is not 0.3 in binary; the share of 0.3 of 10 is 3 all the same.
-    assert TokensConfig(train_fraction=0.1 + 0.2, validation_fraction=0.7).count_split(10)["train"] == 3
+    # 0.1 + 0.2 is not 0.3 in binary; the share of 0.3 of 20 is 6 all the same.
+    assert TokensConfig(train_fraction=0.1 + 0.2, validation_fraction=0.7).count_split(20)["train"] == 6
 
 
 class TestLoadConfig:

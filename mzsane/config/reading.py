@@ -30,7 +30,7 @@ class MetricFilter(Config):
         "test_accuracy",
         description="which metric: losses in nats, accuracies as the zoo gives them (mostly 0 to 1), "
         "generalisation_gap as train minus test accuracy, sparsity as the share of weights that are zero; a checkpoint "
-        "without it is left out",
+        "without it, or where it is not finite, is left out",
     )
     minimum: float | None = Field(
         None, description="smallest value that is kept, in the metric's unit; no limit if unset"
@@ -78,8 +78,9 @@ class ReadConfig(Config):
         None,
         description="for files: regular expression searched for in each path below the source, with groups that are "
         "named (as Python names them) model, epoch or both; files without a match are not read. If unset, the "
-        "model is the path without its suffix, and the epoch the number after 'epoch' or 'ep' at its end. A checkpoint "
-        "whose epoch is told by nothing counts as epoch 0",
+        "model is the path without its suffix, and the epoch the number after epoch, step, iter, checkpoint or their "
+        "like, in the name or in that of a folder: checkpoints of one run are one model. A checkpoint whose epoch is "
+        "told by nothing counts as epoch 0",
     )
     metadata: Address | None = Field(
         None,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mzsane.config.base import Config, Fraction
+from mzsane.splits import Shares, count_splits, find_shares
 
 
 class TokensConfig(Config):
@@ -36,7 +37,7 @@ class TokensConfig(Config):
     )
     train_fraction: Fraction = Field(0.7, gt=0, description="share of the models (not checkpoints) to train on")
     validation_fraction: Fraction = Field(0.15, description="share of the models to validate on; the rest is test")
-    split_seed: int = Field(0, ge=0, description="seed of the split by model")
+    split_seed: int = Field(0, ge=0, description="seed of the split by the names of models")
     max_rejected: Fraction = Field(0.5, description="largest share of checkpoints that may be set aside as unusable")
 
     @model_validator(mode="after")
@@ -47,8 +48,11 @@ class TokensConfig(Config):
             raise ValueError("signs and scales are parts of the canonical form: set canonical, or leave them out")
         return self
 
+    @property
+    def shares(self) -> Shares:
+        """Shares of the models that are in train, val and test."""
+        return find_shares(self.train_fraction, self.validation_fraction)
+
     def count_split(self, models: int) -> dict[str, int]:
-        """Return how many of `models` models fall in each split (boundaries truncated, the rest is test)."""
-        train = int(self.train_fraction * models + 1e-9)
-        validation = int(self.validation_fraction * models + 1e-9)
-        return {"train": train, "val": validation, "test": models - train - validation}
+        """Return how many of a trained zoo's models fall in each split."""
+        return count_splits(models, self.shares, self.split_seed)

@@ -17,13 +17,13 @@ from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
-from mzsane.randomness import make_generator
 from mzsane.tokens.agreement import choose_token_dim
 from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
 from mzsane.tokens.population import BufferJob, Population, list_values
+from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
@@ -103,7 +103,7 @@ class _Build:
         index = read_index(self.source)
         if index.is_empty():
             raise ConfigError(f"{self.source.address} has no checkpoints; its rejected.parquet says why")
-        self.index = _split_models(index, config)
+        self.index = split_models(index, config)
         self.population = None
         if zoo.network is not None and zoo.images is not None:
             self.population = Population(zoo.network, zoo.images, index)
@@ -282,6 +282,8 @@ class _Build:
             "filled": self.layout.filled,
             "groups": len(self.symmetry.groups),
         }
+        if empty := find_empty(self.index, self.config):
+            counts["no_models_in"] = ", ".join(empty)
         if self.symmetry.notes:
             counts["fixed" if self.symmetry.groups else "no_symmetry"] = "; ".join(self.symmetry.notes)
         for name, quantity in (("alignment.parquet", "objective"), ("barriers.parquet", "barrier")):
@@ -294,16 +296,6 @@ class _Build:
 
 _PLACE_TYPES = {"shard": pl.String, "row": pl.Int64}
 _REASON_TYPES = {**_PLACE_TYPES, "reason": pl.String}
-
-
-def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:
-    """Fill the column `split` where the zoo does not say: models, sorted and shuffled by the seed, are cut in three."""
-    models = index["model"].unique().sort()
-    order = torch.randperm(len(models), generator=make_generator(config.split_seed, "tokens", "split")).tolist()
-    names = [name for name, count in config.count_split(len(models)).items() for _ in range(count)]
-    split = dict(zip((models[i] for i in order), names, strict=True))
-    drawn = pl.col("model").replace_strict(split)
-    return index.with_columns(pl.coalesce(pl.col("split"), drawn).alias("split"))
 
 
 def _read_note(partial: Partial, name: str, check: Callable[[bytes], bool]) -> bytes | None:

@@ -91,7 +91,7 @@ def _pass(table: TokenTable, item: TokenSlice, number: int, position: int) -> pl
             f"slice {number} of the composition is filtered by {condition.metric!r}; {item.tokens} has the metrics "
             f"{', '.join(numeric)}"
         )
-    passes = pl.col(condition.metric).is_not_null()
+    passes = pl.col(condition.metric).cast(pl.Float64).is_finite()  # for polars NaN is above every minimum
     if condition.minimum is not None:
         passes &= pl.col(condition.metric) >= condition.minimum
     if condition.maximum is not None:

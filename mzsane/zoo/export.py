@@ -1,7 +1,7 @@
 """Write a zoo in the layout of the published model zoos, so that tools made for those read it.
 
-One folder a model: `params.json` (its settings under the published keys), `result.json` (a JSON line an epoch) and
-`checkpoint_000NNN/checkpoints` (a state dict) for each kept epoch.
+One folder a model: `params.json` (its settings under the published keys), `result.json` (a JSON line an epoch, with the
+settings under `config`) and `checkpoint_000NNN/checkpoints` (a state dict) for each kept epoch.
 """
 
 import io
@@ -11,33 +11,23 @@ from typing import Any
 
 import polars as pl
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from mzsane.artifacts import Artifact
+from mzsane.config import ImagesConfig
+from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.storage import Storage
-from mzsane.zoo.shards import iterate_weights
-
-_TYPES = {"cnn-s": "CNN", "cnn-l": "CNN3", "mlp": "MLP", "resnet18": "Resnet18", "vit": "vit"}
-_KEYS = {  # ours: theirs
-    "activation": "model::nlin",
-    "dropout": "model::dropout",
-    "width": "model::width",
-    "initialisation": "model::init_type",
-    "optimizer": "optim::optimizer",
-    "learning_rate": "optim::lr",
-    "weight_decay": "optim::wd",
-    "schedule": "optim::scheduler",
-    "batch_size": "training::batchsize",
-    "label_noise": "training::label_noise",
-    "data_fraction": "training::data_fraction",
-    "seed": "seed",
-}
-_SHORT = {"accuracy": "acc", "loss": "loss"}
+from mzsane.storage import Storage, find_options
+from mzsane.zoo.images import load_images
+from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
+from mzsane.zoo.readers.listing import is_litter
+from mzsane.zoo.readers.recognise import recognise
+from mzsane.zoo.shards import iterate_weights, read_index
 
 
 def export_zoo(zoo: Artifact, target: str, sink: MetricSink = NO_SINK) -> int:
-    """Write a zoo's models below a folder or URL; files that are there already are replaced.
+    """Write a zoo's models below a folder or URL; files of an earlier export of the same zoo are replaced.
 
     Args:
         zoo: the ZOO artifact.
@@ -45,55 +35,70 @@ def export_zoo(zoo: Artifact, target: str, sink: MetricSink = NO_SINK) -> int:
         sink: told of every shard.
 
     Returns:
-        Number of checkpoints written.
+        Number of checkpoints that are there.
 
     Raises:
+        ConfigError: the target has other files, or two models would share a folder.
         StoreError: the target cannot be written.
     """
-    storage = Storage(target, setting="the export's target")
+    storage = Storage(target, find_options(target), setting="the export's target")
+    index = read_index(zoo)
+    folders = name_folders(index["model"].unique(maintain_order=True))
+    _check_target(storage, set(folders.values()), index, folders)
     history = pl.read_parquet(zoo.path("history.parquet"))
-    lines = _write_lines(history) if len(history) else {}
-    total, done = zoo.manifest.counts["checkpoints"], 0
-    described: set[str] = set()
+    lines = _group(history if len(history) else index)
+    images = _count_images(zoo)
+    total, written = len(index), set[str]()
+    described: dict[str, dict[str, Any]] = {}
     for rows, weights in iterate_weights(zoo):
+        found = recognise(tuple((name, tuple(value.shape[1:])) for name, value in weights.items()), None)
         for position, row in enumerate(rows.iter_rows(named=True)):
-            folder = f"NN_tune_trainable_{row['model'].replace('/', '_')}"
+            folder = folders[row["model"]]
+            recipe = json.loads(row["recipe"]) if row["recipe"] else {}
             if folder not in described:
-                described.add(folder)
-                storage.write(f"{folder}/params.json", json.dumps(_describe(row), indent=1).encode())
-                text = (
-                    lines.get(row["model"]) or _write_lines(rows.filter(pl.col("model") == row["model"]))[row["model"]]
-                )
-                storage.write(f"{folder}/result.json", text.encode())
+                params = describe_model(row, recipe, found)
+                if images:
+                    params |= describe_schedule(recipe, zoo.manifest.config["epochs"], images)
+                described[folder] = params
+                results = [write_result(line, params) for line in lines.get(row["model"], [row])]
+                storage.write(f"{folder}/params.json", json.dumps(params, indent=1).encode())
+                storage.write(f"{folder}/result.json", "".join(f"{json.dumps(line)}\n" for line in results).encode())
             state = {name: value[position].clone() for name, value in weights.items()}
-            storage.write(f"{folder}/checkpoint_{row['epoch']:06d}/checkpoints", _save(state))
-        done += len(rows)
-        sink.progress(done, total, "checkpoints")
-    return done
+            path = f"{folder}/checkpoint_{row['epoch']:06d}/checkpoints"
+            storage.write(path, _save(rename_tensors(state, recipe.get("dropout") or 0.0, found)))
+            written.add(path)
+        sink.progress(len(written), total, "checkpoints")
+    return len(written)
 
 
-def _describe(row: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = json.loads(row["recipe"]) if row["recipe"] else {}
-    params = {_KEYS.get(key, key): value for key, value in recipe.items() if key != "architecture"}
-    return {
-        "model::type": _TYPES.get(row["architecture"], row["architecture"]),
-        "dataset::name": row["dataset"],
-        **{key: value for key, value in params.items() if value is not None},
-    }
+def _check_target(storage: Storage, names: set[str], index: pl.DataFrame, folders: Mapping[str, str]) -> None:
+    """Refuse a folder with files of other zoos: whoever reads it would take all of them for one."""
+    ours = {f"{name}/{file}" for name in names for file in ("params.json", "result.json")}
+    for model, epoch in index.select("model", "epoch").iter_rows():
+        ours.add(f"{folders[model]}/checkpoint_{epoch:06d}/checkpoints")
+    others = [name for name in storage.walk() if name and name not in ours and not is_litter(name)]
+    if others:
+        raise ConfigError(
+            f"{storage.root} has files that are not of this zoo, such as {others[0]}: name a new or an empty "
+            "folder to export to"
+        )
 
 
-def _write_lines(history: pl.DataFrame) -> dict[str, str]:
-    """Return the text of `result.json` by model."""
-    names = [f"{split}_{kind}" for split in ("train", "val", "test") for kind in _SHORT]
-    lines: dict[str, list[str]] = {}
+def _count_images(zoo: Artifact) -> int:
+    """Return the number of training images of a zoo that was trained here; 0 of others, whose schedule is not known."""
+    config = zoo.manifest.config
+    if not {"epochs", "batch_size", "images"} <= config.keys():
+        return 0
+    images = load_images(TypeAdapter[Any](ImagesConfig).validate_python(config["images"]))
+    return len(images.splits["train"].labels_N)
+
+
+def _group(history: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each model, by epoch."""
+    lines: dict[str, list[dict[str, Any]]] = {}
     for row in history.sort("model", "epoch").iter_rows(named=True):
-        result = {"training_iteration": row["epoch"]}
-        for name in names:
-            split, _, kind = name.partition("_")
-            if row.get(name) is not None:
-                result[f"{split}_{_SHORT[kind]}"] = row[name]
-        lines.setdefault(row["model"], []).append(json.dumps(result))
-    return {model: "\n".join(texts) + "\n" for model, texts in lines.items()}
+        lines.setdefault(row["model"], []).append(row)
+    return lines
 
 
 def _save(state: dict[str, Tensor]) -> bytes:

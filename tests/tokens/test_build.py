@@ -74,7 +74,7 @@ class TestSplit:
 
     def test_a_zoo_without_training_models_is_refused(self, make_store, tiny_zoo_config):
         """The reference of the canonical form is a training model."""
-        config = TokensConfig(train_fraction=0.1)
+        config = TokensConfig(train_fraction=0.001)
         with pytest.raises(MzsaneError, match="train"):
             build_tokens(config, tiny_zoo_config, make_store(), SERIAL)
 

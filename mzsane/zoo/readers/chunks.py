@@ -22,10 +22,13 @@ from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.listing import Entry, has_diverged
 from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, recognise, rename_tensors
+from mzsane.zoo.readers.selection import find_missing, passes_all
 from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import State
 from mzsane.zoo.shards import ShardContent, hash_weights
 from mzsane.zoo.subject import choose_network
+
+FILTERED = "filtered: "  # begins the reason of what was measured and is not asked for
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,15 @@ def read_chunk(chunk: ReadChunk) -> ShardContent:
             except ConfigError as error:
                 content.rejected.append(_reject(chunk, entry, network.model, network.epoch, str(error)))
             else:
-                stack.add(tensors)
                 if id(entry.recipe) not in recipes:
                     recipes[id(entry.recipe)] = json.dumps(_complete(chunk, entry.recipe), sort_keys=True, default=str)
                 row = _describe(chunk, entry, network, recipes[id(entry.recipe)], hash_weights(tensors))
                 if chunk.config.measure and row["scorable"]:
                     row |= _measure(json.loads(row["recipe"]), tensors, chunk.config)
+                if reason := _filter_measured(chunk.config, row):
+                    content.rejected.append(_reject(chunk, entry, network.model, network.epoch, reason))
+                    continue
+                stack.add(tensors)
                 content.rows.append(row)
     content.weights = stack.take()
     return content
@@ -246,6 +252,17 @@ def _measure(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], config: R
     return {**metrics, "diverged": has_diverged(metrics)}
 
 
+def _filter_measured(config: ReadConfig, row: Mapping[str, Any]) -> str | None:
+    """Return why a checkpoint is left out after it was measured."""
+    if not (config.measure and config.where):
+        return None
+    if missing := find_missing(config.where, row):
+        return missing
+    if passes_all(config.where, row):
+        return None
+    return FILTERED + ", ".join(f"{part.metric} {row[part.metric]:.4g}" for part in config.where)
+
+
 def _show(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "one number"
 
@@ -281,6 +298,7 @@ def _describe(chunk: ReadChunk, entry: Entry, network: Network, recipe: str, sha
         "architecture": found.network.architecture if found else None,
         "dataset": entry.dataset or chunk.config.dataset_label,
         "split": entry.split,
+        "lineage": entry.lineage or entry.model,
         **entry.metrics,
         "diverged": has_diverged(entry.metrics),
         "recipe": recipe,

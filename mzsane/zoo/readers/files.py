@@ -1,13 +1,15 @@
 """Checkpoint files in any folders: models and epochs are told by the paths."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.listing import Entry, Listing, find_common_folder, is_litter, sort_key
+from mzsane.zoo.readers.names import NameParts, find_doubtful, read_name
 
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors", ".npz")
-_EPOCH = re.compile(r"^(?P<model>.*?)[-_./ ]*(?<![a-z])(?:epoch|ep)[-_=. ]*(?P<epoch>\d{1,9})$", re.IGNORECASE)
 
 
 def list_files(names: list[str], pattern: str | None) -> Listing:
@@ -24,10 +26,11 @@ def list_files(names: list[str], pattern: str | None) -> Listing:
     if pattern is not None:
         entries = [entry for name in named if (entry := _match(name, pattern))]
     else:
-        files = [name for name in named if name.lower().endswith(SUFFIXES)]
-        common = find_common_folder(files)
-        entries = [_guess(name, common) for name in files]
-    return Listing(entries=sort_entries(entries))
+        entries = _guess([name for name in named if name.lower().endswith(SUFFIXES)])
+    doubt = (
+        find_doubtful(sorted({entry.model for entry in entries if entry.epoch is None})) if pattern is None else None
+    )
+    return Listing(entries=sort_entries(entries), notes=[doubt] if doubt else [])
 
 
 def sort_entries(entries: list[Entry]) -> list[Entry]:
@@ -58,12 +61,32 @@ def _match(name: str, pattern: str) -> Entry | None:
     return Entry(model, None if epoch is None else int(epoch), name)
 
 
-def _guess(name: str, common: str) -> Entry:
-    stem = _without_suffix(name.removeprefix(common))
-    match = _EPOCH.match(stem)
-    if match is None:
-        return Entry(stem, None, name)
-    return Entry(match["model"] or "model", int(match["epoch"]), name)
+def _guess(files: list[str]) -> list[Entry]:
+    """Return checkpoints with what their paths tell; models are named below the folder that they all lie in."""
+    told = {file: read_name(_without_suffix(file)) for file in files}
+    common = find_common_folder(parts.model for parts in told.values())
+    by_step = _find_stepwise(told.values())
+    return [
+        Entry(
+            parts.model.removeprefix(common),
+            parts.step if parts.model in by_step else parts.epoch,
+            file,
+            lineage=parts.lineage.removeprefix(common),
+        )
+        for file, parts in told.items()
+    ]
+
+
+def _find_stepwise(told: Iterable[NameParts]) -> set[str]:
+    """Return the models that have several checkpoints an epoch, and tell the step of each."""
+    models: dict[str, list[NameParts]] = defaultdict(list)
+    for parts in told:
+        models[parts.model].append(parts)
+    return {
+        model
+        for model, found in models.items()
+        if len({parts.epoch for parts in found}) < len(found) == len({parts.step for parts in found} - {None})
+    }
 
 
 def _without_suffix(name: str) -> str:

@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
+from mzsane.zoo.readers.numbers import parse_number
+
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
 GAP = "generalisation_gap"
-_HUGE = 10**300  # a float would not hold some whole numbers beyond
+_GAPS = (GAP, "ggap")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _KINDS = {"acc": "accuracy", "accuracy": "accuracy", "loss": "loss"}
 
@@ -27,6 +29,8 @@ class Entry:
         recipe: how it was trained, as far as it is known.
         dataset: label of the image dataset.
         split: train, val or test, when something says so.
+        lineage: what the model shares with others that are of the same run, such as its best and its last checkpoint;
+            models of one lineage are in one split. None: it shares its name with none.
     """
 
     model: str
@@ -36,6 +40,7 @@ class Entry:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     dataset: str | None = None
     split: str | None = None
+    lineage: str | None = None
 
 
 @dataclass
@@ -47,12 +52,14 @@ class Listing:
         rejected: rows of `rejected.parquet`: model, epoch, source (a file's name, or null) and reason.
         history: rows of `history.parquet`, also of epochs without weights.
         without_metrics: number of models of which no metrics are known, though the format has a place for them.
+        notes: what people should know about how the source was understood, a sentence each.
     """
 
     entries: list[Entry] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     without_metrics: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def reject(self, reason: str, model: str | None = None, epoch: int | None = None, file: str | None = None) -> None:
         """Set something aside."""
@@ -67,13 +74,17 @@ def sort_key(name: str) -> tuple[str | int, ...]:
 def pick_metrics(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics among named values, by our names, with the generalisation gap.
 
-    `train_acc`, `test_accuracy`, `val_loss` and the like are known, `acc_train` too.
+    `train_acc`, `test_accuracy`, `val_loss` and the like are known, `acc_train` too. What is not a number is left out;
+    NaN and infinities, those of runs that have diverged, stay what they are.
     """
     metrics = {}
     for name, value in values.items():
-        ours = _translate(name)
-        if ours and isinstance(value, int | float) and not isinstance(value, bool):
-            metrics[ours] = float(value) if abs(value) < _HUGE else math.inf * (1 if value > 0 else -1)
+        ours = find_metric(name)
+        number = parse_number(value) if ours else None
+        if ours and number is not None:
+            metrics[ours] = number
+        if name in _GAPS and (gap := parse_number(value)) is not None:
+            metrics[GAP] = gap
     if "train_accuracy" in metrics and "test_accuracy" in metrics:
         metrics[GAP] = metrics["train_accuracy"] - metrics["test_accuracy"]
     return metrics
@@ -81,7 +92,7 @@ def pick_metrics(values: Mapping[str, Any]) -> dict[str, float]:
 
 def is_metric(name: str) -> bool:
     """Tell whether a name is one of a metric's."""
-    return _translate(name) is not None or name in (GAP, "ggap")
+    return find_metric(name) is not None or name in _GAPS
 
 
 def has_diverged(metrics: Mapping[str, float]) -> bool:
@@ -91,7 +102,7 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
 
 def find_split(value: Any) -> str | None:
     """Return our name of a split; None when it is none."""
-    return _SPLITS.get(str(value).lower())
+    return _SPLITS.get(str(value).strip().lower())
 
 
 def is_litter(name: str) -> bool:
@@ -112,8 +123,9 @@ def find_common_folder(names: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=1024)  # a few names, millions of times
-def _translate(name: str) -> str | None:
-    first, _, second = name.lower().partition("_")
+def find_metric(name: str) -> str | None:
+    """Return our name of a metric; None when it is none."""
+    first, _, second = name.strip().lower().partition("_")
     if first in _KINDS:
         first, second = second, first
     split, kind = _SPLITS.get(first), _KINDS.get(second)

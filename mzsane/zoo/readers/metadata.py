@@ -1,28 +1,45 @@
 """A table beside the checkpoints: what it says of a file or model is joined to the listing."""
 
-import io
-from collections.abc import Mapping
-from dataclasses import replace
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import polars as pl
-
-from mzsane.addresses import show_address, split_query
+from mzsane.addresses import show_address
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.files import sort_entries
-from mzsane.zoo.readers.listing import Entry, Listing, find_split, is_metric, pick_metrics
-from mzsane.zoo.readers.sources import Source, open_storage
+from mzsane.zoo.readers.listing import Entry, Listing, find_metric, find_split, is_metric, pick_metrics
+from mzsane.zoo.readers.numbers import parse_number
+from mzsane.zoo.readers.sources import Source
+from mzsane.zoo.readers.tables import Row, Table, read_table, to_text, type_columns
 
 _KEYS = ("file", "model", "epoch", "split", "dataset")
-_Row = dict[str, Any]
+_EPOCHS = 10**9
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a row says: its key as it is written, the cells of a key column as text, metrics and recipe as they are."""
+
+    number: int
+    file: str | None
+    model: str | None
+    epoch: int | None
+    split: str | None
+    dataset: str | None
+    metrics: Row
+    recipe: Row
 
 
 def apply_metadata(listing: Listing, source: Source, names: list[str], address: str) -> Listing:
     """Join a table to a listing.
 
-    A row belongs to the checkpoint with its `file`; without such a column, to those of its `model`, and its `epoch` if
-    there is that column. A row that belongs to nothing is rejected, checkpoints without a row stay as they are.
+    A row belongs to the checkpoint with its `file`, however its path is written; without such a column, to those of its
+    `model`, and its `epoch` if there is that column. A row that belongs to nothing is rejected, checkpoints without a
+    row stay as they are.
 
     Args:
         listing: the checkpoints.
@@ -31,96 +48,175 @@ def apply_metadata(listing: Listing, source: Source, names: list[str], address: 
         address: name of the table in the source, or an address of its own.
 
     Raises:
-        ConfigError: the table cannot be read, or does not say which checkpoint a row is of.
+        ConfigError: the table cannot be read, does not say which checkpoint a row is of, says it twice, has a metric
+            that is no number, belongs to other checkpoints, or puts a model into two splits.
     """
-    table = _read_table(source, names, address)
+    table = read_table(source, names, address)
     address = show_address(address)
-    by_file = "file" in table.columns
-    if not by_file and "model" not in table.columns:
+    _check_columns(table, address)
+    rows = _read_rows(table, address)
+    if "file" in table.columns:
+        joined, used = _join_files(listing, rows, source, names, address)
+    else:
+        joined, used = _join_models(listing, rows, "epoch" in table.columns, address)
+    if not used:
+        first = rows[0]
+        ours = listing.entries[0] if listing.entries else None
+        theirs = f"file {first.file!r}" if "file" in table.columns else f"model {first.model!r}, epoch {first.epoch}"
+        said = (ours.file if "file" in table.columns else f"{ours.model!r}, epoch {ours.epoch}") if ours else "none"
+        raise ConfigError(
+            f"no row of metadata {address} belongs to a checkpoint of {source.address}: the first row is of {theirs}, "
+            f"the first checkpoint is {said}"
+        )
+    for row in rows:
+        if row.number not in used:
+            listing.reject("not in the source: the metadata names it", row.model, row.epoch, row.file)
+    _check_splits(joined, address)
+    return replace(listing, entries=sort_entries(joined))
+
+
+def _check_columns(table: Table, address: str) -> None:
+    for name in table.columns:
+        ours = name.strip().lower()
+        if ours in _KEYS and name != ours:
+            raise ConfigError(f"metadata {address} has a column {name!r}: call it {ours!r}, by which it is known")
+    if not {"file", "model"} & set(table.columns):
         raise ConfigError(f"metadata {address} has no column file or model; it has {', '.join(table.columns)}")
-    by_epoch = not by_file and "epoch" in table.columns
-    rows: dict[tuple[Any, ...], _Row] = {}
-    for row in table.iter_rows(named=True):
-        told = {name: value for name, value in row.items() if value is not None}
-        rows[_find_key(told, address, by_file, by_epoch)] = told
-    known = set(names)
-    entries, used = [], set()
-    for entry in listing.entries:
-        key = (entry.file,) if by_file else (entry.model, entry.epoch)[: 1 + by_epoch]
-        used.add(key)
-        entries.append(_join(entry, rows[key], address) if key in rows else entry)
-    for key in (key for key in rows if key not in used):
-        if by_file and key[0] in known:
-            entries.append(_join(Entry(str(PurePosixPath(key[0]).with_suffix("")), None, key[0]), rows[key], address))
-        else:
-            model, epoch = rows[key].get("model"), _find_epoch(rows[key], address)
-            listing.reject(
-                "not in the source: the metadata names it",
-                None if model is None else str(model),
-                epoch,
-                str(key[0]) if by_file else None,
+    metrics: dict[str, str] = {}
+    for name in table.columns:
+        if metric := find_metric(name):
+            if metric in metrics:
+                raise ConfigError(
+                    f"metadata {address} has {metric} twice, as {metrics[metric]!r} and {name!r}: keep one of them"
+                )
+            metrics[metric] = name
+
+
+def _read_rows(table: Table, address: str) -> list[_Told]:
+    others = [name for name in table.columns if name not in _KEYS and not is_metric(name)]
+    recipes = type_columns(table.rows, others)
+    by_file, by_epoch = "file" in table.columns, "file" not in table.columns and "epoch" in table.columns
+    rows: list[_Told] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, (row, recipe) in enumerate(zip(table.rows, recipes, strict=True), start=1):
+        told = _Told(
+            number,
+            to_text(row.get("file")),
+            to_text(row.get("model")),
+            _find_epoch(row, address),
+            _find_split(row, address),
+            to_text(row.get("dataset")),
+            _check_metrics(row, number, address),
+            {name: value for name, value in recipe.items() if value == value},  # not NaN, which is a gap here
+        )
+        key = (_normalise(told.file or ""),) if by_file else (told.model, told.epoch)[: 1 + by_epoch]
+        if not key[0]:
+            raise ConfigError(f"row {number} of metadata {address} has no {'file' if by_file else 'model'}")
+        if key in seen:
+            what = " epoch ".join(map(str, key))
+            raise ConfigError(f"metadata {address} has two rows of {what}, {seen[key]} and {number}: keep one of them")
+        seen[key] = number
+        rows.append(told)
+    return rows
+
+
+def _check_metrics(row: Mapping[str, Any], number: int, address: str) -> Row:
+    metrics = {name: value for name, value in row.items() if is_metric(name)}
+    for name, value in metrics.items():
+        if parse_number(value) is None:
+            key = to_text(row.get("file")) or to_text(row.get("model"))
+            raise ConfigError(
+                f"metadata {address}: {name} in row {number} ({key}) "
+                f"is {value!r}, which is not, or not certainly, a number: write a number such as 0.91, or nothing where "
+                "it is not known"
             )
-    return replace(listing, entries=sort_entries(entries))
-
-
-def _find_key(row: Mapping[str, Any], address: str, by_file: bool, by_epoch: bool) -> tuple[Any, ...]:
-    if by_file:
-        return (str(row.get("file", "")),)
-    key: tuple[Any, ...] = (str(row.get("model", "")),)
-    return (*key, _find_epoch(row, address)) if by_epoch else key
+    return metrics
 
 
 def _find_epoch(row: Mapping[str, Any], address: str) -> int | None:
-    epoch = row.get("epoch")
-    if epoch is None:
+    if to_text(row.get("epoch")) is None:
         return None
-    try:
-        number = int(epoch)
-        if number != float(epoch) or number < 0:
-            raise ValueError
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"metadata {address} has epoch {epoch!r}: epochs are whole numbers from 0") from None
-    return number
+    number = parse_number(row["epoch"])
+    if number is None or not 0 <= number < _EPOCHS or number != int(number):
+        raise ConfigError(f"metadata {address} has epoch {row['epoch']!r}: epochs are whole numbers from 0")
+    return int(number)
 
 
-def _join(entry: Entry, row: Mapping[str, Any], address: str) -> Entry:
-    split = row.get("split")
+def _find_split(row: Mapping[str, Any], address: str) -> str | None:
+    split = to_text(row.get("split"))
     if split is not None and find_split(split) is None:
         raise ConfigError(f"metadata {address} has split {split!r}; a split is train, val or test")
-    epoch = _find_epoch(row, address)
-    recipe = {name: value for name, value in row.items() if name not in _KEYS and not is_metric(name)}
+    return None if split is None else find_split(split)
+
+
+def _join_files(
+    listing: Listing, rows: Sequence[_Told], source: Source, names: list[str], address: str
+) -> tuple[list[Entry], set[int]]:
+    """Return the checkpoints with what is told of their files, and the numbers of the rows that are of one."""
+    entries = {entry.file: entry for entry in listing.entries}
+    known = {name: name for name in names}
+    written = Counter(_normalise(name) for name in names)
+    for name in names:
+        if written[_normalise(name)] == 1:
+            known.setdefault(_normalise(name), name)
+    used = set()
+    for row in rows:
+        path = row.file or ""
+        below = path.removeprefix(f"{source.address}/")
+        file = next((known[form] for form in (path, _normalise(path), _normalise(below)) if form in known), None)
+        if file is not None:
+            used.add(row.number)
+            bare = Entry(str(PurePosixPath(file).with_suffix("")), None, file)
+            entries[file] = _join(entries.get(file, bare), row)
+    return list(entries.values()), used
+
+
+def _join_models(listing: Listing, rows: Sequence[_Told], by_epoch: bool, address: str) -> tuple[list[Entry], set[int]]:
+    """Return the checkpoints with what is told of their models, and the numbers of the rows that are of one."""
+    told: dict[str, dict[int | None, _Told]] = defaultdict(dict)
+    for row in rows:
+        told[row.model or ""][row.epoch if by_epoch else None] = row
+    counts = Counter(entry.model for entry in listing.entries)
+    joined, used = [], set()
+    for entry in listing.entries:
+        of_model = told.get(entry.model, {})
+        row = of_model.get(entry.epoch if by_epoch else None)
+        if by_epoch and entry.epoch is None and len(of_model) == counts[entry.model] == 1:
+            (row,) = of_model.values()  # the row tells the epoch, which the path does not
+        if row is not None and row.metrics and not by_epoch and counts[entry.model] > 1:
+            raise ConfigError(
+                f"metadata {address} gives {', '.join(row.metrics)} by model, and model {entry.model!r} has "
+                f"{counts[entry.model]} checkpoints: add a column epoch or file that says which one is meant"
+            )
+        if row is not None:
+            used.add(row.number)
+        joined.append(entry if row is None else _join(entry, row))
+    return joined, used
+
+
+def _join(entry: Entry, row: _Told) -> Entry:
     return replace(
         entry,
-        model=str(row.get("model", entry.model)),
-        epoch=entry.epoch if epoch is None else epoch,
-        metrics={**entry.metrics, **pick_metrics({**entry.metrics, **row})},
-        recipe={**entry.recipe, **recipe},
-        dataset=str(row["dataset"]) if "dataset" in row else entry.dataset,
-        split=entry.split if split is None else find_split(split),
+        model=entry.model if row.model is None else row.model,
+        lineage=entry.lineage if row.model in (None, entry.model) else None,
+        epoch=entry.epoch if row.epoch is None else row.epoch,
+        metrics={**entry.metrics, **pick_metrics({**entry.metrics, **row.metrics})},
+        recipe={**entry.recipe, **row.recipe},
+        dataset=entry.dataset if row.dataset is None else row.dataset,
+        split=entry.split if row.split is None else row.split,
     )
 
 
-def _read_table(source: Source, names: list[str], address: str) -> pl.DataFrame:
-    if address in names:
-        data = source.read(address)
-    else:
-        plain, query = split_query(address)
-        folder, slash, name = plain.rpartition("/")
-        address = plain
-        try:
-            data = open_storage(folder or slash or ".").read(name + query)
-        except FileNotFoundError:
-            raise ConfigError(f"there is no metadata {address}, neither in the source nor at that address") from None
-    suffix = PurePosixPath(address).suffix.lower()
-    try:
-        if suffix == ".csv":
-            return pl.read_csv(io.BytesIO(data), infer_schema_length=None)
-        if suffix == ".json":
-            return pl.read_json(io.BytesIO(data), infer_schema_length=None)
-        if suffix in (".jsonl", ".ndjson"):
-            return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-        if suffix == ".parquet":
-            return pl.read_parquet(io.BytesIO(data))
-    except Exception as error:  # polars has many, and what they say is of use
-        raise ConfigError(f"metadata {address} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    raise ConfigError(f"metadata {address} is not a .csv, .json, .jsonl or .parquet file")
+def _normalise(path: str) -> str:
+    """Return a path as all ways of writing it have it: `/` between its parts, no `.`, one form of every letter."""
+    return posixpath.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")) if path else ""
+
+
+def _check_splits(entries: Sequence[Entry], address: str) -> None:
+    given: dict[str, str] = {}
+    for entry in entries:
+        if entry.split is not None and given.setdefault(entry.model, entry.split) != entry.split:
+            raise ConfigError(
+                f"metadata {address} puts model {entry.model!r} into {given[entry.model]} and {entry.split}: a model "
+                "is in one split with all its checkpoints"
+            )

@@ -21,6 +21,7 @@ _CHECKPOINT = re.compile(r"^(?P<folder>(?:.*/)?)checkpoint_(?P<epoch>\d{1,9})/(?
 _WEIGHTS = "checkpoints"
 _PARAMETERS = ("params.json", "config.json")
 _RESULTS = "result.json"
+KNOWN = (*_PARAMETERS, _RESULTS, "optimizer")  # files of the layout that are no checkpoints
 _EPOCHS = 10**9
 
 # Published key, our key, and published values where ours differ.
@@ -88,7 +89,7 @@ def _group(names: list[str]) -> dict[str, _Model]:
                 models[folder].checkpoints.append((epoch, name))
         else:
             folder, slash, file = name.rpartition("/")
-            if file in (*_PARAMETERS, _RESULTS):
+            if file in KNOWN:
                 models[folder + slash].others.add(file)
     for folder, epoch in sorted(seen - kept):
         models[folder].empty.append(epoch)

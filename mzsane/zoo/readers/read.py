@@ -22,9 +22,9 @@ from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
-from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
+from mzsane.zoo.readers.chunks import FILTERED, Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
-from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select_checkpoints
+from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
@@ -40,6 +40,7 @@ _INDEX_SCHEMA = {
     "architecture": pl.String,
     "dataset": pl.String,
     "split": pl.String,
+    "lineage": pl.String,
     **dict.fromkeys((*METRICS, GAP), pl.Float64),
     "diverged": pl.Boolean,
     "recipe": pl.String,
@@ -98,7 +99,10 @@ def _read(
     config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
 ) -> Artifact:
     listing = select_checkpoints(config, list_checkpoints(config, source))
+    check_measure(config, listing)
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
+    if listing.notes:
+        sink.progress(0, len(listing.entries), "; ".join(["checkpoints", *listing.notes]))
     parts = _write(work, chunks, store, execution, sink)
     index = parts.index
     if repeated := _find_repeated(index):
@@ -107,8 +111,10 @@ def _read(
         index = parts.index
     found = [{**row, "source": row["source"] and f"{source.address}/{row['source']}"} for row in listing.rejected]
     rejected = pl.concat([pl.DataFrame(found, schema=parts.rejected.schema), parts.rejected])
+    filtered = rejected.filter(pl.col("reason").str.starts_with(FILTERED))
+    rejected = rejected.filter(~pl.col("reason").str.starts_with(FILTERED))
     try:
-        _check_share(config, len(index), rejected["reason"].to_list())
+        _check_share(config, len(index), rejected["reason"].to_list(), filtered["reason"].to_list())
     except ConfigError:  # another try has other settings, and thus another name
         _remove_unused(work, store, parts)
         store.partial(work).clear()
@@ -118,6 +124,7 @@ def _read(
         "read from": config.origin,
         "architecture": _tell(index, "architecture"),
         "dataset": _tell(index, "dataset"),
+        **({"note": "; ".join(listing.notes)} if listing.notes else {}),
     }
     files = {
         **parts.files(),
@@ -127,7 +134,13 @@ def _read(
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
         "rejected.parquet": to_parquet(rejected),
     }
-    counts = {**parts.counts(), "rejected": len(rejected), "models_without_metrics": listing.without_metrics}
+    counts: dict[str, Any] = {
+        **parts.counts(),
+        "rejected": len(rejected),
+        "models_without_metrics": listing.without_metrics,
+    }
+    if listing.notes:
+        counts["notes"] = "; ".join(listing.notes)
     return store.publish(work, files, counts)
 
 
@@ -154,6 +167,11 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
             if not config.takes(network.epoch):
                 reasons.append("no such epoch: another one is asked for")
             elif pattern := make_pattern(network.tensors, config):
+                if config.measure and pattern.found is None:
+                    raise ConfigError(
+                        f"measure needs the network of the checkpoints of {config.origin}, and it is none that is "
+                        "recognised: set network, or leave measure out"
+                    )
                 _check_images(config, pattern)
                 return pattern
             else:
@@ -240,7 +258,12 @@ def _find_shards(parts: ZooParts) -> set[str]:
     return {content.path for content in parts.files().values() if isinstance(content, FileEntry)}
 
 
-def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str]) -> None:
+def _check_share(config: ReadConfig, usable: int, reasons: Sequence[str], filtered: Sequence[str]) -> None:
+    if filtered and not usable:
+        raise ConfigError(
+            f"no checkpoint of {config.origin} is left: {len(filtered)} were measured and none passes where; the first "
+            f"has {filtered[0].removeprefix(FILTERED)}"
+        )
     share = len(reasons) / max(1, usable + len(reasons))
     if share > config.max_rejected or not usable:
         raise ConfigError(

@@ -23,7 +23,9 @@ _SIZES = (28, 32)
 _PATCH = 4  # pixels, of a vit
 
 # Published CNN-s with dropout have more modules in their list: their numbers, and those of the same layers without.
-_CNN_S_DROPOUT = {"0": "0", "4": "3", "8": "6", "11": "9", "14": "11"}
+CNN_S_DROPOUT = {"0": "0", "4": "3", "8": "6", "11": "9", "14": "11"}
+# Published MLPs have no flattening in their list; the second form is that with dropout.
+_MLP_FORMS = ({"0": "1", "2": "3", "4": "5"}, {"0": "1", "3": "3", "6": "5"})
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ def recognise(signature: Signature, given: NetworkConfig | None, classes: int | 
 
 
 def _rename(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
-    """Yield our name -> the checkpoint's, as they are and as the published networks with dropout have them."""
+    """Yield our name -> the checkpoint's, as they are and as the published networks have them."""
     yield {name: name for name in shapes}
     parts = [(name, name.split(".")) for name in shapes]
-    if all(len(part) == 3 and part[0] == "module_list" and part[1] in _CNN_S_DROPOUT for _, part in parts):
-        yield {f"module_list.{_CNN_S_DROPOUT[part[1]]}.{part[2]}": name for name, part in parts}
+    if not all(len(part) == 3 and part[0] == "module_list" for _, part in parts):
+        return
+    for form in (CNN_S_DROPOUT, *_MLP_FORMS):
+        if {part[1] for _, part in parts} <= form.keys():
+            yield {f"module_list.{form[part[1]]}.{part[2]}": name for name, part in parts}
 
 
 _Proposal = tuple[NetworkConfig | None, int, int, int]

@@ -2,17 +2,23 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import get_args
 
 from mzsane.config.reading import MetricFilter, ReadConfig
+from mzsane.config.zoo import Activation
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.files import list_files
-from mzsane.zoo.readers.listing import Entry, Listing
+from mzsane.zoo.readers.listing import Entry, Listing, is_litter
 from mzsane.zoo.readers.metadata import apply_metadata
-from mzsane.zoo.readers.ray_tune import is_ray_tune, list_ray_tune
-from mzsane.zoo.readers.sources import Source
+from mzsane.zoo.readers.ray_tune import KNOWN, is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.sources import ARCHIVES, Source
 
 _REASONS = 3  # most frequent ones that an error names
+_KINDS = 6  # most frequent kinds of files that a note names
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".7z", ".rar", ".zst", ".001")
 
 
 def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
@@ -30,9 +36,13 @@ def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
         listing = apply_metadata(listing, source, names, config.metadata)
     for name, reason in sorted(source.refused().items()):
         listing.reject(reason, file=name)
+    if unread := _describe_unread(names, listing, config.metadata):
+        listing.notes.append(unread)
     if not listing.entries:
         seen = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         reasons = f"; {count_reasons([row['reason'] for row in listing.rejected])}" if listing.rejected else ""
+        if any(Path(name).suffix.lower() in _PACKED for name in names):
+            reasons += f"; of archives, those named {', '.join(ARCHIVES)} are read, each as a source of its own"
         raise ConfigError(
             f"source {config.origin} has no checkpoints of format {config.format}: it has {len(names)} files"
             f"{f', {seen}' if names else ''}{reasons}"
@@ -46,16 +56,17 @@ def select_checkpoints(config: ReadConfig, listing: Listing) -> Listing:
     Raises:
         ConfigError: none is left.
     """
-    kept = Listing(history=listing.history, rejected=list(listing.rejected), without_metrics=listing.without_metrics)
+    kept = replace(listing, entries=[], rejected=list(listing.rejected))
     if config.epochs is not None:
         _reject_missing(config.epochs, listing.entries, kept)
     for entry in listing.entries:
         if entry.epoch is not None and not config.takes(entry.epoch):
             continue
-        missing = [part.metric for part in config.where if part.metric not in entry.metrics]
-        if missing:
-            kept.reject(f"no {missing[0]}: it is filtered by, and not known", entry.model, entry.epoch, entry.file)
-        elif all(_passes(part, entry.metrics[part.metric]) for part in config.where):
+        if config.measure:  # filtered by what is measured, which is not known yet
+            kept.entries.append(entry)
+        elif missing := find_missing(config.where, entry.metrics):
+            kept.reject(missing, entry.model, entry.epoch, entry.file)
+        elif passes_all(config.where, entry.metrics):
             kept.entries.append(entry)
     if not kept.entries:
         raise ConfigError(_explain_none(config, listing.entries))
@@ -69,6 +80,20 @@ def count_reasons(reasons: Sequence[str]) -> str:
     return "; ".join(f"{count} times {examples[kind]}" for kind, count in kinds.most_common(_REASONS))
 
 
+def _describe_unread(names: Sequence[str], listing: Listing, metadata: str | None) -> str | None:
+    """Return how many files of each kind are not read: what is not listed is told."""
+    read = {entry.file for entry in listing.entries} | {row["source"] for row in listing.rejected} | {metadata}
+    kinds: Counter[str] = Counter()
+    for name in names:
+        path = PurePosixPath(name)
+        if name not in read and path.name not in KNOWN:
+            kinds["hidden" if is_litter(name) else path.suffix.lower() or f"named {path.name}"] += 1
+    if not kinds:
+        return None
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS))
+    return f"files that are not read: {told}" + (", and others" if len(kinds) > _KINDS else "")
+
+
 def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listing) -> None:
     found: dict[str, set[int | None]] = {}
     for entry in entries:
@@ -79,10 +104,36 @@ def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listi
                 kept.reject("no such epoch: the model has no checkpoint of it", model, epoch)
 
 
+def check_measure(config: ReadConfig, listing: Listing) -> None:
+    """Check that checkpoints can be measured, as far as that is known before any is read.
+
+    Raises:
+        ConfigError: nothing says what activation their network has.
+    """
+    known = config.network is not None or any(
+        e.recipe.get("activation") in get_args(Activation) for e in listing.entries
+    )
+    if config.measure and not known:
+        raise ConfigError(
+            f"measure needs the network of the checkpoints of {config.origin}, and nothing says its activation, which "
+            "leaves no trace in the weights: set network, or leave measure out"
+        )
+
+
+def find_missing(filters: Sequence[MetricFilter], metrics: Mapping[str, float | None]) -> str | None:
+    """Return why a checkpoint cannot be filtered, if it lacks a metric."""
+    missing = next((part.metric for part in filters if metrics.get(part.metric) is None), None)
+    return missing and f"no {missing}: it is filtered by, and not known"
+
+
+def passes_all(filters: Sequence[MetricFilter], metrics: Mapping[str, float]) -> bool:
+    """Tell whether metrics are in all ranges; one that is not a finite number is in none."""
+    return all(_passes(part, metrics[part.metric]) for part in filters)
+
+
 def _passes(part: MetricFilter, value: float) -> bool:
-    """Tell whether a metric is in the range; one that is not a number is in none."""
     above = part.minimum is None or value >= part.minimum
-    return above and (part.maximum is None or value <= part.maximum) and not math.isnan(value)
+    return math.isfinite(value) and above and (part.maximum is None or value <= part.maximum)
 
 
 def _explain_none(config: ReadConfig, entries: Sequence[Entry]) -> str:

@@ -4,6 +4,7 @@ What is wrong with one file is a ConfigError and sets that file aside; a source 
 and stops the work, so that an outage never ends as a zoo with holes.
 """
 
+import errno
 import os
 import stat
 import tempfile
@@ -16,10 +17,18 @@ from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError, MzsaneError, StoreError
 from mzsane.storage import Storage, find_options
 from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
+from mzsane.zoo.readers.walking import walk_folder
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8
-_ADVICE = "is the address right, is there a network, and does a private repository have its token (HF_TOKEN)?"
+_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and MZSANE_S3_ENDPOINT where the server is not Amazon's; a "
+    "bucket that everybody may read needs FSSPEC_S3_ANON=true instead"
+)
+_ADVICE = {
+    "s3": f"is there such a bucket and prefix, both in the right case, and may they be read? For keys, {_KEYS}",
+    "hf": "is the address right, is there a network, and does a private repository have its token (HF_TOKEN)?",
+}
 
 
 class Source(Protocol):
@@ -67,25 +76,39 @@ class FolderSource:
         self.address = show_address(address.rstrip("/") or address)
         self.max_file_bytes = max_file_bytes
         self._storage = open_storage(address)
+        self._refused: dict[str, str] = {}
         self.parallel_reads = 1 if self._storage.local_path("") else _REMOTE_READS
 
     def names(self) -> list[str]:
-        """Return the names of all files."""
+        """Return the names of all files; of a source that is one file, that one's."""
         folder = self._storage.local_path("")
+        if folder is not None and folder.is_file():
+            return self._move_up()
         if folder is not None:
-            return _walk_local(folder, self.address)
+            found = walk_folder(folder, self.address)
+            self._refused = found.refused
+            return found.names
         try:
             with self._reached("is not there"):
                 names = self._storage.walk()
         except StoreError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(_add_advice(str(error), self.address)) from None
+        if names == [""]:
+            return self._move_up()
         if not names:  # fsspec takes a folder that it cannot list for an empty one
-            raise ConfigError(f"source {self.address} has no files, or cannot be reached: {_ADVICE}")
+            raise ConfigError(f"source {self.address} has no files, or cannot be reached: {find_advice(self.address)}")
         return names
 
+    def _move_up(self) -> list[str]:
+        """Make this a source of one file, below the folder in which it lies."""
+        folder, _, name = self.address.rpartition("/")
+        self.address = folder
+        self._storage = open_storage(folder or "/")
+        return [name]
+
     def refused(self) -> Mapping[str, str]:
-        """Return nothing: names of folders and buckets cannot lead out of them."""
-        return {}
+        """Return what was found beside the files when they were listed: folders and names that cannot be used."""
+        return self._refused
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
@@ -111,7 +134,7 @@ class FolderSource:
         except Exception as error:  # every protocol has libraries and errors of its own
             text = " ".join(str(error).split())[:200]
             raise StoreError(
-                f"source {self.address} cannot be reached ({type(error).__name__}: {text}): {_ADVICE}"
+                f"source {self.address} cannot be reached ({type(error).__name__}: {text}): {find_advice(self.address)}"
             ) from None
 
 
@@ -128,7 +151,7 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
         StoreError: it cannot be reached.
     """
     plain, query = split_query(address)
-    if not (plain.lower().endswith(_ARCHIVES) or query):
+    if not (plain.lower().endswith(ARCHIVES) or query):
         yield FolderSource(address, max_file_bytes)
         return
     folder, _, name = plain.replace(os.sep, "/").rpartition("/")
@@ -142,7 +165,7 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
                 storage.download(name + query, path)
             except FileNotFoundError:
                 raise ConfigError(f"there is no archive {address}") from None
-            if not name.lower().endswith(_ARCHIVES):
+            if not name.lower().endswith(ARCHIVES):
                 name = f"archive{_find_suffix(path, address)}"
         elif path.is_dir():
             yield FolderSource(address, max_file_bytes)
@@ -178,7 +201,28 @@ def open_storage(address: str) -> Storage:
     Raises:
         ConfigError: the address cannot be opened.
     """
+    if find_protocol(address) == "s3":  # no key begins with a slash, whatever people write
+        protocol, _, rest = address.partition("://")
+        bucket, slash, key = rest.partition("/")
+        address = f"{protocol.lower()}://{bucket}{slash}{key.lstrip('/')}"
     return Storage(address, find_options(address), setting="source")
+
+
+def find_advice(address: str) -> str:
+    """Return what to look at when an address cannot be read."""
+    protocol = find_protocol(address)
+    return _ADVICE.get(protocol, "is the address right, and is there a network?")
+
+
+def find_protocol(address: str) -> str:
+    """Return the protocol of an address, `s3` for all names of it; empty for a path."""
+    protocol = address.partition("://")[0].lower() if "://" in address else ""
+    return "s3" if protocol == "s3a" else protocol
+
+
+def _add_advice(text: str, address: str) -> str:
+    missing = "locate credentials" in text or "Partial credentials" in text
+    return f"source {address} needs keys, and there are none: {_KEYS}" if missing else text
 
 
 def check_size(size: int, limit: int) -> None:
@@ -191,19 +235,6 @@ def check_size(size: int, limit: int) -> None:
         raise ConfigError(f"too large: {size} bytes, max_file_bytes is {limit}")
 
 
-def _walk_local(folder: Path, address: str) -> list[str]:
-    """List the files below a folder; several times faster than fsspec, and ten thousand checkpoints are usual."""
-    if not folder.is_dir():
-        raise ConfigError(f"source {address} is not a folder")
-    root = str(folder)
-    names = []
-    for parent, _, files in os.walk(root):
-        below = os.path.relpath(parent, root)
-        prefix = "" if below == "." else f"{below.replace(os.sep, '/')}/"
-        names += [prefix + file for file in files]
-    return sorted(names)
-
-
 def _read_local(path: Path, limit: int) -> bytes:
     try:
         status = path.stat()
@@ -212,8 +243,10 @@ def _read_local(path: Path, limit: int) -> bytes:
         check_size(status.st_size, limit)
         return path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError("no such file") from None
+        raise ConfigError("a link whose target is not there" if path.is_symlink() else "no such file") from None
     except PermissionError:
         raise ConfigError("no permission to read it") from None
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise ConfigError("a link that leads to itself" if error.errno == errno.ELOOP else "no such file") from None
         raise StoreError(f"source file {path} cannot be read: {error}") from None

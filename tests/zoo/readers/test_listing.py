@@ -24,7 +24,7 @@ def show(listing):
 
 def test_metrics_have_our_names():
     told = {"train_acc": 0.9, "test_accuracy": 0.7, "val_loss": 1, "loss_test": 2.0, "lr": 0.1, "test_acc_top5": 1.0}
-    found = pick_metrics({**told, "validation_acc": True, "train_loss": "nan", "huge_loss": 1.0})
+    found = pick_metrics({**told, "validation_acc": True, "train_loss": "not a number", "huge_loss": 1.0})
     assert found == {
         "train_accuracy": 0.9,
         "test_accuracy": 0.7,
@@ -124,8 +124,8 @@ def test_epochs_are_seen_at_the_end_of_names():
     assert found["models_model_epoch_3.pth"] == ("models_model", 3)
     assert found["net-ep07.pt"] == ("net", 7)
     assert found["deep2.pt"] == ("deep2", None)
-    assert found["step7.pt"] == ("step7", None)
-    assert found["epoch_1/a.pt"] == ("epoch_1/a", None)
+    assert found["step7.pt"] == ("model", 7)
+    assert found["epoch_1/a.pt"] == ("a", 1)
 
 
 def test_a_pattern_tells_models_and_epochs():

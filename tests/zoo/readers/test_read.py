@@ -19,7 +19,17 @@ from mzsane.zoo.readers.read import plan_read, read_zoo
 from mzsane.zoo.shards import hash_weights, load_weights, read_index
 
 SERIAL = ExecutionConfig(processes=1)
-COLUMNS = {"model", "checkpoint", "epoch", "architecture", "dataset", "split", "generalisation_gap", "diverged"}
+COLUMNS = {
+    "model",
+    "checkpoint",
+    "epoch",
+    "architecture",
+    "dataset",
+    "split",
+    "lineage",
+    "diverged",
+    "generalisation_gap",
+}
 COLUMNS |= {"recipe", "sha256", "source", "scorable", "shard", "row"}
 COLUMNS |= {f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("loss", "accuracy")}
 
