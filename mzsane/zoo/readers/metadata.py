@@ -127,8 +127,8 @@ def _check_metrics(row: Mapping[str, Any], number: int, address: str) -> Row:
             key = to_text(row.get("file")) or to_text(row.get("model"))
             raise ConfigError(
                 f"metadata {address}: {name} in row {number} ({key}) "
-                f"is {value!r}, which is not, or not certainly, a number: write a number such as 0.91, or nothing where "
-                "it is not known"
+                f"is {value!r}, which is not, or not certainly, a number: write a number such as 0.91, or nothing "
+                "where it is not known"
             )
     return metrics
 
