@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from mzsane.errors import ConfigError
 from mzsane.zoo.readers.listing import Entry, Listing, find_common_folder, is_litter, sort_key
 
-SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors", ".npz")
+SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors", ".npz", ".pth.tar", ".pt.tar")
 _EPOCH = re.compile(r"^(?P<model>.*?)[-_./ ]*(?<![a-z])(?:epoch|ep)[-_=. ]*(?P<epoch>\d{1,9})$", re.IGNORECASE)
 
 
@@ -67,5 +67,5 @@ def _guess(name: str, common: str) -> Entry:
 
 
 def _without_suffix(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else str(path)
+    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return str(PurePosixPath(name[: len(name) - len(suffix)] if suffix else name))

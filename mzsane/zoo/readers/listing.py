@@ -27,6 +27,7 @@ class Entry:
         recipe: how it was trained, as far as it is known.
         dataset: label of the image dataset.
         split: train, val or test, when something says so.
+        shards: names of the files that the tensors are in, when `file` is only their index.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Entry:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     dataset: str | None = None
     split: str | None = None
+    shards: tuple[str, ...] = ()
 
 
 @dataclass

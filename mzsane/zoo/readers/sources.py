@@ -4,6 +4,7 @@ What is wrong with one file is a ConfigError and sets that file aside; a source 
 and stops the work, so that an outage never ends as a zoo with holes.
 """
 
+import errno
 import os
 import stat
 import tempfile
@@ -14,7 +15,7 @@ from typing import Protocol
 
 from mzsane.errors import ConfigError, MzsaneError, StoreError
 from mzsane.storage import Storage, find_options
-from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
+from mzsane.zoo.readers.archives import TarSource, ZipSource, explain_file, unpack_gzip
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8
@@ -172,7 +173,8 @@ def check_size(size: int, limit: int) -> None:
 def _walk_local(folder: Path, address: str) -> list[str]:
     """List the files below a folder; several times faster than fsspec, and ten thousand checkpoints are usual."""
     if not folder.is_dir():
-        raise ConfigError(f"source {address} is not a folder")
+        advice = f": {explain_file(address)}" if folder.is_file() else ""
+        raise ConfigError(f"source {address} is not a folder{advice}")
     root = str(folder)
     names = []
     for parent, _, files in os.walk(root):
@@ -194,4 +196,6 @@ def _read_local(path: Path, limit: int) -> bytes:
     except PermissionError:
         raise ConfigError("no permission to read it") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError("a link that leads to itself") from None
         raise StoreError(f"source file {path} cannot be read: {error}") from None
