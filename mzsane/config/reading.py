@@ -87,7 +87,7 @@ class ReadConfig(Config):
     key: str | None = Field(
         None,
         min_length=1,
-        description="where the weights are in each file, as its keys with dots between them, such as netG or ema.model; "
+        description="where the weights are in each file: its keys with dots between them, such as netG or ema.model; "
         "also the beginning that the tensors' names share. If unset, found by the usual names",
     )
     lists: Literal["epochs", "models"] | None = Field(

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from mzsane.appearance import draw_png
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
@@ -216,7 +217,7 @@ class _Build:
         barriers = self._measure_barriers(shown["model"].to_list(), raw_BP, aligned_BP)
         return {
             "alignment.parquet": to_parquet(objectives),
-            "alignment.png": draw_alignment(self.layout, raw_BP, aligned_BP),
+            "alignment.png": draw_png(lambda: draw_alignment(self.layout, raw_BP, aligned_BP)),
             "barriers.parquet": to_parquet(barriers),
         }
 

@@ -1,7 +1,8 @@
 """The weights that a layer computes with, where a checkpoint keeps what they are made of: masks, norms, directions.
 
 Sources: `torch.nn.utils.prune` (weight_orig, weight_mask), `weight_norm` (weight_g, weight_v; Salimans and Kingma
-2016) and `spectral_norm` (weight_orig, weight_u, weight_v; Miyato et al. 2018), both also as `torch.nn.utils.parametrizations`.
+2016) and `spectral_norm` (weight_orig, weight_u, weight_v; Miyato et al. 2018), both also as
+`torch.nn.utils.parametrizations`.
 """
 
 import re

@@ -136,9 +136,9 @@ class TorchFiles:
             if key not in self._layouts:
                 self._layouts[key] = self._learn(pickled, records)
             layout = self._layouts[key]
-        self._seen.add(key)
         if layout is None or layout.sizes != records.sizes:
             check_pickles(pickled, sum(records.sizes.values()))
+            self._seen.add(key)
             return self._load(data)
         buffer = bytearray(data)  # tensors want memory that can be written
         return [
