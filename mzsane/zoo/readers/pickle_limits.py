@@ -13,6 +13,7 @@ from typing import Any
 from mzsane.errors import ConfigError
 
 _INSTRUCTIONS = 500_000  # of the pickles of a file; a tensor takes about 30
+_DEPTH = 1000  # of items that were begun
 _TUPLE_KEYS = 1000  # tuples as keys of dicts: their hashes can be made to collide
 _KEY_ITEMS = 100  # in such a tuple, those of inner tuples included
 _LONG_BYTES = 17
@@ -159,6 +160,8 @@ class _Machine:
 
     def mark(self) -> None:
         """Begin items of an unknown number."""
+        if len(self._marks) >= _DEPTH:
+            raise ConfigError(f"too large: the pickle nests more than {_DEPTH} levels deep")
         self._marks.append(self._stack)
         self._stack = []
 

@@ -74,16 +74,19 @@ def recognise(signature: Signature, given: NetworkConfig | None, classes: int | 
         UnknownWeightsError: it fits several parts of the checkpoint.
     """
     shapes = dict(signature)
-    found: dict[str, Recognised] = {}
+    found: dict[frozenset[str], tuple[str, Recognised]] = {}
     for prefix, renamed in _rename(shapes):
         if (one := _recognise(shapes, renamed, given, classes)) is not None:
             if not prefix:
                 return one
-            found.setdefault(prefix, one)
+            found.setdefault(frozenset(theirs for _, theirs in one.names), (prefix, one))
     if len(found) > 1:
-        names = ", ".join(prefix.rstrip(".") for prefix in found)[:160]
+        names = ", ".join(prefix.rstrip(".") for prefix, _ in found.values())[:160]
         raise UnknownWeightsError(f"several networks: the file has {names}: set key to the one that is wanted")
-    return next(iter(found.values()), None)
+    for _, one in found.values():
+        if given is not None or all(len(shapes[name]) < 2 for name in one.left_out):  # else part of a larger network
+            return one
+    return None
 
 
 def _recognise(
@@ -100,8 +103,6 @@ def _recognise(
         pairs = tuple((name, renamed[short]) for name, short in names)
         taken = {theirs for _, theirs in pairs}
         left_out = tuple(name for name in shapes if name not in taken)
-        if given is None and any(len(shapes[name]) > 1 for name in left_out):
-            continue  # a larger network, of which this is a part
         return Recognised(network, channels, outputs, size, pairs, left_out)
     return None
 

@@ -36,13 +36,13 @@ def propose_names(names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     whole = list(names)
     for parts in (frozenset[str](), _USUAL, _ANY):
         short = _shorten(whole, parts)
-        if short is None or (key := frozenset(short)) in seen:
+        if short is None or (key := frozenset(short.items())) in seen:
             continue
         seen.add(key)
         yield "", short
         for prefix in _list_prefixes(short):
             below = {name.removeprefix(prefix): theirs for name, theirs in short.items() if name.startswith(prefix)}
-            if (key := frozenset(below.values())) not in seen:
+            if (key := frozenset(below.items())) not in seen:
                 seen.add(key)
                 yield prefix, below
 

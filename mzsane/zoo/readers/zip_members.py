@@ -123,9 +123,7 @@ def list_members(file: BinaryIO) -> Iterator[ZipMember]:
         raise ConfigError(f"truncated or damaged: {' '.join(str(error).split())[:200]}") from None
     for member in members:
         if member.header_offset < 0:
-            raise ConfigError(
-                "truncated or damaged: a member starts before the file: is it one part of a split archive? Join the parts"
-            )
+            raise ConfigError("truncated or damaged: a member starts before the file; join the parts if it is split")
         if not member.filename.endswith("/"):
             yield ZipMember(
                 name=member.filename,

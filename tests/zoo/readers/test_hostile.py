@@ -105,7 +105,7 @@ PICKLES = {
     "a large epoch": (lambda: pickle.dumps({"epoch": 2**70, "model": {}}, 2), r"no epoch: .* 1180591620717411303424"),
     "instructions without end": (lambda: b"\x80\x02" + b"N0" * 2_000_000 + b".", "Unsupported operand|instructions"),
     "items without end": (lambda: b"\x80\x02](" + b"N" * 4_000_000 + b"e.", "instructions"),
-    "marks without end": (lambda: b"\x80\x02" + b"(" * 3_000_000 + b".", "instructions"),
+    "marks without end": (lambda: b"\x80\x02" + b"(" * 3_000_000 + b".", "levels deep"),
     "nothing on the stack": (lambda: b"\x80\x02R.", "makes no sense"),
     "no memory of it": (lambda: b"\x80\x02h\x07.", "makes no sense"),
     "a string beyond the end": (lambda: b"\x80\x02X\xff\xff\xff\xffabc.", "makes no sense"),
