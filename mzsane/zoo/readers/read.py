@@ -37,7 +37,7 @@ from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 
-VERSION = 1
+VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
 _FIRST_PATTERNS = 16  # different ones that are looked at before the first one is taken
