@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,6 +125,19 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def draw_png(draw: Callable[[], Figure | bytes]) -> bytes:
+    """Draw a picture; where that fails, one that says so: a picture is never worth the work that it shows.
+
+    Args:
+        draw: makes the figure, or its PNG.
+    """
+    try:
+        drawn = draw()
+        return drawn if isinstance(drawn, bytes) else to_png(drawn)
+    except Exception as error:  # what matplotlib makes of odd names and numbers is anybody's guess
+        return to_png(create_message(quote(f"This picture could not be drawn: {type(error).__name__}: {error}", 100)))
 
 
 def to_svg(figure: Figure) -> str:

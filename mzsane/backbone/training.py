@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import polars as pl
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from mzsane.appearance import draw_png
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.behaviour import open_behaviour
 from mzsane.backbone.checkpoints import Checkpoints
@@ -151,13 +153,14 @@ class Training:
         else:
             model = self._hold(self.published) if self.apart else self.model
         assert self.validator is not None
+        draw_validation = partial(self.validator.draw, model)
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
         return {
             "weights.safetensors": save_tensors(weights, {"token_dim": self.token_dim}),
             "curves.parquet": to_parquet(curves),
-            "curves.png": draw_curves(curves),
-            "scales.png": draw_scales(self.chosen, self.config),
-            "reconstruction.png": self.validator.draw(model),
+            "curves.png": draw_png(lambda: draw_curves(curves)),
+            "scales.png": draw_png(lambda: draw_scales(self.chosen, self.config)),
+            "reconstruction.png": draw_png(draw_validation),
         }
 
     def count(self) -> dict[str, int | float | str | list[str]]:

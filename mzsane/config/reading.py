@@ -1,7 +1,7 @@
 """Reading a zoo that others trained."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,8 @@ Metric = Literal[
     "generalisation_gap",
     "sparsity",
 ]
+
+_LATER = ("key", "lists")
 
 
 class MetricFilter(Config):
@@ -63,7 +65,8 @@ class ReadConfig(Config):
     format: Literal["auto", "ray-tune", "files"] = Field(
         "auto",
         description="ray-tune: the published zoos' folders (params.json, result.json, checkpoint_000NNN/checkpoints); "
-        "files: .pt .pth .th .bin .safetensors .npz files in any folders; auto: ray-tune if there is such a folder",
+        "files: .pt .pth .th .bin .ckpt .pth.tar .safetensors .npz files in any folders, shards with their index too; "
+        "auto: ray-tune if there is such a folder",
     )
     epochs: tuple[int, ...] | None = Field(
         None,
@@ -81,6 +84,16 @@ class ReadConfig(Config):
         "model is the path without its suffix, and the epoch the number after epoch, step, iter, checkpoint or their "
         "like, in the name or in that of a folder: checkpoints of one run are one model. A checkpoint whose epoch is "
         "told by nothing counts as epoch 0",
+    )
+    key: str | None = Field(
+        None,
+        min_length=1,
+        description="where the weights are in each file: its keys with dots between them, such as netG or ema.model; "
+        "also the beginning that the tensors' names share. If unset, found by the usual names",
+    )
+    lists: Literal["epochs", "models"] | None = Field(
+        None,
+        description="what a list of networks in a file is: epochs of one model, or several models; refused if unset",
     )
     metadata: Address | None = Field(
         None,
@@ -152,6 +165,10 @@ class ReadConfig(Config):
         if not groups or groups - {"model", "epoch"}:
             raise ValueError(f"pattern {self.pattern!r} needs a group (?P<model>...) or (?P<epoch>...), and no other")
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that shape the result; those that came later are left out while they are unset."""
+        return {name: value for name, value in super().recipe().items() if name not in _LATER or value is not None}
 
     @property
     def origin(self) -> str:

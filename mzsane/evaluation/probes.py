@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.appearance import to_png
+from mzsane.appearance import draw_png
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.inference import load_backbone
 from mzsane.config import ExecutionConfig
@@ -117,7 +117,7 @@ def probe_backbone(
         sink.progress(len(zoos) + zoos.index(zoo) + 1, 2 * len(zoos), "zoos read and probed")
     rows += _probe_origin(zoos, seed)
     table = pl.DataFrame(rows, schema=PROBE_SCHEMA)
-    files = {"probes.parquet": to_parquet(table), "probes.png": to_png(plot_probes(table))}
+    files = {"probes.parquet": to_parquet(table), "probes.png": draw_png(lambda: plot_probes(table))}
     counts = {"zoos": len(zoos), "scores": table["value"].count(), "left_out": table["features"].null_count()}
     return store.publish(work, files, counts)
 

@@ -1,10 +1,12 @@
 """The figures of an ablation as PNG, for the pages of Prefect and MLflow and for documents."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import polars as pl
+from matplotlib.figure import Figure
 
-from mzsane.appearance import Look, to_png
+from mzsane.appearance import Look, draw_png
 from mzsane.evaluation.probes_picture import pick_shown, plot_probes
 from mzsane.report.effect_plots import plot_effects, plot_heatmap
 from mzsane.report.latents import plot_latents
@@ -37,23 +39,23 @@ def draw_pictures(
         PNG by file name.
     """
     zero_shot = rows.filter(pl.col("finetune_epochs") == 0, pl.col("accuracy_mean").is_finite())
-    figures = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     if not zero_shot.is_empty():
-        figures["accuracy.png"] = plot_accuracy(rows, looks)
+        figures["accuracy.png"] = partial(plot_accuracy, rows, looks)
     if "samples" in zero_shot["method"]:
-        figures["heatmap.png"] = plot_heatmap(rows)
+        figures["heatmap.png"] = partial(plot_heatmap, rows)
     if zero_shot["novelty_mean"].is_finite().any():
-        figures["novelty.png"] = plot_novelty(rows, looks)
+        figures["novelty.png"] = partial(plot_novelty, rows, looks)
     if effects["estimate"].is_not_null().any():
-        figures["effects.png"] = plot_effects(effects)
+        figures["effects.png"] = partial(plot_effects, effects)
     if not shares.is_empty() and (shares["share"] > 0).any():
-        figures["shares.png"] = plot_shares(shares)
+        figures["shares.png"] = partial(plot_shares, shares)
     if rows["finetune_epochs"].n_unique() > 1:
-        figures["finetuning.png"] = plot_finetuning(rows, looks)
+        figures["finetuning.png"] = partial(plot_finetuning, rows, looks)
     if not latents.is_empty():
-        figures["latents.png"] = plot_latents(latents)
+        figures["latents.png"] = partial(plot_latents, latents)
     if not curves.is_empty():
-        figures["curves.png"] = plot_curves(curves, looks)
+        figures["curves.png"] = partial(plot_curves, curves, looks)
     if not pick_shown(probes).is_empty():
-        figures["probes.png"] = plot_probes(probes)
-    return {name: to_png(figure) for name, figure in figures.items()}
+        figures["probes.png"] = partial(plot_probes, probes)
+    return {name: draw_png(draw) for name, draw in figures.items()}

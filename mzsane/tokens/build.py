@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mzsane.appearance import draw_png
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
@@ -220,7 +221,7 @@ class _Build:
         barriers = measure_barriers(self.population, self.layout, *ends, self.config.barrier_pairs, self.sink)
         return {
             "alignment.parquet": to_parquet(alignment.tell_objectives()),
-            "alignment.png": draw_alignment(self.layout, raw_BP, aligned_BP),
+            "alignment.png": draw_png(lambda: draw_alignment(self.layout, raw_BP, aligned_BP)),
             "barriers.parquet": to_parquet(barriers),
         }
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mzsane.appearance import COLORS, INK, MUTED, create_figure, quote, style_axes, to_png
+from mzsane.appearance import COLORS, INK, MUTED, create_figure, draw_png, quote, style_axes
 from mzsane.config import NetworkConfig
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import ImageDataset
@@ -23,6 +23,7 @@ from mzsane.zoo.shards import ZooParts, select_parameters
 
 _SHOWN_MODELS = 48  # models whose weights and predictions are shown
 _SHOWN_SHARDS = 8
+_SHOWN_LAYERS = 12
 _AGREEMENT_IMAGES = 1000
 _NOTES = {
     "card-epochs.png": "accuracy by epoch",
@@ -55,15 +56,15 @@ def draw_card(parts: ZooParts, facts: Mapping[str, Any], images: ImageDataset | 
     shown = _choose_shown(parts)
     files: dict[str, bytes] = {}
     if len(history) and "test_accuracy" in history.columns and history["epoch"].n_unique() > 1:
-        files["card-epochs.png"] = to_png(_plot_epochs(history))
+        files["card-epochs.png"] = draw_png(lambda: _plot_epochs(history))
     factors = [name for name in index.columns if name.startswith("factor_")]
     if factors and "test_accuracy" in index.columns:
-        files["card-factors.png"] = to_png(_plot_factors(_take_last(index), factors))
+        files["card-factors.png"] = draw_png(lambda: _plot_factors(_take_last(index), factors))
     if shown:
-        files["card-weights.png"] = to_png(_plot_weights(shown))
+        files["card-weights.png"] = draw_png(lambda: _plot_weights(shown))
     agreement = _measure_agreement(shown, images) if images is not None else None
     if agreement is not None:
-        files["card-agreement.png"] = to_png(_plot_agreement(agreement))
+        files["card-agreement.png"] = draw_png(lambda: _plot_agreement(agreement))
     files["card.md"] = _write_text(parts, shown, facts, factors, agreement, list(files)).encode()
     return files
 
@@ -93,7 +94,10 @@ def _choose_shown(parts: ZooParts) -> list[_Shown]:
 
 
 def _measure_agreement(shown: list[_Shown], images: ImageDataset) -> Tensor | None:
-    """Return the share of test images that two models put in the same class, (M, M), models by rising accuracy."""
+    """Return the share of test images that two models put in the same class, (M, M), models by rising accuracy.
+
+    None when there are no two, or when they do not take the images: the card then says nothing about it.
+    """
     test_NCHW = images.splits["test"].images_NCHW[:_AGREEMENT_IMAGES]
     labels = []
     for model in sorted(shown, key=lambda model: model.row.get("test_accuracy") or 0.0):
@@ -104,8 +108,11 @@ def _measure_agreement(shown: list[_Shown], images: ImageDataset) -> Tensor | No
         settings["architecture"] = model.row["architecture"]
         network = build_network(NetworkConfig(**settings), images.channels, images.classes, images.size)
         network.load_state_dict(model.weights, strict=False)  # old files lack batch norm's counters
-        with torch.no_grad():
-            labels.append(torch.cat([network.eval()(batch).argmax(dim=1) for batch in test_NCHW.split(250)]))
+        try:
+            with torch.no_grad():
+                labels.append(torch.cat([network.eval()(batch).argmax(dim=1) for batch in test_NCHW.split(250)]))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return None
     if len(labels) < 2:
         return None
     labels_MN = torch.stack(labels)
@@ -149,7 +156,9 @@ def _plot_factors(last: pl.DataFrame, factors: list[str]) -> Figure:
 
 
 def _plot_weights(shown: list[_Shown]) -> Figure:
-    names = [name for name in select_parameters(shown[0].weights) if name.endswith("weight")][:12]
+    parameters = select_parameters(shown[0].weights)
+    names = [name for name in parameters if name.endswith("weight")] or _pick_largest(parameters)
+    names = names[:_SHOWN_LAYERS]
     columns = min(4, len(names)) or 1
     rows = -(-len(names) // columns)
     note = f"Histograms over {len(shown)} models at their last epoch; middle 99 % of the values."
@@ -165,6 +174,12 @@ def _plot_weights(shown: list[_Shown]) -> Figure:
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     return figure
+
+
+def _pick_largest(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the largest tensors in their order, where none is called a weight."""
+    largest = set(sorted(parameters, key=lambda name: -parameters[name].numel())[:_SHOWN_LAYERS])
+    return [name for name in parameters if name in largest]
 
 
 def _plot_agreement(agreement_MM: Tensor) -> Figure:

@@ -21,6 +21,7 @@ _HEADER_BYTES = 30  # of a member, without its name
 _END_BYTES = 98  # records at the end of a zip
 _BOMB_BYTES = 1 << 24  # smaller members may be packed as tightly as they like
 _BOMB_RATIO = 200
+_LARGEST_MEMBER = 1 << 32  # bytes; a member is unpacked in memory
 _WIDEST_GAP = 1 << 22  # bytes; a request is cheaper than moving more
 
 
@@ -152,14 +153,19 @@ def _describes(name: str, homes: set[str]) -> bool:
 
 def _find_problem(info: zipfile.ZipInfo, stop: int) -> str:
     name = info.orig_filename
-    if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+    parts = re.split(r"[/\\]", name)
+    if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in parts or name[1:2] == ":":
         return "has a name that leads out of its folder"
+    if len(parts) > len(name.split("/")):
+        return "has backslashes for folders, as some tools of Windows write them: download the whole file and read that"
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         return "is a link or a device and not a file"
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if info.compress_type not in _METHODS:
         return f"is compressed by method {info.compress_type}, only stored and deflated ones can be read"
+    if info.file_size > _LARGEST_MEMBER:
+        return f"unpacks to {info.file_size} bytes, and at most {_LARGEST_MEMBER >> 30} GiB are: choose others"
     if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
         return f"unpacks to {info.file_size} bytes, over {_BOMB_RATIO} times what it is"
     if info.header_offset < 0 or info.header_offset + _HEADER_BYTES + info.compress_size > stop:

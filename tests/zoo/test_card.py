@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 from matplotlib.image import imread
 
+from mzsane.appearance import draw_png
 from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, ZooConfig
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
@@ -67,3 +68,22 @@ def test_agreement_is_that_of_the_predictions(grid_zoo, tiny_zoo_config):
     text = grid_zoo.path("card.md").read_text()
     mean = sum(shares) / len(shares)
     assert f"| agreement of two models | {mean:.3f} of test images ({min(shares):.3f} to {max(shares):.3f}) |" in text
+
+
+def test_a_picture_that_cannot_be_drawn_says_so():
+    def draw():
+        raise ValueError("a name that\nmatplotlib $does not like")
+
+    picture = imread(io.BytesIO(draw_png(draw)))
+    assert min(picture.shape[:2]) > 100
+    assert draw_png(lambda: b"drawn") == b"drawn"
+
+
+def test_a_card_without_its_pictures_is_a_card(tiny_zoo_config, store, monkeypatch):
+    def fail(*arguments, **settings):
+        raise RuntimeError("no picture today")
+
+    for name in ("_plot_epochs", "_plot_weights", "_plot_agreement"):
+        monkeypatch.setattr(f"mzsane.zoo.card.{name}", fail)
+    zoo = train_zoo(ZooConfig(**{**dict(tiny_zoo_config), "models": 2}), store, SERIAL)
+    assert "| models | 2 |" in zoo.path("card.md").read_text()

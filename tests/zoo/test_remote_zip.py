@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mzsane.errors import ConfigError, StoreError
 from mzsane.zoo import remote, remote_zip
 from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_members import Member, plan_spans, select_names, split_members
+from mzsane.zoo.remote_members import Member, locate_members, plan_spans, select_names, split_members
 from mzsane.zoo.remote_zip import RangeFile, RemoteZip
 from tests.zoo.http_server import serve
 
@@ -348,3 +348,14 @@ def test_names_are_chosen_by_epoch_and_pattern(epochs, patterns, chosen):
 def test_a_choice_of_nothing_is_explained(names, epochs, patterns, text):
     with pytest.raises(ConfigError, match=text):
         select_names(names, epochs, patterns, "zoo.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"), [("zoo\\a.pt", 8, "has backslashes"), ("a.pt", 2**33, "at most 4 GiB are")]
+)
+def test_members_that_are_not_fetched_say_why(name, size, reason):
+    info = zipfile.ZipInfo("a.pt")
+    info.filename = info.orig_filename = name
+    info.file_size, info.compress_size, info.header_offset = size, size, 0
+    with pytest.raises(ConfigError, match=reason):
+        locate_members([info], 2**40, [name], "zoo.zip")

@@ -6,9 +6,11 @@ is checked first, and no more than that is unpacked.
 """
 
 import gzip
+import io
 import re
 import stat
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,12 +18,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo.readers.zip_members import DIRECTORY_ERRORS, HEADER_BYTES, ZipMember, list_members
+from mzsane.zoo.readers.zip_members import DIRECTORY_ERRORS, HEADER_BYTES, RATIO, ZipMember, list_members, refuse_size
 
 Place = TypeVar("Place")
-_RATIO = 200  # unpacked over packed bytes; weights hardly pack at all, those of very sparse networks 20 to 50 times
-_FREE_BYTES = 2**20  # below this any ratio will do
 _PIECE_BYTES = 2**20
+_FREE_BYTES = 2**26  # that a gzip file may unpack to whatever it has
+_HEADER_BYTES = 2**20  # of a member of a tar; long names and their like
+_INNER = re.compile(r"(?<!\.pth)(?<!\.pt)\.(zip|tar|tgz|tar\.\w+|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
+_PART = re.compile(r"\.(zip|tar|7z|rar|tgz|tar\.gz)\.(\d{2,3}|part\d+)$|\.[zr]\d{2}$|\.part\d+\.rar$", re.IGNORECASE)
 _Stamped = tuple[str, int, int]  # path, bytes, time of the last change: what tells versions of a file apart
 
 
@@ -35,6 +39,8 @@ class Members(Generic[Place]):
     def add(self, name: str, place: Place, reason: str | None) -> None:
         """Add a member, with the reason to refuse it if there is one besides its name."""
         reason = refuse_name(name) or reason
+        if not reason and _INNER.search(name):
+            reason = "an archive within the archive is not opened: unpack it, and give the folder"
         if name in self.places or name in self.refused:
             self.places.pop(name, None)
             reason = "a member that is in the archive twice"
@@ -139,12 +145,12 @@ def unpack_gzip(packed: Path, target: Path, address: str) -> Path:
         ConfigError: it is missing, damaged, or unpacks to far more than its size.
     """
     try:
-        limit = max(_FREE_BYTES, _RATIO * packed.stat().st_size)
-        with gzip.open(packed) as source, target.open("wb") as unpacked:
+        done, free = 0, min(_FREE_BYTES, max(_PIECE_BYTES, RATIO * packed.stat().st_size))
+        with packed.open("rb") as file, gzip.open(file) as source, target.open("wb") as unpacked:
             while piece := source.read(_PIECE_BYTES):
-                limit -= len(piece)
-                if limit < 0:
-                    raise ConfigError(f"archive {address} is refused: it unpacks to more than {_RATIO} times its size")
+                done += len(piece)
+                if done > free + RATIO * file.tell():  # seen where it begins, not when the disk is full
+                    raise ConfigError(f"archive {address} is refused: it unpacks to more than {RATIO} times its size")
                 unpacked.write(piece)
     except FileNotFoundError:
         raise ConfigError(f"there is no archive {address}") from None
@@ -161,9 +167,37 @@ def refuse_name(name: str) -> str | None:
         return "an absolute path"
     if ".." in re.split(r"[/\\]", name):
         return "a path that leads out of the archive"
-    if "\\" in name or not name.isprintable():
-        return "a name with characters that have no place in one"
+    if "\\" in name:
+        return "a name with backslashes: pack the files again with names that have / between folders"
+    if odd := next(
+        (letter for letter in name if not letter.isprintable() and unicodedata.category(letter) != "Zs"), None
+    ):
+        return f"a name with characters that have no place in one (U+{ord(odd):04X}): rename the file"
     return None
+
+
+def explain_file(name: str) -> str | None:
+    """Return what to do with a file that is given as a source and is no archive that is read."""
+    read = "archives that are read end with .zip, .tar, .tar.gz or .tgz"
+    if _PART.search(name):
+        return f"it is a part of a split archive: join or unpack the parts, and give the folder; {read}"
+    if _INNER.search(name):
+        return f"it is an archive of a kind that is not read: unpack it, and give the folder; {read}"
+    return f"it is one file: give the folder that it is in, and choose it by pattern; {read}"
+
+
+class _Bounded(io.FileIO):
+    """A file of which only small pieces are read: what a tar's headers claim to need is not believed."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes.
+
+        Raises:
+            ReadError: too many are asked for.
+        """
+        if size is None or not 0 <= size <= _HEADER_BYTES:
+            raise tarfile.ReadError(f"a member has a header of {size} bytes")
+        return super().read(size)
 
 
 # Chunks of work bring their source along, and directories of archives can be large: each is read once a process.
@@ -172,12 +206,16 @@ def _index_zips(files: tuple[_Stamped, ...], max_file_bytes: int, address: str) 
     members: Members[tuple[str, ZipMember]] = Members()
     for path, *_ in files:
         for member in _list_zip(path, address):
-            reason = None
+            reason, name = None, member.name.replace("\\", "/")  # some tools of Windows write backslashes
+            if name.endswith("/"):
+                continue
+            if refuse_name(name):
+                name = member.name
             if stat.S_IFMT(member.mode) not in (0, stat.S_IFREG):
                 reason = "a link or device"
             elif member.encrypted:
                 reason = "an encrypted member"
-            members.add(member.name, (path, member), reason or _refuse_size(member.size, member.packed, max_file_bytes))
+            members.add(name, (path, member), reason or refuse_size(member.size, member.packed, max_file_bytes))
     return members
 
 
@@ -193,27 +231,22 @@ def _list_zip(path: str, address: str) -> Iterator[ZipMember]:
 def _index_tar(file: _Stamped, max_file_bytes: int, address: str) -> Members[tuple[int, int]]:
     members: Members[tuple[int, int]] = Members()
     try:
-        with tarfile.open(file[0], "r:") as archive:
-            for member in archive:
+        with _Bounded(file[0]) as data, tarfile.open(fileobj=data, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.size < 0:
+                    raise tarfile.ReadError(f"member {member.name[-60:]!r} has {member.size} bytes")
                 if not member.isdir():
                     regular = member.isfile() and member.sparse is None
                     reason = None if regular else "a link, device or sparse file"
                     members.add(
                         member.name.removeprefix("./"),
                         (member.offset_data, member.size),
-                        reason or _refuse_size(member.size, member.size, max_file_bytes),
+                        reason or refuse_size(member.size, member.size, max_file_bytes),
                     )
     except (tarfile.TarError, *DIRECTORY_ERRORS) as error:
         raise ConfigError(f"archive {address} is no tar file, or truncated or damaged: {error}") from None
     return members
-
-
-def _refuse_size(unpacked: int, packed: int, limit: int) -> str | None:
-    if max(unpacked, packed) > limit:
-        return f"too large, {max(unpacked, packed)} bytes where max_file_bytes is {limit}"
-    if unpacked > max(_FREE_BYTES, _RATIO * packed):
-        return f"a bomb, {packed} bytes that unpack to {unpacked}"
-    return None
 
 
 def _stamp(path: str, address: str) -> _Stamped:

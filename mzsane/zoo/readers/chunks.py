@@ -20,11 +20,23 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure_splits
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
+from mzsane.zoo.readers.effective import compute_weights, is_derived
 from mzsane.zoo.readers.listing import Entry, has_diverged
-from mzsane.zoo.readers.recognise import Recognised, Signature, read_signature, recognise, rename_tensors
+from mzsane.zoo.readers.recognise import (
+    Recognised,
+    Signature,
+    UnknownWeightsError,
+    compare_shapes,
+    explain_misfit,
+    read_signature,
+    recognise,
+    rename_tensors,
+)
 from mzsane.zoo.readers.selection import find_missing, passes_all
+from mzsane.zoo.readers.sharded import join_shards, read_files
 from mzsane.zoo.readers.sources import Source
-from mzsane.zoo.readers.states import State
+from mzsane.zoo.readers.states import Choice, State
+from mzsane.zoo.readers.wrappers import match_names
 from mzsane.zoo.shards import ShardContent, hash_weights
 from mzsane.zoo.subject import choose_network
 
@@ -115,12 +127,12 @@ class Network:
 def read_chunk(chunk: ReadChunk) -> ShardContent:
     """Read the checkpoints of a chunk; what cannot be used is set aside with its reason."""
     content = ShardContent()
-    reader = CheckpointReader(chunk.config.max_file_bytes)
+    reader = make_reader(chunk.config)
     stack = _Stack(chunk.pattern, len(chunk.entries))
     recipes: dict[int, str] = {}  # the checkpoints of a model share one
-    for entry, data in read_ahead(chunk.source, chunk.entries):
+    for entry, data in read_ahead(chunk.source, chunk.entries, chunk.config.max_file_bytes):
         try:
-            networks = list_networks(entry, reader.read(data()))
+            networks = list_networks(entry, data(reader), chunk.config)
         except ConfigError as error:
             content.rejected.append(_reject(chunk, entry, entry.model, entry.epoch, str(error)))
             continue
@@ -148,15 +160,21 @@ def read_chunk(chunk: ReadChunk) -> ShardContent:
     return content
 
 
-def list_networks(entry: Entry, states: Sequence[State]) -> list[Network]:
-    """Name the networks of a file. A list of them are the epochs of a model, or models when the epoch is known."""
+def make_reader(config: ReadConfig) -> CheckpointReader:
+    """Return the reader of a zoo's files."""
+    return CheckpointReader(config.max_file_bytes, Choice(config.key, config.lists is not None))
+
+
+def list_networks(entry: Entry, states: Sequence[State], config: ReadConfig) -> list[Network]:
+    """Name the networks of a file. A list of them are the epochs of a model, or models, as the config says."""
     if len(states) == 1:
         epoch = entry.epoch if entry.epoch is not None else states[0].epoch
         return [Network(0, entry.model, epoch or 0, states[0].tensors)]
     networks = []
     for place, state in enumerate(states):
-        if entry.epoch is not None:
-            networks.append(Network(place, f"{entry.model}-{place}", entry.epoch, state.tensors))
+        if config.lists == "models":
+            epoch = entry.epoch if entry.epoch is not None else state.epoch
+            networks.append(Network(place, f"{entry.model}-{place}", epoch or 0, state.tensors))
         else:
             networks.append(Network(place, entry.model, place if state.epoch is None else state.epoch, state.tensors))
     return networks
@@ -167,74 +185,91 @@ def make_pattern(tensors: Mapping[str, Tensor], config: ReadConfig) -> Pattern |
 
     Raises:
         ConfigError: the given architecture cannot be built.
+        UnknownWeightsError: which network it is, or what its weights are made of, cannot be told.
     """
-    found = _recognise(read_signature(tensors), config)
+    tensors, found = _resolve(tensors, config)
     if found is None and config.network is not None:
         return None
-    ours = rename_tensors(tensors, found) if found else dict(tensors)
+    ours = rename_tensors(tensors, found) if found else tensors
     return Pattern(read_signature(ours), tuple(value.dtype for value in ours.values()), found)
+
+
+def explain_other(tensors: Mapping[str, Tensor], config: ReadConfig) -> str:
+    """Return why a checkpoint is not of the given architecture."""
+    assert config.network is not None
+    classes = config.images.classes if config.images else None
+    difference = explain_misfit(read_signature(tensors), config.network, classes)
+    return f"another architecture: not the given network, {config.network.architecture}: {difference}"
 
 
 def fit_pattern(tensors: dict[str, Tensor], pattern: Pattern, config: ReadConfig) -> dict[str, Tensor]:
     """Return a checkpoint's tensors with the names and in the order of the zoo's.
 
     Raises:
-        ConfigError: it is of another architecture.
+        ConfigError: it is of another architecture, or what its weights are made of is not known.
     """
-    signature = read_signature(tensors)
-    if signature != pattern.signature:
-        found = _recognise(signature, config)
+    if read_signature(tensors) != pattern.signature:
+        tensors, found = _resolve(tensors, config)
         if found is not None:
             tensors = rename_tensors(tensors, found)
         names = [name for name, _ in pattern.signature]
+        if tensors.keys() != set(names) and (matched := match_names(tensors, names)):
+            tensors = {name: tensors[theirs] for name, theirs in matched.items()}
         if tensors.keys() == set(names):
             tensors = {name: tensors[name] for name in names}
-        if difference := _compare(read_signature(tensors), pattern.signature):
-            raise ConfigError(f"another architecture: {difference}")
+        signature = read_signature(tensors)
+        if signature != pattern.signature:
+            difference = compare_shapes(dict(signature), dict(pattern.signature), "the first checkpoint")
+            raise ConfigError(
+                f"another architecture: {difference or 'it has fewer counters than the first checkpoint'}"
+            )
     if tuple(value.dtype for value in tensors.values()) != pattern.dtypes:
         raise ConfigError("another architecture: whole numbers where the others have fractions, or the reverse")
     return tensors
 
 
-def read_ahead(source: Source, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Callable[[], bytes]]]:
-    """Yield each checkpoint and how to get its bytes, or the error of reading them; slow sources are read ahead."""
+def _resolve(tensors: Mapping[str, Tensor], config: ReadConfig) -> tuple[dict[str, Tensor], Recognised | None]:
+    """Recognise a checkpoint as it is, else by the weights that its layers compute with."""
+    classes = config.images.classes if config.images else None
+    found = recognise(read_signature(tensors), config.network, classes)
+    if found is None and is_derived(tensors):
+        try:
+            tensors = compute_weights(tensors)
+        except ConfigError as error:
+            raise UnknownWeightsError(str(error)) from None
+        found = recognise(read_signature(tensors), config.network, classes)
+    return dict(tensors), found
+
+
+def read_ahead(
+    source: Source, entries: Sequence[Entry], max_bytes: int
+) -> Iterator[tuple[Entry, Callable[[CheckpointReader], list[State]]]]:
+    """Yield each checkpoint and how to get its networks, or the error of reading it; slow sources are read ahead."""
     if source.parallel_reads == 1:
         for entry in entries:
-            yield entry, partial(source.read, entry.file)
+            yield entry, partial(_read_entry, entry, partial(read_files, source, entry, max_bytes))
         return
     with ThreadPoolExecutor(source.parallel_reads) as threads:
-        waiting: deque[tuple[Entry, Future[bytes]]] = deque()
+        waiting: deque[tuple[Entry, Future[dict[str, bytes]]]] = deque()
         try:
             for entry in entries:
-                waiting.append((entry, threads.submit(source.read, entry.file)))
+                waiting.append((entry, threads.submit(read_files, source, entry, max_bytes)))
                 if len(waiting) >= source.parallel_reads:
                     first, future = waiting.popleft()
-                    yield first, future.result
+                    yield first, partial(_read_entry, first, future.result)
             while waiting:
                 first, future = waiting.popleft()
-                yield first, future.result
+                yield first, partial(_read_entry, first, future.result)
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _recognise(signature: Signature, config: ReadConfig) -> Recognised | None:
-    return recognise(signature, config.network, config.images.classes if config.images else None)
-
-
-def _compare(signature: Signature, expected: Signature) -> str | None:
-    """Return the first difference of two signatures."""
-    if signature == expected:
-        return None
-    shapes = dict(signature)
-    for name, shape in expected:
-        if name not in shapes:
-            return f"it has no {name[:80]}, which the first checkpoint has"
-        if shapes[name] != shape:
-            return f"{name[:80]} is {_show(shapes[name])}, and {_show(shape)} in the first checkpoint"
-    known = dict(expected)
-    extra = next(name for name in shapes if name not in known)
-    return f"it has {extra[:80]}, which the first checkpoint has not"
+def _read_entry(entry: Entry, fetch: Callable[[], dict[str, bytes]], reader: CheckpointReader) -> list[State]:
+    files = fetch()
+    if not entry.shards:
+        return reader.read(files[entry.file])
+    return join_shards(reader, entry, files)
 
 
 def _measure(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], config: ReadConfig) -> dict[str, Any]:
@@ -261,10 +296,6 @@ def _filter_measured(config: ReadConfig, row: Mapping[str, Any]) -> str | None:
     if passes_all(config.where, row):
         return None
     return FILTERED + ", ".join(f"{part.metric} {row[part.metric]:.4g}" for part in config.where)
-
-
-def _show(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "one number"
 
 
 def _reject(chunk: ReadChunk, entry: Entry, model: str, epoch: int | None, reason: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from mzsane.errors import ConfigError
 from mzsane.zoo.readers.listing import Entry, Listing, find_common_folder, is_litter, sort_key
 from mzsane.zoo.readers.names import NameParts, find_doubtful, read_name
 
-SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors", ".npz")
+SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors", ".npz", ".pth.tar", ".pt.tar")
 
 
 def list_files(names: list[str], pattern: str | None) -> Listing:
@@ -90,5 +90,5 @@ def _find_stepwise(told: Iterable[NameParts]) -> set[str]:
 
 
 def _without_suffix(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else str(path)
+    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return str(PurePosixPath(name[: len(name) - len(suffix)] if suffix else name))

@@ -31,6 +31,7 @@ class Entry:
         split: train, val or test, when something says so.
         lineage: what the model shares with others that are of the same run, such as its best and its last checkpoint;
             models of one lineage are in one split. None: it shares its name with none.
+        shards: names of the files that the tensors are in, when `file` is only their index.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Entry:
     dataset: str | None = None
     split: str | None = None
     lineage: str | None = None
+    shards: tuple[str, ...] = ()
 
 
 @dataclass

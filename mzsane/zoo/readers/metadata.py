@@ -174,8 +174,8 @@ def _join_files(
 def _join_models(listing: Listing, rows: Sequence[_Told], by_epoch: bool, address: str) -> tuple[list[Entry], set[int]]:
     """Return the checkpoints with what is told of their models, and the numbers of the rows that are of one."""
     told: dict[str, dict[int | None, _Told]] = defaultdict(dict)
-    for row in rows:
-        told[row.model or ""][row.epoch if by_epoch else None] = row
+    for each in rows:
+        told[each.model or ""][each.epoch if by_epoch else None] = each
     counts = Counter(entry.model for entry in listing.entries)
     joined, used = [], set()
     for entry in listing.entries:

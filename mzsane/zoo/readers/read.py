@@ -21,9 +21,19 @@ from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.images import load_images
-from mzsane.zoo.readers.checkpoint import CheckpointReader
-from mzsane.zoo.readers.chunks import FILTERED, Pattern, ReadChunk, list_networks, make_pattern, read_ahead, read_chunk
+from mzsane.zoo.readers.chunks import (
+    FILTERED,
+    Pattern,
+    ReadChunk,
+    explain_other,
+    list_networks,
+    make_pattern,
+    make_reader,
+    read_ahead,
+    read_chunk,
+)
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
+from mzsane.zoo.readers.recognise import Signature, UnknownWeightsError
 from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
@@ -32,6 +42,8 @@ from mzsane.zoo.subject import write_subject
 VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
+_FIRST_PATTERNS = 16  # different ones that are looked at before the first one is taken
+_SHOWN_NAMES = 4
 _ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
 _INDEX_SCHEMA = {
     "model": pl.String,
@@ -125,6 +137,7 @@ def _read(
         "architecture": _tell(index, "architecture"),
         "dataset": _tell(index, "dataset"),
         **({"note": "; ".join(listing.notes)} if listing.notes else {}),
+        **_tell_left_out(chunks),
     }
     files = {
         **parts.files(),
@@ -149,39 +162,62 @@ def _tell(index: pl.DataFrame, column: str) -> str:
     return ", ".join(values) or "not known"
 
 
+def _tell_left_out(chunks: Sequence[ReadChunk]) -> dict[str, str]:
+    found = chunks[0].pattern.found if chunks else None
+    if found is None or not found.left_out:
+        return {}
+    names = ", ".join(found.left_out[:_SHOWN_NAMES]) + (", ..." if len(found.left_out) > _SHOWN_NAMES else "")
+    return {"left out of the files": f"{len(found.left_out)} tensors that are no part of the network: {names}"}
+
+
 def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Pattern:
-    """Return what the first usable checkpoint says that all are like.
+    """Return what all checkpoints are like: the first two that are alike, so that one odd file decides nothing.
 
     Raises:
         ConfigError: none is usable, the given architecture cannot be built, or it does not fit the images.
     """
-    reader = CheckpointReader(config.max_file_bytes)
+    reader = make_reader(config)
     reasons = [row["reason"] for row in listing.rejected]
-    for entry, data in read_ahead(source, listing.entries):
+    first: dict[tuple[Signature, tuple[torch.dtype, ...]], Pattern] = {}
+    for entry, data in read_ahead(source, listing.entries, config.max_file_bytes):
         try:
-            networks = list_networks(entry, reader.read(data()))
+            networks = list_networks(entry, data(reader), config)
         except ConfigError as error:
             reasons.append(str(error))
             continue
         for network in networks:
             if not config.takes(network.epoch):
                 reasons.append("no such epoch: another one is asked for")
-            elif pattern := make_pattern(network.tensors, config):
-                if config.measure and pattern.found is None:
-                    raise ConfigError(
-                        f"measure needs the network of the checkpoints of {config.origin}, and it is none that is "
-                        "recognised: set network, or leave measure out"
-                    )
+                continue
+            try:
+                pattern = make_pattern(network.tensors, config)
+            except UnknownWeightsError as error:
+                reasons.append(str(error))
+                continue
+            if pattern is None:
+                reasons.append(explain_other(network.tensors, config))
+            elif config.network is not None or (pattern.signature, pattern.dtypes) in first:
                 _check_images(config, pattern)
                 return pattern
             else:
-                reasons.append("another architecture: not the given network")
+                first[pattern.signature, pattern.dtypes] = pattern
+        if len(first) >= _FIRST_PATTERNS:
+            break
+    if first:  # no two are alike
+        pattern = next(iter(first.values()))
+        _check_images(config, pattern)
+        return pattern
     raise ConfigError(f"no checkpoint of {config.origin} can be used: {count_reasons(reasons)}")
 
 
 def _check_images(config: ReadConfig, pattern: Pattern) -> None:
     """Check that the networks take the given images, before any of them is read."""
     found = pattern.found
+    if config.measure and found is None:
+        raise ConfigError(
+            f"measure needs the network of the checkpoints of {config.origin}, and it is none that is recognised: set "
+            "network, or leave measure out"
+        )
     if config.images is None or found is None:
         return
     if found.classes != config.images.classes:

@@ -14,18 +14,23 @@ from torch import Tensor
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.zoo.architectures import build_network
+from mzsane.zoo.readers.wrappers import Shape, propose_names, shorten_all
 
-Shape = tuple[int, ...]
 Signature = tuple[tuple[str, Shape], ...]
 _COUNTER = "num_batches_tracked"  # files of before torch 0.4.1 have none
 _CHANNELS = (1, 3)
 _SIZES = (28, 32)
 _PATCH = 4  # pixels, of a vit
+_CLASSES = 10  # where nothing tells
 
 # Published CNN-s with dropout have more modules in their list: their numbers, and those of the same layers without.
 CNN_S_DROPOUT = {"0": "0", "4": "3", "8": "6", "11": "9", "14": "11"}
 # Published MLPs have no flattening in their list; the second form is that with dropout.
 _MLP_FORMS = ({"0": "1", "2": "3", "4": "5"}, {"0": "1", "3": "3", "6": "5"})
+
+
+class UnknownWeightsError(ConfigError):
+    """What the network of one file is cannot be told; other files of the zoo may be clear."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Recognised:
         classes: number of outputs.
         size: height and width of an image, pixels; a default when the architecture takes any.
         names: our name and the checkpoint's of each tensor, in the network's order.
+        left_out: the checkpoint's tensors that are no part of the network.
     """
 
     network: NetworkConfig
@@ -45,6 +51,7 @@ class Recognised:
     classes: int
     size: int
     names: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...] = ()
 
 
 def read_signature(tensors: Mapping[str, Tensor]) -> Signature:
@@ -66,28 +73,84 @@ def recognise(signature: Signature, given: NetworkConfig | None, classes: int | 
 
     Raises:
         ConfigError: the given architecture cannot be built.
+        UnknownWeightsError: it fits several parts of the checkpoint.
     """
     shapes = dict(signature)
-    for renamed in _rename(shapes):
-        ours = {name: shapes[theirs] for name, theirs in renamed.items()}
-        for network, channels, outputs, size in _propose(ours, given, classes):
-            if network is None:
-                continue
-            names = _fit(ours, network, channels, outputs, size)
-            if names is not None:
-                return Recognised(network, channels, outputs, size, tuple((name, renamed[name]) for name in names))
+    found: dict[frozenset[str], tuple[str, Recognised]] = {}
+    for prefix, renamed in _rename(shapes):
+        if (one := _recognise(shapes, renamed, given, classes)) is not None:
+            if not prefix:
+                return one
+            found.setdefault(frozenset(theirs for _, theirs in one.names), (prefix, one))
+    if len(found) > 1:
+        names = ", ".join(prefix.rstrip(".") for prefix, _ in found.values())[:160]
+        raise UnknownWeightsError(f"several networks: the file has {names}: set key to the one that is wanted")
+    for _, one in found.values():
+        if given is not None or all(len(shapes[name]) < 2 for name in one.left_out):  # else part of a larger network
+            return one
     return None
 
 
-def _rename(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
-    """Yield our name -> the checkpoint's, as they are and as the published networks have them."""
-    yield {name: name for name in shapes}
-    parts = [(name, name.split(".")) for name in shapes]
-    if not all(len(part) == 3 and part[0] == "module_list" for _, part in parts):
-        return
-    for form in (CNN_S_DROPOUT, *_MLP_FORMS):
-        if {part[1] for _, part in parts} <= form.keys():
-            yield {f"module_list.{form[part[1]]}.{part[2]}": name for name, part in parts}
+def _recognise(
+    shapes: Mapping[str, Shape], renamed: Mapping[str, str], given: NetworkConfig | None, classes: int | None
+) -> Recognised | None:
+    """Find the architecture of some of a checkpoint's tensors, by the names that they can be called."""
+    ours = {name: shapes[theirs] for name, theirs in renamed.items()}
+    for network, channels, outputs, size in _propose(ours, given, classes):
+        if network is None:
+            continue
+        names = _fit(ours, network, channels, outputs, size)
+        if names is None:
+            continue
+        pairs = tuple((name, renamed[short]) for name, short in names)
+        taken = {theirs for _, theirs in pairs}
+        left_out = tuple(name for name in shapes if name not in taken)
+        return Recognised(network, channels, outputs, size, pairs, left_out)
+    return None
+
+
+def explain_misfit(signature: Signature, given: NetworkConfig, classes: int | None = None) -> str:
+    """Return the first difference of a checkpoint and the given architecture, under the names that come closest."""
+    shapes = dict(signature)
+    best: tuple[int, str] | None = None
+    for _, renamed in _rename(shapes):
+        ours = {name: shapes[theirs] for name, theirs in renamed.items()}
+        default = (given, _CHANNELS[0], classes or _CLASSES, _SIZES[0])
+        for network, channels, outputs, size in [*_propose(ours, given, classes), default]:
+            needed = _describe(network, channels, outputs, size).shapes if network is not None else {}
+            agreeing = sum(needed.get(name) == shape for name, shape in ours.items())
+            if needed and (best is None or agreeing > best[0]):
+                best = agreeing, compare_shapes(ours, needed, "the network") or "it is"
+    return best[1] if best else "the network has no tensors"
+
+
+def compare_shapes(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], whose: str) -> str | None:
+    """Return the first difference of named shapes; None when there is none but their order."""
+    for name, shape in expected.items():
+        if name not in shapes:
+            if name.endswith(_COUNTER):
+                continue
+            return f"it has no {name[:80]}, which {whose} has"
+        if shapes[name] != shape:
+            return f"{name[:80]} is {_show(shapes[name])}, and {_show(shape)} in {whose}"
+    extra = next((name for name in shapes if name not in expected), None)
+    return f"it has {extra[:80]}, which {whose} has not" if extra is not None else None
+
+
+def _show(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def _rename(shapes: Mapping[str, Shape]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield a prefix, and our name -> the checkpoint's: without wrappers, and as the published networks have them."""
+    for prefix, renamed in propose_names(shapes):
+        yield prefix, renamed
+        parts = [(theirs, name.split(".")) for name, theirs in renamed.items()]
+        if not all(len(part) == 3 and part[0] == "module_list" for _, part in parts):
+            continue
+        for form in (CNN_S_DROPOUT, *_MLP_FORMS):
+            if {part[1] for _, part in parts} <= form.keys():
+                yield prefix, {f"module_list.{form[part[1]]}.{part[2]}": theirs for theirs, part in parts}
 
 
 _Proposal = tuple[NetworkConfig | None, int, int, int]
@@ -140,27 +203,51 @@ def _propose_factory(shapes: Mapping[str, Shape], given: NetworkConfig, classes:
 
 def _fit(
     shapes: Mapping[str, Shape], network: NetworkConfig, channels: int, classes: int, size: int
-) -> list[str] | None:
-    """Return the names of a network's tensors in its order, when they and their shapes are those of a checkpoint."""
-    needed = _describe(network, channels, classes, size)
-    if not shapes.keys() <= needed.keys():
-        return None
-    if any(name not in shapes and not name.endswith(_COUNTER) for name in needed):
-        return None
-    return [name for name in needed if name in shapes] if all(needed[n] == s for n, s in shapes.items()) else None
+) -> list[tuple[str, str]] | None:
+    """Return a network's names and those of a checkpoint, in the network's order, when both and the shapes agree.
+
+    A name that is missing because the network ties it to another one is that of the other.
+    """
+    described = _describe(network, channels, classes, size)
+    names = {name: name for name in shapes}
+    if not shapes.keys() <= described.shapes.keys():  # the network's own names may be those with wrappers
+        short = shorten_all(described.shapes) or {}
+        if not shapes.keys() <= short.keys():
+            return None
+        names = {short[name]: name for name in shapes}
+    for name in described.shapes:
+        tied = next((other for other in described.tied.get(name, ()) if other in names), None)
+        if name not in names and tied is not None:
+            names[name] = names[tied]
+        elif name not in names and not name.endswith(_COUNTER):
+            return None
+    pairs = [(name, names[name]) for name in described.shapes if name in names]
+    return pairs if all(described.shapes[name] == shapes[theirs] for name, theirs in pairs) else None
 
 
-@lru_cache(maxsize=64)
-def _describe(network: NetworkConfig, channels: int, classes: int, size: int) -> dict[str, Shape]:
+@dataclass(frozen=True)
+class _Described:
+    """The shapes of a network's tensors, and for tied ones the other names of the same tensor."""
+
+    shapes: dict[str, Shape]
+    tied: dict[str, tuple[str, ...]]
+
+
+@lru_cache(maxsize=256)
+def _describe(network: NetworkConfig, channels: int, classes: int, size: int) -> _Described:
     try:
         built = build_network(network, channels, classes, size)
     except ConfigError:
         if ":" in network.architecture:
             raise
-        return {}
+        return _Described({}, {})
     except RuntimeError:  # a hostile file's widths need more memory than there is
-        return {}
-    return {name: tuple(value.shape) for name, value in built.state_dict().items()}
+        return _Described({}, {})
+    names: dict[int, list[str]] = {}
+    for name, parameter in built.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
+    return _Described({name: tuple(value.shape) for name, value in built.state_dict().items()}, tied)
 
 
 def rename_tensors(tensors: Mapping[str, Tensor], found: Recognised) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.listing import Entry, Listing, is_litter
 from mzsane.zoo.readers.metadata import apply_metadata
 from mzsane.zoo.readers.ray_tune import KNOWN, is_ray_tune, list_ray_tune
+from mzsane.zoo.readers.sharded import Shards, find_shards
 from mzsane.zoo.readers.sources import ARCHIVES, Source
 
 _REASONS = 3  # most frequent ones that an error names
@@ -27,14 +28,17 @@ def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
     Raises:
         ConfigError: there is no such source, or no checkpoint in it.
     """
-    names = source.names()
+    names, unreadable = _check_names(source.names())
+    shards = Shards(names)
     if config.format == "ray-tune" or (config.format == "auto" and config.pattern is None and is_ray_tune(names)):
         listing = list_ray_tune(source, names)
     else:
-        listing = list_files(names, config.pattern)
+        shards = find_shards(names, source)
+        listing = list_files(shards.names, config.pattern)
     if config.metadata is not None:
         listing = apply_metadata(listing, source, names, config.metadata)
-    for name, reason in sorted(source.refused().items()):
+    listing.entries = [shards.complete(entry) for entry in listing.entries]
+    for name, reason in sorted({**source.refused(), **unreadable, **shards.rejected}.items()):
         listing.reject(reason, file=name)
     if unread := _describe_unread(names, listing, config.metadata):
         listing.notes.append(unread)
@@ -48,6 +52,18 @@ def list_checkpoints(config: ReadConfig, source: Source) -> Listing:
             f"{f', {seen}' if names else ''}{reasons}"
         )
     return listing
+
+
+def _check_names(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the names that can be written down, and the others, readably, with the reason to leave them out."""
+    good, bad = [], {}
+    for name in names:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        if shown == name:
+            good.append(name)
+        else:
+            bad[shown] = "refused: a name that is not UTF-8: rename the file"
+    return good, bad
 
 
 def select_checkpoints(config: ReadConfig, listing: Listing) -> Listing:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.files import load_torch
-from mzsane.zoo.readers.states import State, find_states
+from mzsane.zoo.readers.pickle_limits import check_pickles
+from mzsane.zoo.readers.states import Choice, State, find_states, is_plain
 from mzsane.zoo.readers.zip_members import HEADER_BYTES, ZipMember
 
 _MARK_BYTES = 2  # a record says its number in two bytes
@@ -47,45 +48,6 @@ class _Layout:
     sizes: dict[str, int]
 
 
-class TorchFiles:
-    """Reads files of `torch.save`, and remembers the pickles that it has seen."""
-
-    def __init__(self) -> None:
-        self._seen: set[bytes] = set()
-        self._layouts: dict[bytes, _Layout | None] = {}
-
-    def read(self, data: bytes, members: Sequence[ZipMember] = ()) -> list[State]:
-        """Return the state dicts in a file, their tensors as they were stored.
-
-        Args:
-            data: the file.
-            members: what is in it, when it is a zip.
-
-        Raises:
-            ConfigError: the file is damaged, would run code, or holds no tensors.
-        """
-        if not members:
-            return _load(data)
-        records = _Records(data, members)
-        if not records.plain:
-            return _load(data)
-        pickled = bytes(records.view("data.pkl"))
-        key = hashlib.sha256(pickled).digest()
-        if key not in self._seen:
-            self._seen.add(key)
-            return _load(data)
-        if key not in self._layouts:
-            self._layouts[key] = _learn(pickled, records)
-        layout = self._layouts[key]
-        if layout is None or layout.sizes != records.sizes:
-            return _load(data)
-        buffer = bytearray(data)  # tensors want memory that can be written
-        return [
-            State({name: records.take(view, buffer) for name, view in views.items()}, epoch)
-            for views, epoch in layout.states
-        ]
-
-
 class _Records:
     """The records of a file of `torch.save`, by their names without the folder that they are all in."""
 
@@ -93,15 +55,31 @@ class _Records:
         self._data = data
         self._members = {member.name.partition("/")[2]: member for member in members}
         self._starts: dict[str, int] = {}
-        order = bytes(self.view("byteorder")).decode(errors="replace") if "byteorder" in self._members else _ORDER
+        stored = "byteorder" in self._members and self._members["byteorder"].method == zipfile.ZIP_STORED
+        order = bytes(self.view("byteorder")).decode(errors="replace") if stored else _ORDER
         self.sizes = {name: member.size for name, member in self._members.items() if name.startswith("data/")}
         self.plain = (
-            "data.pkl" in self._members
-            and len(self._members) == len(members)
-            and order == _ORDER == sys.byteorder
-            and all(member.method == zipfile.ZIP_STORED for member in members)
-            and not any(name.partition("/")[0] in _SCRIPT for name in self._members)
+            "data.pkl" in self._members and len(self._members) == len(members) and order == _ORDER == sys.byteorder
         )
+
+    def check(self) -> None:
+        """Check that torch wrote the zip, and that reading it makes no more than there is.
+
+        Raises:
+            ConfigError: it is another kind of zip, or one that was packed anew.
+        """
+        if any(name.partition("/")[0] in _SCRIPT for name in self._members):
+            raise ConfigError("code: a TorchScript archive; save the state dict of the module that it holds")
+        if "data.pkl" not in self._members:
+            some = next((member.name[-60:] for member in self._members.values()), "nothing")
+            raise ConfigError(
+                f"no checkpoint: a zip that torch did not write, with {some} in it; unpack it if it is one"
+            )
+        if packed := next((member for member in self._members.values() if member.method != zipfile.ZIP_STORED), None):
+            raise ConfigError(
+                f"packed anew: a zip tool has compressed {packed.name[-60:]}, which torch stores as it is: unpack the "
+                "file and zip it without compression (zip -0), or load it and save it with torch.save"
+            )
 
     def view(self, name: str) -> memoryview:
         """Return the bytes of a record, checked."""
@@ -124,12 +102,90 @@ class _Records:
         return flat.as_strided(view.shape, view.stride, view.offset)
 
 
-def _load(data: bytes) -> list[State]:
-    try:
-        loaded = load_torch(data)
-    except Exception as error:  # what a damaged or hostile file makes torch raise is anybody's guess
-        raise ConfigError(_explain(error)) from None
-    return find_states(loaded)
+class TorchFiles:
+    """Reads files of `torch.save`, and remembers the pickles that it has seen.
+
+    Args:
+        choice: which networks of a file are wanted.
+    """
+
+    def __init__(self, choice: Choice | None = None) -> None:
+        self._choice = choice or Choice()
+        self._seen: set[bytes] = set()
+        self._layouts: dict[bytes, _Layout | None] = {}
+
+    def read(self, data: bytes, members: Sequence[ZipMember] = ()) -> list[State]:
+        """Return the state dicts in a file, their tensors as they were stored.
+
+        Args:
+            data: the file.
+            members: what is in it, when it is a zip.
+
+        Raises:
+            ConfigError: the file is damaged, would run code, or holds no tensors.
+        """
+        if not members:
+            check_pickles(data, len(data), legacy=True)
+            return self._load(data)
+        records = _Records(data, members)
+        records.check()
+        pickled = bytes(records.view("data.pkl"))
+        key = hashlib.sha256(pickled).digest()
+        layout = None
+        if records.plain and key in self._seen:
+            if key not in self._layouts:
+                self._layouts[key] = self._learn(pickled, records)
+            layout = self._layouts[key]
+        if layout is None or layout.sizes != records.sizes:
+            check_pickles(pickled, sum(records.sizes.values()))
+            self._seen.add(key)
+            return self._load(data)
+        buffer = bytearray(data)  # tensors want memory that can be written
+        return [
+            State({name: records.take(view, buffer) for name, view in views.items()}, epoch)
+            for views, epoch in layout.states
+        ]
+
+    def _load(self, data: bytes) -> list[State]:
+        try:
+            loaded = load_torch(data)
+        except Exception as error:  # what a damaged or hostile file makes torch raise is anybody's guess
+            raise ConfigError(_explain(error)) from None
+        return find_states(loaded, self._choice)
+
+    def _learn(self, pickled: bytes, records: _Records) -> _Layout | None:
+        """Return what a pickle makes of its records; None when that cannot be told."""
+        names = list(records.sizes)
+        if len(names) >= 2 ** (8 * _MARK_BYTES) or min(records.sizes.values(), default=0) < _MARK_BYTES:
+            return None
+        twin = io.BytesIO()
+        with zipfile.ZipFile(twin, "w") as archive:
+            archive.writestr("twin/data.pkl", pickled)
+            archive.writestr("twin/byteorder", _ORDER)
+            archive.writestr("twin/version", "3\n")
+            for number, name in enumerate(names):
+                size = records.sizes[name]
+                mark = number.to_bytes(_MARK_BYTES, _ORDER)
+                archive.writestr(f"twin/{name}", (mark * (size // _MARK_BYTES + 1))[:size])
+        try:
+            states = self._load(twin.getvalue())
+        except ConfigError:
+            return None
+        found: list[tuple[dict[str, _View], int | None]] = []
+        for state in states:
+            views: dict[str, _View] = {}
+            for name, value in state.tensors.items():
+                if type(value) not in (Tensor, torch.nn.Parameter) or not is_plain(value):
+                    return None
+                stored = bytes(value.untyped_storage()[:_MARK_BYTES].tolist())
+                record = names[int.from_bytes(stored, _ORDER)]
+                if value.is_neg() or records.sizes[record] % value.dtype.itemsize:
+                    return None
+                views[name] = _View(
+                    record, value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset())
+                )
+            found.append((views, state.epoch))
+        return _Layout(found, dict(records.sizes))
 
 
 def _explain(error: Exception) -> str:
@@ -139,36 +195,3 @@ def _explain(error: Exception) -> str:
     if found := re.search(r"WeightsUnpickler error: (.{,80})", text):
         return f"truncated or damaged: or the pickle holds more than a state dict: {found[1]}"
     return f"truncated or damaged: {type(error).__name__}: {text[:160]}"
-
-
-def _learn(pickled: bytes, records: _Records) -> _Layout | None:
-    """Return what a pickle makes of its records; None when that cannot be told."""
-    names = list(records.sizes)
-    if len(names) >= 2 ** (8 * _MARK_BYTES) or min(records.sizes.values(), default=0) < _MARK_BYTES:
-        return None
-    twin = io.BytesIO()
-    with zipfile.ZipFile(twin, "w") as archive:
-        archive.writestr("twin/data.pkl", pickled)
-        archive.writestr("twin/byteorder", _ORDER)
-        archive.writestr("twin/version", "3\n")
-        for number, name in enumerate(names):
-            size = records.sizes[name]
-            mark = number.to_bytes(_MARK_BYTES, _ORDER)
-            archive.writestr(f"twin/{name}", (mark * (size // _MARK_BYTES + 1))[:size])
-    try:
-        states = _load(twin.getvalue())
-    except ConfigError:
-        return None
-    found: list[tuple[dict[str, _View], int | None]] = []
-    for state in states:
-        views: dict[str, _View] = {}
-        for name, value in state.tensors.items():
-            if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_quantized:
-                return None
-            stored = bytes(value.untyped_storage()[:_MARK_BYTES].tolist())
-            record = names[int.from_bytes(stored, _ORDER)]
-            if value.is_conj() or value.is_neg() or records.sizes[record] % value.dtype.itemsize:
-                return None
-            views[name] = _View(record, value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()))
-        found.append((views, state.epoch))
-    return _Layout(found, dict(records.sizes))

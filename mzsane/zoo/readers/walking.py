@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mzsane.errors import ConfigError
+from mzsane.zoo.readers.archives import explain_file
 
 
 @dataclass
@@ -31,7 +32,8 @@ def walk_folder(folder: Path, address: str) -> FolderList:
         ConfigError: there is no such folder, or it may not be listed.
     """
     if not folder.is_dir():
-        raise ConfigError(f"source {address} is not a folder")
+        advice = f": {explain_file(address)}" if folder.is_file() else ""
+        raise ConfigError(f"source {address} is not a folder{advice}")
     found = FolderList()
     seen = {os.path.realpath(folder): ""}
     pending, links = [(str(folder), "")], list[tuple[str, str]]()

@@ -4,6 +4,7 @@ Python's `zipfile` reads the directory; reading members ourselves bounds what co
 times faster for the thousands of small records that checkpoints consist of.
 """
 
+import io
 import struct
 import zipfile
 import zlib
@@ -21,6 +22,10 @@ DIRECTORY_ERRORS = (  # what a damaged directory makes Python's readers raise; a
 _HEADER = struct.Struct("<4s22xHH")
 HEADER_BYTES = _HEADER.size
 _PACKED = 8  # deflate, the one packing that is read
+RATIO = 200  # unpacked over packed bytes; weights hardly pack at all, those of very sparse networks 20 to 50 times
+_FREE_BYTES = 2**20  # below this any ratio will do
+_DIRECTORY_START = b"PK\x01\x02"
+_MEMBERS = 100_000  # of a checkpoint file
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,33 @@ class ZipMember:
         return unpacked
 
 
+def refuse_size(unpacked: int, packed: int, limit: int) -> str | None:
+    """Return why something that is packed is not unpacked; None when it can be."""
+    if max(unpacked, packed) > limit:
+        return f"too large, {max(unpacked, packed)} bytes where max_file_bytes is {limit}"
+    if unpacked > max(_FREE_BYTES, RATIO * packed):
+        return f"a bomb, {packed} bytes that unpack to {unpacked}"
+    return None
+
+
+def list_checkpoint(data: bytes, limit: int) -> list[ZipMember]:
+    """Return the members of a checkpoint file, when all of them together can be unpacked.
+
+    Raises:
+        ConfigError: it is no zip, damaged, a bomb, or too large.
+    """
+    if data.count(_DIRECTORY_START) > _MEMBERS:
+        raise ConfigError(f"too large: the zip has more than {_MEMBERS} members")
+    members = list(list_members(io.BytesIO(data)))
+    if any(member.encrypted for member in members):
+        raise ConfigError("encrypted: a checkpoint with a password is not read; save it without one")
+    if sum(member.packed for member in members) > len(data):
+        raise ConfigError("truncated or damaged: the zip's members lie within each other")
+    if reason := refuse_size(sum(member.size for member in members), len(data), limit):
+        raise ConfigError(f"too large: {reason.removeprefix('too large, ')}")
+    return members
+
+
 def list_members(file: BinaryIO) -> Iterator[ZipMember]:
     """Yield the members of a zip file, folders left out.
 
@@ -91,7 +123,7 @@ def list_members(file: BinaryIO) -> Iterator[ZipMember]:
         raise ConfigError(f"truncated or damaged: {' '.join(str(error).split())[:200]}") from None
     for member in members:
         if member.header_offset < 0:
-            raise ConfigError("truncated or damaged: a member starts before the file")
+            raise ConfigError("truncated or damaged: a member starts before the file; join the parts if it is split")
         if not member.filename.endswith("/"):
             yield ZipMember(
                 name=member.filename,

@@ -14,15 +14,16 @@ import torch
 from mzsane.errors import ConfigError
 from mzsane.files import load_torch
 from mzsane.zoo.readers.checkpoint import CheckpointReader
+from mzsane.zoo.readers.states import Choice
 from mzsane.zoo.readers.torch_files import TorchFiles
 from mzsane.zoo.readers.zip_members import list_members
 
 LIMIT = 50_000_000
 
 
-def read(data, times=1, limit=LIMIT):
+def read(data, times=1, limit=LIMIT, **choice):
     """Read a file, perhaps several times: from the third time on, the pickle is known by heart."""
-    reader = CheckpointReader(limit)
+    reader = CheckpointReader(limit, Choice(**choice))
     for _ in range(times - 1):
         reader.read(data)
     return reader.read(data)
@@ -80,7 +81,7 @@ def test_wrappers_are_seen_through(wrapper, make_state, to_bytes):
 def test_a_list_holds_several_networks(make_state, to_bytes):
     states = [make_state(seed) for seed in range(3)]
     for times in (1, 3):
-        found = read(to_bytes({"models": states}), times)
+        found = read(to_bytes({"models": states}), times, lists=True)
         for one, state in zip(found, states, strict=True):
             assert_same(one.tensors, state)
 
@@ -89,7 +90,7 @@ def test_an_epoch_in_the_file_is_found(make_state, to_bytes):
     assert read(to_bytes({"epoch": 12, "state_dict": make_state(1)}))[0].epoch == 12
     assert read(to_bytes({"epoch": True, "state_dict": make_state(1)}))[0].epoch is None
     several = [{"epoch": 0, "model": make_state(1)}, {"epoch": 7, "model": make_state(2)}]
-    assert [state.epoch for state in read(to_bytes(several), 3)] == [0, 7]
+    assert [state.epoch for state in read(to_bytes(several), 3, lists=True)] == [0, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

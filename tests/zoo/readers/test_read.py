@@ -165,11 +165,15 @@ def test_dropout_and_plain_networks_share_a_zoo(tmp_path, store, to_bytes, make_
 def test_several_networks_of_a_file_are_epochs_or_models(tmp_path, store, to_bytes, make_state):
     (tmp_path / "run.pt").write_bytes(to_bytes([make_state(seed) for seed in range(3)]))
     (tmp_path / "team_epoch_7.pt").write_bytes(to_bytes([make_state(seed) for seed in (7, 8)]))
-    zoo = read_all(store, tmp_path)
-    expected = {("run", epoch): make_state(epoch) for epoch in range(3)}
+    with pytest.raises(ConfigError, match=r"list of 3: set lists to epochs .* or to models"):
+        read_all(store, tmp_path)
+    zoo = read_all(store, tmp_path, lists="epochs", pattern="(?P<model>run)")
+    assert_weights(zoo, {("run", epoch): make_state(epoch) for epoch in range(3)})
+    zoo = read_all(store, tmp_path, lists="epochs", pattern="(?P<model>run)", epoch_range=(1, 7))
+    assert read_index(zoo)["checkpoint"].to_list() == ["run/1", "run/2"]
+    zoo = read_all(store, tmp_path, lists="models")
+    expected = {(f"run-{place}", 0): make_state(place) for place in range(3)}
     assert_weights(zoo, {**expected, ("team-0", 7): make_state(7), ("team-1", 7): make_state(8)})
-    zoo = read_all(store, tmp_path, epoch_range=(1, 7))
-    assert read_index(zoo)["checkpoint"].to_list() == ["run/1", "run/2", "team-0/7", "team-1/7"]
 
 
 def test_an_architecture_of_its_own_is_kept_but_not_scorable(tmp_path, store, to_bytes):
