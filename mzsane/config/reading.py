@@ -1,7 +1,9 @@
 """Reading a zoo that others trained."""
 
+import os
 import re
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -113,7 +115,7 @@ class ReadConfig(Config):
     revision: str = Field(
         "",
         description="any label; a zoo is read once per address and label, so change it when the content behind the "
-        "address changed",
+        "address has changed, which is said when it has",
     )
 
     @model_validator(mode="after")
@@ -152,6 +154,15 @@ class ReadConfig(Config):
             raise ValueError(f"pattern {self.pattern!r} needs a group (?P<model>...) or (?P<epoch>...), and no other")
         return self
 
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that shape the result: a path from the root, and no names that people give."""
+        settings = super().recipe()
+        if settings.get("source") is not None:
+            settings["source"] = _make_absolute(settings["source"])
+        if settings.get("download") is not None:
+            settings["download"].pop("name", None)
+        return settings
+
     @property
     def origin(self) -> str:
         """Where the checkpoints come from, for people."""
@@ -175,3 +186,8 @@ class ReadConfig(Config):
         if self.epochs is not None:
             return epoch in self.epochs
         return self.epoch_range is None or self.epoch_range[0] <= epoch <= self.epoch_range[1]
+
+
+def _make_absolute(address: str) -> str:
+    """Return a path as it is from anywhere; other addresses as they are."""
+    return address if "://" in address else os.path.abspath(Path(address).expanduser())  # noqa: PTH100  # links stay what they are called
