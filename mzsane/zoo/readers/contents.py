@@ -38,6 +38,8 @@ def find_content(config: ReadConfig) -> Content | None:
         return None
     try:
         stamps = dict(_list_stamps(config.source))
+        if not stamps:  # it is gone
+            return None
         if config.metadata is not None and config.metadata not in stamps:
             stamps |= {f"metadata/{name}": stamp for name, stamp in _list_stamps(config.metadata).items()}
     except (MzsaneError, OSError):

@@ -58,7 +58,7 @@ def test_a_source_that_has_changed_is_not_read_from_memory(change, folder, store
         path.rename(folder / "m7.pt")
     else:
         table.write_text("file,test_acc\nm1.pt,0.5\n")
-    with pytest.raises(ConfigError, match="has changed since zoo z was read from it: .* set revision"):
+    with pytest.raises(ConfigError, match=r"has changed since zoo z was read from it: .* set revision"):
         read_zoo(ReadConfig(**settings), store, SERIAL)
     if change == "added":
         again = read_zoo(ReadConfig(**settings, revision="2", max_rejected=1.0), store, SERIAL)
