@@ -98,8 +98,8 @@ class ReadConfig(Config):
     images: ImagesConfig | None = Field(None, description="the image dataset that the models were trained on, if known")
     measure: bool = Field(
         False,
-        description="measure loss and accuracy on the splits of images, in place of what the source says; checkpoints "
-        "that cannot be scored keep what the source says",
+        description="measure loss and accuracy on the splits of images, in place of what the source says, and filter "
+        "by what was measured; needs network, or settings in the source that tell the activation",
     )
     dataset: str | None = Field(
         None, min_length=1, description="label of the dataset in the index; the source of the images if unset"

@@ -21,8 +21,8 @@ from mzsane.zoo.readers.walking import walk_folder
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8
 _KEYS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and MZSANE_S3_ENDPOINT where the server is not Amazon's; a bucket "
-    "that everybody may read needs FSSPEC_S3_ANON=true instead"
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and MZSANE_S3_ENDPOINT where the server is not Amazon's; a "
+    "bucket that everybody may read needs FSSPEC_S3_ANON=true instead"
 )
 _ADVICE = {
     "s3": f"are bucket and prefix there, in the right case, and may they be read? For keys, {_KEYS}",
