@@ -21,7 +21,8 @@ from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_ablation, check_processes
 from mzsane.parallel import count_cores
-from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
+from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
+from mzsane.zoo.readers.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_comparison
@@ -137,6 +138,9 @@ def _run_command(options: argparse.Namespace) -> int:
         _print_plan(config, store)
         return 0
     comparison = store.find(plan_comparison_stage(config).work.ref)
+    for zoo in config.read_zoos:
+        if found := store.find(plan_zoo_stage(zoo).work.ref):
+            check_content(zoo, found)
     if options.resend:
         return _resend(config, comparison, store)
     if comparison is None:

@@ -15,6 +15,7 @@ from mzsane.plan import plan_zoo_stage
 from mzsane.zoo.catalog import catalog_table
 from mzsane.zoo.download import download
 from mzsane.zoo.export import export_zoo
+from mzsane.zoo.readers.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_card
@@ -91,6 +92,8 @@ def _run_command(options: argparse.Namespace) -> int:
         logging.getLogger("prefect").setLevel(logging.WARNING)
         found = store.open(plan_zoo_stage(config).work.ref)
     else:
+        if isinstance(config, ReadConfig):
+            check_content(config, found)
         again = "; set revision to read its source again" if isinstance(config, ReadConfig) else ""
         print(f"zoo {config.name} was made before{again}")
     print_card(config.name, found)

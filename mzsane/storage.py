@@ -17,6 +17,8 @@ from mzsane.file_systems import NEEDS_KEYS, S3, PatientFileSystem, check_endpoin
 _WRITE_ATTEMPTS = 10
 # In one request: by default s3fs asks for the size first and copies ranges of 50 MB together, twice.
 _S3_READ_OPTIONS = {"max_concurrency": 1}
+# What servers call a tag of the content, or else its time.
+_STAMPS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -113,6 +115,19 @@ class Storage:
             except FileNotFoundError:
                 return []
         return sorted(path[len(self._root) + 1 :] for path in paths)  # as they are: keys may have empty parts
+
+    def list_stamps(self) -> dict[str, tuple[int, str]]:
+        """Return the size of each file below a remote root, and its tag or, where the server has none, its time."""
+        with self._explained(""):
+            try:
+                found = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+        stamps = {}
+        for path, info in found.items():
+            tag = next((str(info[key]) for key in _STAMPS if info.get(key) is not None), "")
+            stamps[path[len(self._root) + 1 :]] = (int(info.get("size") or 0), tag)
+        return stamps
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError when there is none."""

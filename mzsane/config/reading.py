@@ -1,6 +1,8 @@
 """Reading a zoo that others trained."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -109,8 +111,8 @@ class ReadConfig(Config):
     images: ImagesConfig | None = Field(None, description="the image dataset that the models were trained on, if known")
     measure: bool = Field(
         False,
-        description="measure loss and accuracy on the splits of images, in place of what the source says; checkpoints "
-        "that cannot be scored keep what the source says",
+        description="measure loss and accuracy on the splits of images, in place of what the source says, and filter "
+        "by what was measured; needs network, or settings in the source that tell the activation",
     )
     dataset: str | None = Field(
         None, min_length=1, description="label of the dataset in the index; the source of the images if unset"
@@ -127,7 +129,7 @@ class ReadConfig(Config):
     revision: str = Field(
         "",
         description="any label; a zoo is read once per address and label, so change it when the content behind the "
-        "address changed",
+        "address has changed, which is said when it has",
     )
 
     @model_validator(mode="after")
@@ -167,8 +169,16 @@ class ReadConfig(Config):
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that shape the result; those that came later are left out while they are unset."""
-        return {name: value for name, value in super().recipe().items() if name not in _LATER or value is not None}
+        """Return the settings that shape the result: a path from the root, and no names that people give.
+
+        Those that came later are left out while they are unset.
+        """
+        settings = {name: value for name, value in super().recipe().items() if name not in _LATER or value is not None}
+        if settings.get("source") is not None:
+            settings["source"] = _make_absolute(settings["source"])
+        if settings.get("download") is not None:
+            settings["download"].pop("name", None)
+        return settings
 
     @property
     def origin(self) -> str:
@@ -193,3 +203,8 @@ class ReadConfig(Config):
         if self.epochs is not None:
             return epoch in self.epochs
         return self.epoch_range is None or self.epoch_range[0] <= epoch <= self.epoch_range[1]
+
+
+def _make_absolute(address: str) -> str:
+    """Return a path as it is from anywhere; other addresses as they are."""
+    return address if "://" in address else os.path.abspath(Path(address).expanduser())  # noqa: PTH100  # links stay what they are called

@@ -1,6 +1,7 @@
 """Zoos of every origin: the same artifact, on to tokens, and back from the published layout without a loss."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -84,11 +85,16 @@ def test_round_trip_keeps_weights_and_metrics(exported, store, tiny_zoo_config):
 
 
 def test_nothing_is_computed_of_networks_that_are_not_known(exported, store, tiny_zoo_config):
-    """Without `params.json` nobody knows the activations: no agreement on the card, no scores."""
+    """Without the settings nobody knows the activations: no agreement on the card, no scores, nothing to measure."""
     _, zoo, folder = exported
     for file in folder.glob("*/params.json"):
         file.write_text("{}")
-    config = ReadConfig(name="back", source=str(folder), images=tiny_zoo_config.images, measure=True)
+    for file in folder.glob("*/result.json"):
+        lines = [{**json.loads(line), "config": {}} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, lines)))
+    config = ReadConfig(name="back", source=str(folder), images=tiny_zoo_config.images)
+    with pytest.raises(ConfigError, match="measure needs the network"):
+        make_zoo(config.model_copy(update={"measure": True}), store, SERIAL)
     back = make_zoo(config, store, SERIAL)
     index = read_index(back)
     assert not index["scorable"].any()

@@ -126,9 +126,8 @@ def _check_metrics(row: Mapping[str, Any], number: int, address: str) -> Row:
         if parse_number(value) is None:
             key = to_text(row.get("file")) or to_text(row.get("model"))
             raise ConfigError(
-                f"metadata {address}: {name} in row {number} ({key}) "
-                f"is {value!r}, which is not, or not certainly, a number: write a number such as 0.91, or nothing "
-                "where it is not known"
+                f"metadata {address}: {name} in row {number} ({key}) is {value!r}, which is not, or not certainly, a "
+                "number: write a number such as 0.91, or nothing where it is not known"
             )
     return metrics
 
@@ -180,9 +179,9 @@ def _join_models(listing: Listing, rows: Sequence[_Told], by_epoch: bool, addres
     joined, used = [], set()
     for entry in listing.entries:
         of_model = told.get(entry.model, {})
-        row = of_model.get(entry.epoch if by_epoch else None)
+        row: _Told | None = of_model.get(entry.epoch if by_epoch else None)
         if by_epoch and entry.epoch is None and len(of_model) == counts[entry.model] == 1:
-            (row,) = of_model.values()  # the row tells the epoch, which the path does not
+            row = next(iter(of_model.values()))  # it tells the epoch, which the path does not
         if row is not None and row.metrics and not by_epoch and counts[entry.model] > 1:
             raise ConfigError(
                 f"metadata {address} gives {', '.join(row.metrics)} by model, and model {entry.model!r} has "

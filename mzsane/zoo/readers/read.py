@@ -32,6 +32,7 @@ from mzsane.zoo.readers.chunks import (
     read_ahead,
     read_chunk,
 )
+from mzsane.zoo.readers.contents import CONTENT, check_content, find_content
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
 from mzsane.zoo.readers.recognise import Signature, UnknownWeightsError
 from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
@@ -96,6 +97,8 @@ def read_zoo(
     """
     work = plan_read(config)
     if found := store.find(work.ref):
+        if source is None:
+            check_content(config, found)
         return found
     if source is not None:
         return _read(config, work, source, store, execution or ExecutionConfig(), sink)
@@ -110,6 +113,7 @@ def read_zoo(
 def _read(
     config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
 ) -> Artifact:
+    content = find_content(config)
     listing = select_checkpoints(config, list_checkpoints(config, source))
     check_measure(config, listing)
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
@@ -139,7 +143,7 @@ def _read(
         **({"note": "; ".join(listing.notes)} if listing.notes else {}),
         **_tell_left_out(chunks),
     }
-    files = {
+    files: dict[str, bytes | FileEntry] = {
         **parts.files(),
         **write_subject(config),
         **draw_card(parts, facts, images),
@@ -154,6 +158,10 @@ def _read(
     }
     if listing.notes:
         counts["notes"] = "; ".join(listing.notes)
+    if content is not None:
+        if find_content(config) != content:
+            raise ConfigError(f"the source {config.origin} changed while it was read: run again when it is complete")
+        files[CONTENT] = content.model_dump_json().encode()
     return store.publish(work, files, counts)
 
 

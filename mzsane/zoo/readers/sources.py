@@ -26,7 +26,7 @@ _KEYS = (
     "bucket that everybody may read needs FSSPEC_S3_ANON=true instead"
 )
 _ADVICE = {
-    "s3": f"is there such a bucket and prefix, both in the right case, and may they be read? For keys, {_KEYS}",
+    "s3": f"are bucket and prefix there, in the right case, and may they be read? For keys, {_KEYS}",
     "hf": "is the address right, is there a network, and does a private repository have its token (HF_TOKEN)?",
 }
 
