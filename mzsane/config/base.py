@@ -8,6 +8,13 @@ from pydantic_core import CoreSchema
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Names that people give, and where the configs inside a config have them: they are part of no recipe.
+_NAMES: dict[str, Any] = {"name": True, "label": True, "images": {"label"}, "zoo": {"images": {"label"}}}
+
+
+def is_unset(value: object) -> bool:
+    """Tell whether a setting is left at None; one that came later is then left out, and renames no work."""
+    return value is None
 
 
 class Config(BaseModel):
@@ -17,7 +24,7 @@ class Config(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON data: all but the names that people give."""
-        return self.model_dump(mode="json", exclude={"name"})
+        return self.model_dump(mode="json", exclude=_NAMES)
 
 
 class ShownAsAnyOf:
