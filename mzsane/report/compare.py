@@ -36,7 +36,7 @@ from mzsane.report.shares import SHARE_SCHEMA, measure_shares
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 
-VERSION = 7
+VERSION = 8
 
 _MEASURES = ("novelty", "sampling_novelty", "norm_ratio", "error_overlap", "disagreement", "spread")
 _AVERAGED = ("loss", "calibration", *_MEASURES)
@@ -264,11 +264,11 @@ def arm_shares(config: AblationConfig, arm: ArmParts, models: pl.DataFrame) -> p
 
 def choose_mapped(config: AblationConfig, arms: Sequence[ArmParts]) -> list[ArmParts]:
     """Return the arms whose latents are mapped: of each diversity the first of the largest, with the first seed."""
-    chosen: dict[tuple[int, int], ArmParts] = {}
+    chosen: dict[tuple[int | None, int | None], ArmParts] = {}
     counts = {arm.name: config.count_parts(arm.composition) for arm in arms}
-    for arm in sorted(arms, key=lambda arm: -counts[arm.name]["models"]):
+    for arm in sorted(arms, key=lambda arm: -(counts[arm.name]["models"] or 0)):
         chosen.setdefault((counts[arm.name]["datasets"], counts[arm.name]["architectures"]), arm)
-    return [chosen[key] for key in sorted(chosen)]
+    return [chosen[key] for key in sorted(chosen, key=lambda key: [count or 0 for count in key])]
 
 
 def arm_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
