@@ -30,6 +30,7 @@ from mzsane.sampling.draw import Target, read_populations
 from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import ImageDataset, load_images
 
 VERSION = 6
@@ -243,4 +244,4 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
 
 
 def _describe(target: Target) -> dict[str, object]:
-    return {"network": target.network.recipe(), "images": target.images.recipe()}
+    return {"network": target.network.recipe(), "images": pin_images(target.images).recipe()}

@@ -50,6 +50,7 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.image_content import pin_images
 
 VERSION = 6
 
@@ -84,7 +85,7 @@ def plan_samples(
     settings = {
         "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
         "network": target.network.recipe(),
-        "images": target.images.recipe(),
+        "images": pin_images(target.images).recipe(),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }

@@ -57,16 +57,19 @@ def _find_roots(place: Path, alone: str) -> dict[str, Path]:
     return roots or {alone: place}
 
 
+def list_images(place: Path) -> list[Path]:
+    """Return all images in a folder and its sub-folders, in the order of their names."""
+    return _list_files(place)[0]
+
+
 def _list_folders(place: Path) -> list[Path]:
     return sorted(entry for entry in place.iterdir() if entry.is_dir() and not is_litter(entry.name))
 
 
 def _read_classes(root: Path) -> StoredPart:
     """Read the images of a folder of classes, those in sub-folders of a class too."""
-    if loose := [file.name for file in _list_files(root, deep=False)[0]]:
-        raise ConfigError(
-            f"{show_path(root)} has images that are in no folder of a class, such as {show_path(loose[0])}"
-        )
+    if loose := _list_files(root, deep=False)[0]:
+        raise ConfigError(f"{show_path(loose[0])} is in no folder of a class: put each image into that of its class")
     files, labels, others = [], [], []
     for folder in _list_folders(root):
         own, left_out = _list_files(folder)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.storage import default_cache
+from mzsane.zoo.image_content import cache_folder, check_content, locate_data
 from mzsane.zoo.image_files import ImagePart, order_axes, read_files
 from mzsane.zoo.vision import open_torchvision
 
@@ -36,6 +36,7 @@ def read_stored(config: TorchvisionConfig | FilesConfig) -> dict[str, ImagePart]
             are not as promised.
     """
     if isinstance(config, FilesConfig):
+        check_content(config)
         parts = read_files(config, find_data(config.train), find_data(config.test) if config.test else None)
     else:
         parts = _read_official(config)
@@ -69,17 +70,10 @@ def find_data(path: str) -> Path:
     Raises:
         ConfigError: there is nothing.
     """
-    place = Path(os.environ.get("MZSANE_DATA") or ".") / path
+    place = locate_data(path)
     if not place.exists():
         raise ConfigError(f"no such image file or folder: {place} (relative paths start at MZSANE_DATA)")
     return place
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("MZSANE_CACHE")
-    folder = (Path(cache) if cache else default_cache()) / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _read_torchvision(name: str, train: bool) -> ImagePart | None:
@@ -96,7 +90,7 @@ def _read_torchvision(name: str, train: bool) -> ImagePart | None:
         "svhn": lambda root, download: datasets.SVHN(root, split, download=download),
         "stl10": lambda root, download: datasets.STL10(root, split, download=download),
     }
-    cache, given = _cache_folder(), os.environ.get("MZSANE_DATA")
+    cache, given = cache_folder(), os.environ.get("MZSANE_DATA")
     with FileLock(cache / "lock"):  # two runs must not unpack the same files at once
         if name in _IDX_FOLDERS:
             if given:
