@@ -157,7 +157,7 @@ def arm_scores(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> p
         zoos = {str(number): part.zoo for number, part in enumerate(arm.composition.slices)}
         slice_, model = (pl.col("cluster").str.extract(pattern) for pattern in ("^([^/]*)/", "/(.*)$"))
         named = scores.with_columns(cluster=pl.concat_str(slice_.replace(zoos), model, separator="/"))
-        frames.append(named.select(*_name_measurement(config, arm, target), pl.all()))
+        frames.append(named.select(*name_measurement(config, arm, target), pl.all()))
     return pl.concat(frames)
 
 
@@ -208,9 +208,10 @@ def _name_arm(arm: ArmParts) -> list[pl.Expr]:
     ]
 
 
-def _name_measurement(config: AblationConfig, arm: ArmParts, target: TargetConfig) -> list[pl.Expr]:
-    inside = config.in_distribution(arm.composition, target)
-    return [*_name_arm(arm), pl.lit(target.name).alias("target"), pl.lit(inside).alias("in_distribution")]
+def name_measurement(config: AblationConfig, arm: ArmParts, target: TargetConfig) -> list[pl.Expr]:
+    """Return what names a measurement of an arm: its own names, the target, and whether that is in distribution."""
+    inside = pl.lit(config.in_distribution(arm.composition, target), pl.Boolean)
+    return [*_name_arm(arm), pl.lit(target.name).alias("target"), inside.alias("in_distribution")]
 
 
 def name_curve(arm: ArmParts, metric: str) -> str:
@@ -257,7 +258,7 @@ def arm_shares(config: AblationConfig, arm: ArmParts, models: pl.DataFrame) -> p
         if target.zoo is None:
             continue
         own = models.filter(arm=arm.name, target=target.name)
-        shares = measure_shares(own, own).with_columns(*_name_measurement(config, arm, target))
+        shares = measure_shares(own, own).with_columns(*name_measurement(config, arm, target))
         frames.append(shares.select(list(SHARE_SCHEMA)))
     return pl.concat(frames)
 

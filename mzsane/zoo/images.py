@@ -69,7 +69,7 @@ class ImageDataset:
         return self.splits["train"].images_NCHW.shape[2]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # each worker holds its own: a stage needs one dataset at a time, or two in turn
 def load_images(config: ImagesConfig) -> ImageDataset:
     """Load or render an image dataset, split it by its own seed, and standardise it by its training images.
 

@@ -4,8 +4,11 @@ import polars as pl
 import pytest
 
 from mzsane.appearance import assign_looks
+from mzsane.config import AblationConfig, validate_config
+from mzsane.plan import ArmPlan, list_arms
 from mzsane.report.analysis import analyse
 from mzsane.report.cells import average_seeds
+from mzsane.report.compare import name_measurement
 from mzsane.report.duel_summary import SUMMARY_SCHEMA
 from mzsane.report.effects import estimate_effects, to_frame
 from mzsane.report.findings import find_findings
@@ -50,6 +53,19 @@ def test_page_tables_and_pictures_say_so(made):
 def test_cells_keep_what_is_not_known(made):
     found = {cell.in_distribution for cell in average_seeds(made["rows"]) if cell.composition == "digits+letters-equal"}
     assert found == {True, False, None}
+
+
+def test_arms_of_which_it_is_known_and_not_have_one_column():
+    images = {"source": "npz", "train": "a.npz", "classes": 10}
+    zoos = [{"name": "digits", "images": {"source": "digits"}}, {"name": "own", "images": images}]
+    compositions = [{"name": zoo["name"], "slices": [{"zoo": zoo["name"], "models": 20}]} for zoo in zoos]
+    data = {"name": "a", "zoos": zoos, "compositions": compositions, "targets": [{"name": "t", "zoo": "digits"}]}
+    config = validate_config(AblationConfig, data, "the test")
+    frames = [
+        pl.DataFrame({"n": [1]}).select(*name_measurement(config, ArmPlan(config, arm).parts(), config.targets[0]))
+        for arm in list_arms(config)
+    ]
+    assert pl.concat(frames)["in_distribution"].to_list() == [True, None]
 
 
 def test_effects_leave_it_out(made):
