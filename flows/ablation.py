@@ -64,6 +64,7 @@ def ablation(
                 "presets/demo.yaml has changed since the form was made)"
             )
         config = load_preset(preset)
+    config = resolve_ablation(config)  # here, so that all arms, on whatever machine, know the same images
     started = time.time()
     logger = get_run_logger()
     store = ArtifactStore.from_environment()

@@ -28,6 +28,7 @@ from mzsane.sampling.draw import Target, draw_samples, plan_samples
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.download import download, plan_download
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.origins import make_zoo, plan_zoo
 
 Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]
@@ -80,6 +81,7 @@ def find_arm(config: AblationConfig, composition: str, seed: int) -> Arm:
 
 def plan_zoo_stage(zoo: AnyZooConfig) -> Stage:
     """Return the stage that makes a zoo."""
+    zoo = pin_images(zoo)
     return Stage(zoo.name, plan_zoo(zoo), lambda store, execution, sink: make_zoo(zoo, store, execution, sink))
 
 
@@ -90,6 +92,7 @@ def plan_download_stage(config: DownloadConfig) -> Stage:
 
 def plan_tokens_stage(tokens: TokensConfig, zoo: AnyZooConfig) -> Stage:
     """Return the stage that tokenizes a zoo."""
+    zoo = pin_images(zoo)
     return Stage(
         zoo.name,
         plan_tokens(tokens, zoo),
@@ -98,7 +101,8 @@ def plan_tokens_stage(tokens: TokensConfig, zoo: AnyZooConfig) -> Stage:
 
 
 def resolve_ablation(config: AblationConfig) -> AblationConfig:
-    """Return the ablation with a token width that suits all its zoos, where it leaves the width open."""
+    """Return the ablation with the content of its images, and a token width that suits all zoos where it is open."""
+    config = pin_images(config)
     return config.model_copy(update={"tokens": fix_token_dim(config.tokens, config.all_zoos)})
 
 

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+from typing import Any
 
 import polars as pl
 from prefect import get_run_logger
@@ -41,7 +42,7 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
     """
     rows = pl.read_parquet(comparison.path("comparison.parquet"))
     create_table_artifact(
-        table=rows.select(_TABLE_COLUMNS).with_columns(pl.col(pl.Float64).round(4)).to_dicts(),
+        table=_list_rows(rows),
         key="comparison",
         description=f"Every measurement of ablation {name}; {comparison.address}",
     )
@@ -61,6 +62,12 @@ def show_comparison(name: str, comparison: Artifact, tracking_run: str | None) -
     for figure, description in _FIGURES.items():
         if f"{figure}.png" in comparison.manifest.files:  # only what has something to say was drawn
             _show_image(comparison, f"{figure}.png", figure, description)
+
+
+def _list_rows(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the measurements for a page, which would leave a null blank."""
+    place = pl.col("in_distribution").cast(pl.String).fill_null("not known")
+    return rows.select(_TABLE_COLUMNS).with_columns(pl.col(pl.Float64).round(4), place).to_dicts()
 
 
 def show_card(name: str, zoo: Artifact) -> None:

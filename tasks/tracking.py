@@ -256,7 +256,7 @@ def _flatten_parameters(config: AblationConfig, arm: Arm) -> dict[str, str]:
         "composition": arm.composition.name,
         "seed": arm.seed,
         "zoos": ", ".join(part.zoo for part in arm.composition.slices),
-        **config.count_parts(arm.composition),
+        **{key: "not known" if count is None else count for key, count in config.count_parts(arm.composition).items()},
     }
     sections = {
         "tokens": config.tokens,

@@ -6,7 +6,16 @@ from pydantic import Field, model_validator
 
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config, Name
-from mzsane.config.images import AnyImagesConfig, FilesConfig, ImagesConfig, TorchvisionConfig
+from mzsane.config.identity import (
+    Dataset,
+    count_different,
+    describe_dataset,
+    describe_images,
+    same_architecture,
+    same_dataset,
+    same_network,
+)
+from mzsane.config.images import AnyImagesConfig, ImagesConfig
 from mzsane.config.questions import QuestionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
@@ -195,18 +204,25 @@ class AblationConfig(Config):
         steps = self.steps_per_model * sum(part.models for part in composition.slices)
         return self.backbone.model_copy(update={"steps": steps})
 
-    def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool:
-        """Tell whether the target's dataset is among the datasets of the composition."""
-        _, images = self.resolve_target(target)
-        return any(_drop_size(self.find_zoo(part.zoo).images) == _drop_size(images) for part in composition.slices)
+    def describe_target(self, target: TargetConfig) -> Dataset:
+        """Return what is known of a target's dataset."""
+        return describe_images(target.images) if target.zoo is None else describe_dataset(self.find_zoo(target.zoo))
 
-    def count_parts(self, composition: CompositionConfig) -> dict[str, int]:
-        """Return a composition's size and diversity: its numbers of models, datasets and architectures."""
+    def in_distribution(self, composition: CompositionConfig, target: TargetConfig) -> bool | None:
+        """Tell whether the target's dataset is among the datasets of the composition; None if that is not known."""
+        if target.zoo in {part.zoo for part in composition.slices}:
+            return True
+        wanted = self.describe_target(target)
+        found = {same_dataset(describe_dataset(self.find_zoo(part.zoo)), wanted) for part in composition.slices}
+        return True if True in found else None if None in found else False
+
+    def count_parts(self, composition: CompositionConfig) -> dict[str, int | None]:
+        """Return a composition's size and diversity: its numbers of models, datasets and architectures if known."""
         zoos = [self.find_zoo(part.zoo) for part in composition.slices]
         return {
             "models": sum(part.models for part in composition.slices),
-            "datasets": len({_drop_size(zoo.images) or zoo.name for zoo in zoos}),
-            "architectures": len({zoo.network or zoo.name for zoo in zoos}),
+            "datasets": count_different([describe_dataset(zoo) for zoo in zoos], same_dataset),
+            "architectures": count_different([zoo.network for zoo in zoos], same_architecture),
         }
 
     def anchor_slices(self, composition: CompositionConfig, target: TargetConfig) -> list[SliceConfig]:
@@ -219,13 +235,15 @@ class AblationConfig(Config):
             named = {name.partition("/")[0] for name in self.sampling.anchor_models}
             return [part for part in composition.slices if part.zoo in named]
         network, images = self.resolve_target(target)
+        wanted = self.describe_target(target)
         zoos = {part.zoo: self.find_zoo(part.zoo) for part in composition.slices}
 
         def compare(part: SliceConfig) -> tuple[bool, bool, bool, bool]:
             zoo = zoos[part.zoo]
-            same = zoo.network == network
+            same = same_network(zoo.network, network) is True
             alike = zoo.network is not None and zoo.network.architecture == network.architecture
-            return same and _count_classes(zoo) == images.classes, same, alike, zoo.images == images
+            own = part.zoo == target.zoo or same_dataset(describe_dataset(zoo), wanted) is True
+            return same and _count_classes(zoo) == images.classes, same, alike, own
 
         best = max(map(compare, composition.slices))
         return [part for part in composition.slices if compare(part) == best]
@@ -233,20 +251,19 @@ class AblationConfig(Config):
     def transfer_zoos(self, target: TargetConfig) -> list[str]:
         """Return the zoos whose models a target can start from: its network and classes, on other images."""
         network, images = self.resolve_target(target)
+        wanted = self.describe_target(target)
         return [
             zoo.name
             for zoo in self.all_zoos
-            if zoo.network == network and zoo.images != images and _count_classes(zoo) == images.classes
+            if zoo.name != target.zoo
+            and same_network(zoo.network, network)
+            and _count_classes(zoo) == images.classes
+            and same_dataset(describe_dataset(zoo), wanted) is False
         ]
 
     def find_zoo(self, name: str) -> AnyZooConfig:
         """Return the zoo called `name`; names were checked at construction."""
         return next(zoo for zoo in self.all_zoos if zoo.name == name)
-
-
-def _drop_size(images: AnyImagesConfig | None) -> AnyImagesConfig | None:
-    """Return what tells datasets apart: one that is resized for another architecture stays the same dataset."""
-    return images.model_copy(update={"size": None}) if isinstance(images, TorchvisionConfig | FilesConfig) else images
 
 
 def _count_classes(zoo: AnyZooConfig) -> int | None:

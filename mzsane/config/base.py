@@ -26,6 +26,13 @@ Address = Annotated[
     PlainSerializer(store_address, return_type=str, when_used="json"),
 ]
 _LARGEST = 2**63 - 1
+# Names that people give, and where the configs inside a config have them: they are part of no recipe.
+_NAMES: dict[str, Any] = {"name": True, "label": True, "images": {"label"}, "zoo": {"images": {"label"}}}
+
+
+def is_unset(value: object) -> bool:
+    """Tell whether a setting is left at None; one that came later is then left out, and renames no work."""
+    return value is None
 
 
 class Config(BaseModel):
@@ -44,7 +51,7 @@ class Config(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON data: all but the names that people give."""
-        return self.model_dump(mode="json", exclude={"name"})
+        return self.model_dump(mode="json", exclude=_NAMES)
 
 
 class ShownAsAnyOf:

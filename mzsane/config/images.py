@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Address, Config, ShownAsAnyOf
+from mzsane.config.base import Address, Config, ShownAsAnyOf, is_unset
 
 IMAGE_SIZE = 28  # height and width of digits and glyphs, pixels
 
@@ -72,7 +72,11 @@ class _StoredImagesConfig(Config):
     )
     test_images: int | None = Field(None, ge=10, le=100_000_000, description="only this many test images; all if unset")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of the training images that becomes the validation split"
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the training images that becomes the validation split, where the images have no part "
+        "of their own for it and one for test",
     )
     mean: tuple[float, ...] | None = Field(
         None, description="subtracted from each channel, in units of full white; the training images' own if unset"
@@ -97,6 +101,11 @@ class TorchvisionConfig(_StoredImagesConfig):
     source: Literal["mnist", "fashion-mnist", "kmnist", "usps", "emnist", "cifar10", "cifar100", "svhn", "stl10"] = (
         Field(description="name of the dataset; emnist is its balanced split of 47 classes")
     )
+    part: Literal["train", "test"] | None = Field(
+        None,
+        exclude_if=is_unset,
+        description="use this official part alone, and cut all splits from it, where the other part is not at hand",
+    )
 
     @property
     def classes(self) -> int:
@@ -105,7 +114,10 @@ class TorchvisionConfig(_StoredImagesConfig):
 
 
 class FilesConfig(_StoredImagesConfig):
-    """Images of one's own: a folder with one sub-folder a class, or npz files with images and labels."""
+    """Images of one's own: a folder with one sub-folder a class, or npz files with images and labels.
+
+    Either may have its parts (train, test, val) as sub-folders or as arrays of such names.
+    """
 
     source: Literal["folder", "npz"] = Field(
         description="folder: one sub-folder a class; npz: arrays of images and of labels"
@@ -114,9 +126,33 @@ class FilesConfig(_StoredImagesConfig):
         description="folder or npz file of the training images, relative to the data folder (MZSANE_DATA) or absolute"
     )
     test: Address | None = Field(
-        None, description="the same of the test images; if unset, a test split is cut from the training images"
+        None,
+        description="the same of the test images; if unset, those that train has in a part of that name, or else a "
+        "test split that is cut from the training images",
     )
-    classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1")
+    classes: int = Field(ge=2, le=100_000, description="number of classes; labels are 0 to classes - 1, or names")
+    white: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=is_unset,
+        description="value of a full white pixel, such as 4095; if unset, 255 for 8 bits, 65535 for 16 bits and 1 for "
+        "floats, and images where that cannot be are refused",
+    )
+    label: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=is_unset,
+        description="which dataset this is, such as usps: of one label they are the same, of two labels two. It "
+        "decides what is in distribution, and changes nothing that is computed",
+    )
+    content: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        exclude_if=is_unset,
+        description="digest of what is in train, and in test if that is given: filled in before any work, so that "
+        "other images under the same name are another dataset; give it to be sure of them",
+    )
 
 
 AnyImagesConfig = DigitsConfig | GlyphsConfig | TorchvisionConfig | FilesConfig

@@ -43,7 +43,7 @@ class QuestionConfig(Config):
         compositions: Collection[str],
         targets: Collection[str],
         epochs: Collection[int],
-        counts: Mapping[str, Collection[int]],
+        counts: Mapping[str, Collection[int | None]],
     ) -> None:
         """Check that an ablation can answer it.
 
@@ -51,7 +51,7 @@ class QuestionConfig(Config):
             compositions: The ablation's compositions.
             targets: Its targets.
             epochs: Epochs of fine-tuning after which models are scored.
-            counts: The different values that each factor has over the compositions.
+            counts: The different values that each factor has over the compositions, None where one is not known.
 
         Raises:
             ValueError: It names what is not there, or a factor that does not vary.
@@ -69,8 +69,14 @@ class QuestionConfig(Config):
                 f"question {self.text!r} asks for {self.epochs} epochs of fine-tuning, but models are scored after "
                 f"{', '.join(map(str, epochs))}"
             )
-        if self.factor is not None and len(counts[self.factor]) == 1:
-            (count,) = counts[self.factor]
+        counted = [] if self.factor is None else [count for count in counts[self.factor] if count is not None]
+        if self.factor is not None and not counted:
+            raise ValueError(
+                f"question {self.text!r} asks what the number of {self.factor} does, which is not known of any "
+                "composition: say what the zoos are, by network, and by images or dataset, or images.label"
+            )
+        if self.factor is not None and len(counted) == 1:
+            count = counted[0]
             raise ValueError(
                 f"question {self.text!r} asks what the number of {self.factor} does, which is {count} in all "
                 "compositions"

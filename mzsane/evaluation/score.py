@@ -33,6 +33,7 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import ImageDataset, load_images
 from mzsane.zoo.subject import choose_network
 
@@ -267,4 +268,4 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
 
 
 def _describe(target: Target) -> dict[str, object]:
-    return {"network": target.network.recipe(), "images": target.images.recipe()}
+    return {"network": target.network.recipe(), "images": pin_images(target.images).recipe()}

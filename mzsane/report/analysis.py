@@ -56,5 +56,5 @@ def analyse(
     summary = summarise_duels(models, duels)
     leaders = find_leaders(models.filter(~pl.col("arm").is_in(failed)))
     answers = answer_questions(questions, rows, models, convergence)
-    findings = find_findings(questions, answers, effects, duels, summary, leaders)
+    findings = find_findings(questions, answers, effects, duels, summary, leaders, rows)
     return Analysis(answers, findings, to_frame(effects), duels, summary, leaders)

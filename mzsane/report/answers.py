@@ -176,7 +176,7 @@ def _answer_factor(
     chosen = {"method": question.method, "epochs": question.epochs, "targets": question.targets}
     effects = _pick(question, estimate_effects(rows, failed=failed, **chosen))  # type: ignore[arg-type]
     with_failed = _pick(question, estimate_effects(rows, **chosen)) if failed else []  # type: ignore[arg-type]
-    levels = rows.select("composition", pl.col(str(question.factor)).alias("level")).unique().sort("level")
+    levels = rows.select("composition", pl.col(str(question.factor)).alias("level")).drop_nulls().unique().sort("level")
     trained = _describe_levels(levels, str(question.factor), convergence)
     answers: list[Answer] = []
     for effect in effects:

@@ -77,7 +77,7 @@ class Cell:
     Attributes:
         composition: What the backbone was trained on.
         target: What was scored.
-        in_distribution: Whether the target's dataset is among the composition's.
+        in_distribution: Whether the target's dataset is among the composition's; None if that is not known.
         method: Where the weights come from.
         sees: The information about the target that the score used.
         epochs: Epochs of fine-tuning on the target.
@@ -95,7 +95,7 @@ class Cell:
 
     composition: str
     target: str
-    in_distribution: bool
+    in_distribution: bool | None
     method: str
     sees: str
     epochs: int
@@ -164,7 +164,7 @@ def average_seeds(rows: pl.DataFrame, ensemble: int = 1) -> list[Cell]:
     targets, compositions = list_names(rows, "target"), list_names(rows, "composition")
     finite = pl.col("accuracy_mean").is_finite()
     groups = rows.group_by("composition", "target", "method", "sees", "gradient_steps", "finetune_epochs").agg(
-        in_distribution=pl.col("in_distribution").any(),
+        in_distribution=pl.col("in_distribution").first(),
         accuracy=pl.col("accuracy_mean").filter(finite).mean(),
         seeds=pl.col("seed").filter(finite).n_unique(),
         over_seeds=pl.col("accuracy_mean").filter(finite).std(),

@@ -36,7 +36,7 @@ from mzsane.report.shares import SHARE_SCHEMA, measure_shares
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 
-VERSION = 7
+VERSION = 8
 
 _MEASURES = ("novelty", "sampling_novelty", "norm_ratio", "error_overlap", "disagreement", "spread")
 _AVERAGED = ("loss", "calibration", *_MEASURES)
@@ -157,7 +157,7 @@ def arm_scores(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> p
         zoos = {str(number): part.zoo for number, part in enumerate(arm.composition.slices)}
         slice_, model = (pl.col("cluster").str.extract(pattern) for pattern in ("^([^/]*)/", "/(.*)$"))
         named = scores.with_columns(cluster=pl.concat_str(slice_.replace(zoos), model, separator="/"))
-        frames.append(named.select(*_name_measurement(config, arm, target), pl.all()))
+        frames.append(named.select(*name_measurement(config, arm, target), pl.all()))
     return pl.concat(frames)
 
 
@@ -208,9 +208,10 @@ def _name_arm(arm: ArmParts) -> list[pl.Expr]:
     ]
 
 
-def _name_measurement(config: AblationConfig, arm: ArmParts, target: TargetConfig) -> list[pl.Expr]:
-    inside = config.in_distribution(arm.composition, target)
-    return [*_name_arm(arm), pl.lit(target.name).alias("target"), pl.lit(inside).alias("in_distribution")]
+def name_measurement(config: AblationConfig, arm: ArmParts, target: TargetConfig) -> list[pl.Expr]:
+    """Return what names a measurement of an arm: its own names, the target, and whether that is in distribution."""
+    inside = pl.lit(config.in_distribution(arm.composition, target), pl.Boolean)
+    return [*_name_arm(arm), pl.lit(target.name).alias("target"), inside.alias("in_distribution")]
 
 
 def name_curve(arm: ArmParts, metric: str) -> str:
@@ -257,18 +258,18 @@ def arm_shares(config: AblationConfig, arm: ArmParts, models: pl.DataFrame) -> p
         if target.zoo is None:
             continue
         own = models.filter(arm=arm.name, target=target.name)
-        shares = measure_shares(own, own).with_columns(*_name_measurement(config, arm, target))
+        shares = measure_shares(own, own).with_columns(*name_measurement(config, arm, target))
         frames.append(shares.select(list(SHARE_SCHEMA)))
     return pl.concat(frames)
 
 
 def choose_mapped(config: AblationConfig, arms: Sequence[ArmParts]) -> list[ArmParts]:
     """Return the arms whose latents are mapped: of each diversity the first of the largest, with the first seed."""
-    chosen: dict[tuple[int, int], ArmParts] = {}
+    chosen: dict[tuple[int | None, int | None], ArmParts] = {}
     counts = {arm.name: config.count_parts(arm.composition) for arm in arms}
-    for arm in sorted(arms, key=lambda arm: -counts[arm.name]["models"]):
+    for arm in sorted(arms, key=lambda arm: -(counts[arm.name]["models"] or 0)):
         chosen.setdefault((counts[arm.name]["datasets"], counts[arm.name]["architectures"]), arm)
-    return [chosen[key] for key in sorted(chosen)]
+    return [chosen[key] for key in sorted(chosen, key=lambda key: [count or 0 for count in key])]
 
 
 def arm_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:

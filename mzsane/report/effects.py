@@ -28,6 +28,7 @@ import polars as pl
 
 from mzsane.report.cells import SEES, check_rows, join_names
 from mzsane.report.intervals import LEAST_UNITS, t_quantile
+from mzsane.report.words import PLACES
 
 FACTORS = ("models", "datasets", "architectures")
 CHANGES = {
@@ -138,7 +139,9 @@ def estimate_effects(
     """
     rows = check_rows(rows)
     factors = [factor for factor in FACTORS if rows[factor].drop_nulls().n_unique() > 1]
-    usable = pl.col("accuracy_mean").is_finite() & pl.all_horizontal(pl.col(*FACTORS).is_not_null())
+    # A factor that is known of no composition cannot be told from the rest; one that is known of some tells on these.
+    known = [factor for factor in FACTORS if rows[factor].drop_nulls().len()]
+    usable = pl.col("accuracy_mean").is_finite() & pl.all_horizontal(pl.col(*known).is_not_null())
     samples = rows.filter((pl.col("method") == method) & (pl.col("ensemble") == 1) & usable)
     samples = samples.filter(~pl.col("arm").is_in(list(failed)))
     if targets:
@@ -163,9 +166,9 @@ def to_frame(effects: Sequence[Effect]) -> pl.DataFrame:
     return pl.DataFrame([asdict(effect) | {"label": effect.label} for effect in effects], schema=EFFECT_SCHEMA)
 
 
-def name_place(inside: bool) -> str:
+def name_place(inside: bool | None) -> str:
     """Return whether targets are inside the composition's distribution, in words."""
-    return "in distribution" if inside else "out of distribution"
+    return PLACES[inside]
 
 
 def _estimate_total(part: pl.DataFrame, effect: Effect, factors: Sequence[str]) -> Effect:

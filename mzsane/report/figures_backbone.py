@@ -16,6 +16,7 @@ from mzsane.report.figures import (
     shape_by,
     tell,
 )
+from mzsane.report.words import PLACES
 
 _MOST_POINTS = 40  # of a curve
 _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
@@ -161,9 +162,10 @@ def draw_shares(shares: pl.DataFrame) -> Figure | None:
     entries = method_entries(means["method"].unique())
     data = data.filter(pl.col("method").is_in([entry.name for entry in entries]))
     panels = []
-    for inside in (True, False):
+    for inside in PLACES:
         for target in data["target"].unique(maintain_order=True).to_list():
-            here = data.filter(target=target, in_distribution=inside).drop("target", "in_distribution")
+            own_place = pl.col("in_distribution").eq_missing(pl.lit(inside, pl.Boolean))
+            here = data.filter(own_place, target=target).drop("target", "in_distribution")
             if here.is_empty():
                 continue
             x = axis_x("threshold", "least novelty (zoo spacings)")
@@ -192,7 +194,7 @@ def draw_shares(shares: pl.DataFrame) -> Figure | None:
                     ),
                 )
             )
-            title = f"{target}, {'in' if inside else 'out of'} distribution"
+            title = f"{target}, {PLACES[inside]}"
             panels.append(draw_panel(title, here, [thin, thick, hints], 200))
     return Figure(
         "shares",

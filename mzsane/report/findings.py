@@ -16,8 +16,9 @@ from mzsane.report.answers import (
     format_points,
     name_best,
 )
+from mzsane.report.cells import join_names
 from mzsane.report.duels import COPIES, find_strongest
-from mzsane.report.effects import ADJUSTED, Effect, name_place
+from mzsane.report.effects import ADJUSTED, FACTORS, Effect, name_place
 
 _EXPLORATORY = "Exploratory:"
 
@@ -42,6 +43,7 @@ def find_findings(
     duels: pl.DataFrame,
     summary: pl.DataFrame,
     leaders: pl.DataFrame,
+    rows: pl.DataFrame,
 ) -> Findings:
     """Say in sentences what was found.
 
@@ -52,13 +54,34 @@ def find_findings(
         duels: The duels.
         summary: The duels, pooled (`SUMMARY_SCHEMA`).
         leaders: The best compositions.
+        rows: All measurements (`cells.ROW_SCHEMA`).
     """
     overall = [answer.text for answer in answers]
     if questions and not leaders.is_empty():
         overall.append(f"{_EXPLORATORY} {name_best(leaders).sentence}")
     overall += [f"{_EXPLORATORY} {text}" for text in _describe_effects(questions, effects)]
     overall += [f"{_EXPLORATORY} {text}" for text in _describe_summary(summary)]
-    return Findings(overall, _describe_targets(duels, leaders))
+    return Findings(overall + _describe_unknown(rows), _describe_targets(duels, leaders))
+
+
+def _describe_unknown(rows: pl.DataFrame) -> list[str]:
+    """Say what is left out because nothing tells which dataset or architecture is which."""
+    sentences = []
+    pairs = rows.filter(pl.col("in_distribution").is_null()).select("composition", "target").unique(maintain_order=True)
+    if len(pairs):
+        named = [f"{target} for {composition}" for composition, target in pairs.rows()[:3]]
+        more = f", and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        sentences.append(
+            f"It is not known whether targets are in distribution: {'; '.join(named)}{more}. They count in no effect "
+            "and in neither average; the label of images, or the dataset of a zoo that is read, can say it."
+        )
+    for factor in FACTORS:
+        unknown = rows.filter(pl.col(factor).is_null())["composition"].unique(maintain_order=True).to_list()
+        if unknown:
+            left_out = "" if len(unknown) == rows["composition"].n_unique() else ", which count in no effect"
+            shown = join_names(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            sentences.append(f"The number of {factor} is not known of {shown}{left_out}.")
+    return sentences
 
 
 def _describe_effects(questions: Sequence[QuestionConfig], effects: Sequence[Effect]) -> list[str]:
@@ -102,7 +125,7 @@ def _describe_summary(summary: pl.DataFrame) -> list[str]:
         ]
         # A copy is as accurate as its original, which says nothing of generation; fine-tuned it is an opponent as any.
         rivals = group if epochs else group.filter(~pl.col("opponent").is_in(COPIES))
-        text = f"{str(method).capitalize()}, {stage} and {name_place(bool(inside))}, are {', '.join(parts)} of "
+        text = f"{str(method).capitalize()}, {stage} and {name_place(inside)}, are {', '.join(parts)} of "
         text += f"{len(group)} opponent{'s' * (len(group) > 1)} {allowed}"
         if rivals.is_empty():
             sentences.append(f"{text}.")

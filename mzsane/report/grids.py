@@ -132,7 +132,7 @@ def _make_accuracy(row: dict | None, mark: float | None, told: set) -> AccuracyC
         return None
     accuracy, half = row["accuracy"], row["interval"]
     low, high = (max(0.0, min(1.0, accuracy + sign * (half or 0.0))) for sign in (-1, 1))
-    lines = [f"{row['composition']} on {row['target']}, {'in' if row['in_distribution'] else 'out of'} distribution"]
+    lines = [f"{row['composition']} on {row['target']}, {name_place(row['in_distribution'])}"]
     text = f"{row['name']}: {accuracy:.3f}"
     if half is None:
         lines += [text, "no interval: fewer than three independent networks or seeds"]
@@ -153,7 +153,7 @@ def _make_accuracy(row: dict | None, mark: float | None, told: set) -> AccuracyC
         100 * high,
         None if mark is None else 100 * mark,
         best,
-        row["in_distribution"],
+        row["in_distribution"] is True,
         "\n".join(lines),
     )
 
@@ -226,7 +226,7 @@ def _make_duel(row: dict | None) -> DuelCell | None:
         return None
     opponent = name_method(row["opponent"], row["opponent_steps"])
     lines = [
-        f"{row['composition']} on {row['target']}, {'in' if row['in_distribution'] else 'out of'} distribution",
+        f"{row['composition']} on {row['target']}, {name_place(row['in_distribution'])}",
         f"{row['method']} less {opponent}: {format_points(row['difference'])} points",
     ]
     units = f"{row['units']} {_UNIT_KINDS.get(row['unit_kind'], row['unit_kind'])}"
@@ -239,5 +239,5 @@ def _make_duel(row: dict | None) -> DuelCell | None:
         lines.append(f"novelty {row['novelty']:.2f} against {row['opponent_novelty']:.2f}")
     strength = min(1.0, abs(row["difference"]) / _STRONG)
     return DuelCell(
-        row["verdict"], format_points(row["difference"]), strength, row["in_distribution"], "\n".join(lines)
+        row["verdict"], format_points(row["difference"]), strength, row["in_distribution"] is True, "\n".join(lines)
     )

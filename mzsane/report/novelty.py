@@ -20,6 +20,7 @@ from mzsane.appearance import (
 )
 from mzsane.report.cells import check_rows, list_names
 from mzsane.report.pooling import pool_seeds
+from mzsane.report.words import PLACES
 
 _MARKERS = {
     "samples": "o",
@@ -58,13 +59,12 @@ def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) ->
     looks = looks or assign_looks(compositions)
     # A marker is a method here, so that only colours can tell compositions apart.
     many = len(compositions) > len(COLORS)
-    colors = {(name, inside): looks[name].color for name in compositions for inside in (True, False)}
+    colors = {(name, inside): looks[name].color for name in compositions for inside in PLACES}
     handles = list_handles({name: looks[name] for name in compositions}, markers=False)
     if many:
-        names = {True: "in distribution", False: "out of distribution"}
-        by_place = dict(zip(names, COLORS, strict=False))
+        by_place = dict(zip(PLACES, COLORS, strict=False))
         colors = {key: by_place[key[1]] for key in colors}
-        handles = [Line2D([], [], color=by_place[inside], linewidth=4, label=name) for inside, name in names.items()]
+        handles = [Line2D([], [], color=by_place[inside], linewidth=4, label=name) for inside, name in PLACES.items()]
     methods = [
         Line2D([], [], linestyle="", marker=marker, color=MUTED, label=method)
         for method, marker in _MARKERS.items()

@@ -10,7 +10,7 @@ import polars as pl
 from mzsane.evaluation.probes_picture import name_features, name_property
 from mzsane.report.figures import to_columns
 from mzsane.report.provenance import merge_artifacts
-from mzsane.report.words import WORDS
+from mzsane.report.words import PLACES, WORDS
 
 MISSING = "–"
 _FIRST = (
@@ -94,7 +94,7 @@ def list_effects(effects: pl.DataFrame) -> Table:
         points = [
             format_value(None if row[name] is None else 100 * row[name], 2) for name in ("estimate", "low", "high")
         ]
-        place = "in distribution" if row["in_distribution"] else "out of distribution"
+        place = PLACES[row["in_distribution"]]
         words = [row["label"], row["kind"], place, str(row["epochs"]), *points]
         body.append([*words, format_value(row["units"]), row["over"] or MISSING, row["reason"] or MISSING])
     return Table("table-effects", "Effects", heads, body)

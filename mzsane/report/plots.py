@@ -25,6 +25,7 @@ from mzsane.appearance import (
 )
 from mzsane.report.cells import Cell, average_seeds, check_rows, explain_interval, list_names, rank_method
 from mzsane.report.pooling import pool_seeds
+from mzsane.report.words import PLACES
 
 _EVEN_EPOCHS = 5  # more epochs of fine-tuning than this are drawn on a logarithmic scale
 _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
@@ -33,20 +34,20 @@ _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
 def draw_cells(
     axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Look, line: str = "", alpha: float = 1.0
 ) -> None:
-    """Draw cells as markers with error bars, hollow where the target is out of distribution."""
+    """Draw cells as markers with error bars, hollow out of distribution, pale where that is not known."""
     ys = [math.nan if cell.accuracy is None else cell.accuracy for cell in cells]
     intervals = [cell.interval or 0.0 for cell in cells]
     axes.errorbar(
         xs, ys, yerr=intervals, color=look.color, linestyle=line, linewidth=1.6, elinewidth=1.2, capsize=2, alpha=alpha
     )
     for x, y, cell in zip(xs, ys, cells, strict=True):
-        face = look.color if cell.in_distribution else "white"
+        face = {True: look.color, False: "white", None: FAINT}[cell.in_distribution]
         axes.plot(x, y, look.marker, markersize=6.5, markerfacecolor=face, markeredgecolor=look.color, alpha=alpha)
 
 
-def explain_fill(inside: Iterable[bool]) -> list[Line2D]:
-    """Return the legend's entries for filled and hollow markers: in and out of distribution, what there is of it."""
-    names = {True: "in distribution", False: "out of distribution"}
+def explain_fill(inside: Iterable[bool | None]) -> list[Line2D]:
+    """Return the legend's entries for filled, hollow and pale markers: in and out of distribution, and not known."""
+    found = set(inside)
     return [
         Line2D(
             [],
@@ -54,10 +55,11 @@ def explain_fill(inside: Iterable[bool]) -> list[Line2D]:
             linestyle="",
             marker="o",
             color=MUTED,
-            markerfacecolor=MUTED if known else "white",
-            label=names[known],
+            markerfacecolor={True: MUTED, False: "white", None: FAINT}[known],
+            label=PLACES[known],
         )
-        for known in sorted(set(inside), reverse=True)
+        for known in PLACES
+        if known in found
     ]
 
 
@@ -101,7 +103,7 @@ def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
             place = compositions.index(row["composition"]) - (len(compositions) - 1) / 2
             y = labels.index(row["label"]) + place * 0.75 / len(compositions)
             axes.errorbar(row["accuracy"], y, xerr=row["interval"] or 0.0, color=look.color, elinewidth=1.2)
-            face = look.color if row["in_distribution"] else "white"
+            face = {True: look.color, False: "white", None: FAINT}[row["in_distribution"]]
             axes.plot(row["accuracy"], y, look.marker, markersize=5, markerfacecolor=face, markeredgecolor=look.color)
         axes.set_xlabel("accuracy (0 to 1)", fontsize=SIZE)
     for axes in panels:

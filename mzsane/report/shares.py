@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mzsane.appearance import COLORS, MUTED, SIZE, Dash, create_figure, create_message, quote, style_axes
+from mzsane.report.words import PLACES
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(31))  # novelty, in zoo spacings
 SHARE_SCHEMA = {
@@ -74,7 +75,7 @@ def plot_shares(shares: pl.DataFrame) -> Figure:
     if shares.is_empty():
         return create_message("No target has a zoo of its own, or no novelty was measured.")
     targets = shares["target"].unique(maintain_order=True).to_list()
-    places = [inside for inside in (True, False) if inside in shares["in_distribution"]]
+    places = [inside for inside in PLACES if inside in shares["in_distribution"].to_list()]
     methods = [method for method in _LINES if method in shares["method"]]
     figure = create_figure(
         max(7.5, 1.2 + 3.6 * len(targets)),
@@ -92,8 +93,8 @@ def plot_shares(shares: pl.DataFrame) -> Figure:
     panels = figure.subplots(len(places), len(targets), sharex=True, sharey=True, squeeze=False)
     for row, inside in zip(panels, places, strict=True):
         for axes, target in zip(row, targets, strict=True):
-            style_axes(axes, f"{quote(target, 18)}, {'in' if inside else 'out of'} distribution")
-            here = shares.filter(target=target, in_distribution=inside)
+            style_axes(axes, f"{quote(target, 18)}, {PLACES[inside]}")
+            here = shares.filter(pl.col("in_distribution").eq_missing(pl.lit(inside, pl.Boolean)), target=target)
             if here.is_empty():
                 axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, fontsize=SIZE, color=MUTED)
             for _, line in here.filter(method="samples").group_by("composition", maintain_order=True):

@@ -12,8 +12,9 @@ from rich.text import Text
 from mzsane.report.answers import Answer
 from mzsane.report.cells import SEES, Cell, average_seeds, check_rows, explain_interval, format_accuracy, list_names
 from mzsane.report.duels import find_strongest
+from mzsane.report.words import PLACES
 
-BEST, INSIDE, MISSING = "★", "•", "–"
+BEST, INSIDE, UNKNOWN, MISSING = "★", "•", "~", "–"
 _WIDTH = 100
 _CELL = len("0.876 ±.021 •★ loss")
 
@@ -37,7 +38,7 @@ class Entry:
     @property
     def text(self) -> str:
         """Accuracy, interval, marks and verdict, padded so that numbers stand below each other."""
-        marks = INSIDE * self.cell.in_distribution + BEST * self.best
+        marks = {True: INSIDE, False: "", None: UNKNOWN}[self.cell.in_distribution] + BEST * self.best
         accuracy = format_accuracy(self.cell.accuracy, self.cell.interval)
         return f"{accuracy:>11} {marks:<2} {self.verdict:<4}"
 
@@ -85,6 +86,8 @@ def write_caption(entries: dict[str, dict[str, Entry | None]]) -> str:
     text = (
         f"Zero-shot accuracy of samples. {explain_interval([entry.cell for entry in known])} {INSIDE}: in distribution."
     )
+    if any(entry.cell.in_distribution is None for entry in known):
+        text += f" {UNKNOWN}: {PLACES[None]}."
     if any(entry.best for entry in known):
         text += f" {BEST}: best of its target, told from the next composition by a test."
     fought: dict[str, int] = {}
@@ -175,7 +178,7 @@ def comparison_markdown(
         lines = [["composition", *map(escape_markdown, targets)], ["---", *["---:"] * len(targets)]]
         for name, line in entries.items():
             texts = [" ".join(entry.text.split()) if entry else MISSING for entry in line.values()]
-            bold = [entry is not None and entry.cell.in_distribution for entry in line.values()]
+            bold = [entry is not None and entry.cell.in_distribution is True for entry in line.values()]
             lines.append(
                 [escape_markdown(name), *(f"**{text}**" if b else text for text, b in zip(texts, bold, strict=True))]
             )

@@ -53,7 +53,8 @@ WORDS = {
     "composition": "What the backbone was trained on: models of one or several zoos.",
     "backbone": "The autoencoder of weights from whose latents networks are generated.",
     "target": "What the networks are scored on: an architecture and an image dataset.",
-    "in distribution": "The target's dataset is among those of the composition.",
+    "in distribution": "The target's dataset is among those of the composition. Not known: nothing says which "
+    "dataset one of the two is; the label of images, or the dataset of a zoo that is read, can say it.",
     "zero-shot": "Scored as generated, without fine-tuning.",
     "accuracy": "On the target's test images, the mean over networks; 0.9 is 90 %.",
     "points": "Percentage points of accuracy: from 0.90 to 0.91 is one.",
@@ -87,6 +88,8 @@ WORDS = {
     "gain in the last quarter": "Validation R² gained in the last quarter of training: near 0 where it has converged.",
     "reconstruction loss": "Points of accuracy that held-out models lose when the backbone encodes and decodes them.",
 }
+# Whether the target's dataset is among the composition's, in words; None where nothing tells.
+PLACES = {True: "in distribution", False: "out of distribution", None: "not known whether in distribution"}
 _STAGE = "zero-shot"
 
 

@@ -57,6 +57,7 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.subject import choose_network
 
 VERSION = 7
@@ -92,7 +93,7 @@ def plan_samples(
     settings = {
         "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
         "network": target.network.recipe(),
-        "images": target.images.recipe(),
+        "images": pin_images(target.images).recipe(),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }

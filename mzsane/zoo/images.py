@@ -3,6 +3,7 @@
 Suffixes: N images, C channels, H height, W width.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.nn import functional
 from mzsane.config import IMAGE_SIZE, DigitsConfig, FilesConfig, GlyphsConfig, ImagesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
 from mzsane.randomness import derive_seed, make_generator
+from mzsane.zoo.image_files import ImagePart
+from mzsane.zoo.image_parts import warn
 from mzsane.zoo.stored_images import read_stored
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the images
@@ -66,16 +69,17 @@ class ImageDataset:
         return self.splits["train"].images_NCHW.shape[2]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # each worker holds its own: a stage needs one dataset at a time, or two in turn
 def load_images(config: ImagesConfig) -> ImageDataset:
     """Load or render an image dataset, split it by its own seed, and standardise it by its training images.
 
-    An official test split stays what it is. A dataset that comes in one part is cut 60/20/20.
+    Parts that a dataset comes in stay what they are. Without a test part one is cut from the training images: one part
+    alone is cut 60/20/20. No image is in two splits: copies stay in test, or else in validation.
 
     Raises:
         ConfigError: the dataset is not there and cannot be downloaded, or its files are not as the config says.
     """
-    parts = _read_parts(config)
+    parts = _part_copies(_read_parts(config), getattr(config, "train", f"images {config.source}"))
     train_NCHW, _ = parts["train"]
     channels = train_NCHW.shape[1]
     if isinstance(config, TorchvisionConfig | FilesConfig) and config.mean and config.deviation:
@@ -91,25 +95,54 @@ def load_images(config: ImagesConfig) -> ImageDataset:
     return ImageDataset(splits, classes=config.classes)
 
 
-def _read_parts(config: ImagesConfig) -> dict[str, tuple[Tensor, Tensor]]:
+def _read_parts(config: ImagesConfig) -> dict[str, ImagePart]:
     """Return images in 0..1 and labels by split."""
     if isinstance(config, DigitsConfig):
         return _cut(*_load_digits(), SPLITS, make_generator(config.split_seed, "digits", "split"))
     if isinstance(config, GlyphsConfig):
         return _cut(*_render_glyphs(config), SPLITS, make_generator(config.seed, "glyphs", "split"))
-    train, test = read_stored(config)
+    parts = read_stored(config)
     generator = make_generator(config.split_seed, "images", "split")
-    if train is None or test is None:
-        only = train or test
-        assert only is not None
-        parts = _limit(_cut(*only, SPLITS, generator), config.train_images)
+    limit, share = config.train_images, config.validation_fraction
+    if set(parts) == {"train"}:
+        parts = _limit(_cut(*parts["train"], SPLITS, generator), limit)
+    elif "test" not in parts:
+        shares = {"train": 1 - SPLITS["test"], "test": SPLITS["test"]}
+        parts = _limit(parts | _cut(*parts["train"], shares, generator), limit)
+    elif "val" not in parts:
+        cut = _cut(*parts["train"], {"train": 1 - share, "val": share}, generator, limit)
+        parts = cut | _cut(*parts["test"], {"test": 1.0}, generator)
     else:
-        share = config.validation_fraction
-        parts = _cut(*train, {"train": 1 - share, "val": share}, generator, config.train_images)
-        parts |= _cut(*test, {"test": 1.0}, generator)
+        parts = _limit({name: _cut(*part, {name: 1.0}, generator)[name] for name, part in parts.items()}, limit)
     if config.test_images is not None:
         parts["test"] = (parts["test"][0][: config.test_images], parts["test"][1][: config.test_images])
-    return parts
+    return {name: parts[name] for name in SPLITS}
+
+
+def _part_copies(parts: dict[str, ImagePart], where: str) -> dict[str, ImagePart]:
+    """Leave out training images that are validation or test images too, and validation images that are test images.
+
+    Raises:
+        ConfigError: a split has no images, or none but such.
+    """
+    taken: set[bytes] = set()
+    kept: dict[str, ImagePart] = {}
+    for name in reversed(SPLITS):
+        images_NCHW, labels_N = parts[name]
+        digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images_NCHW.numpy()]
+        fresh = [number for number, digest in enumerate(digests) if digest not in taken]
+        copies = len(digests) - len(fresh)
+        if not fresh:
+            cause = (
+                f"all its {copies} {name} images are among those of another split" if copies else "there are too few"
+            )
+            raise ConfigError(f"{where}: {cause}: give more images, and none in two parts")
+        if copies:
+            warn(f"{where}: {copies} {name} images are left out, since they are among those of another split too")
+            images_NCHW, labels_N = images_NCHW[fresh], labels_N[fresh]
+        taken.update(digests)
+        kept[name] = (images_NCHW, labels_N)
+    return {name: kept[name] for name in SPLITS}
 
 
 def _cut(
@@ -118,7 +151,7 @@ def _cut(
     shares: dict[str, float],
     generator: torch.Generator,
     limit: int | None = None,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, ImagePart]:
     """Shuffle images and cut them in splits; the last one takes the rest."""
     order = torch.randperm(len(labels_N), generator=generator)[:limit]
     parts, first, total = {}, 0, 0.0
@@ -131,11 +164,14 @@ def _cut(
     return parts
 
 
-def _limit(parts: dict[str, tuple[Tensor, Tensor]], limit: int | None) -> dict[str, tuple[Tensor, Tensor]]:
+def _limit(parts: dict[str, ImagePart], limit: int | None) -> dict[str, ImagePart]:
     """Keep only so many training and validation images together, in the shares of the splits."""
     if limit is None:
         return parts
-    train = round(limit * SPLITS["train"] / (SPLITS["train"] + SPLITS["val"]))
+    train_count, val_count = (len(parts[name][1]) for name in ("train", "val"))
+    if limit >= train_count + val_count:
+        return parts
+    train = round(limit * train_count / (train_count + val_count))
     counts = {"train": train, "val": limit - train, "test": None}
     return {name: (images[: counts[name]], labels[: counts[name]]) for name, (images, labels) in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Image datasets that lie in files: torchvision's, folders of images, npz files.
+"""Image datasets that lie in files, in the parts that they come in: torchvision's, and images of one's own.
 
 Suffixes: N images, C channels, H height, W width.
 """
@@ -12,48 +12,56 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.storage import default_cache
+from mzsane.zoo.image_content import cache_folder, check_content, locate_data
+from mzsane.zoo.image_files import ImagePart, order_axes, read_files
 from mzsane.zoo.vision import open_torchvision
 
-ImagePart = tuple[Tensor, Tensor]  # images_NCHW in 0..1, labels_N
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-_IMAGE_KEYS = ("images", "x", "data")
-_LABEL_KEYS = ("labels", "y", "targets")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
 
-def read_stored(config: TorchvisionConfig | FilesConfig) -> tuple[ImagePart | None, ImagePart | None]:
-    """Read the official training and test images of a dataset, resized as the config says.
+def read_stored(config: TorchvisionConfig | FilesConfig) -> dict[str, ImagePart]:
+    """Read the parts that a dataset comes in, resized as the config says.
 
     Returns:
-        (train, test), each (images_NCHW float32 in 0..1, labels_N int64); None for a part that there is not.
+        `train`, and `val` and `test` if the dataset has such parts of its own, each (images_NCHW float32 in 0..1,
+        labels_N int64).
 
     Raises:
-        ConfigError: the dataset is neither in the data folder nor to be downloaded, or its files are not as promised.
+        ConfigError: the dataset is neither in the data folder nor to be downloaded, a part is missing, or its files
+            are not as promised.
     """
-    if isinstance(config, TorchvisionConfig):
-        parts = [_read_torchvision(config.source, train) for train in (True, False)]
-        if parts == [None, None]:
-            raise ConfigError(
-                f"image dataset {config.source} is not in the data folder and could not be downloaded: put a copy in "
-                "the folder that MZSANE_DATA names, or connect to the internet"
-            )
+    if isinstance(config, FilesConfig):
+        check_content(config)
+        parts = read_files(config, find_data(config.train), find_data(config.test) if config.test else None)
     else:
-        read = _read_npz if config.source == "npz" else _read_folder
-        train = read(find_data(config.train), "train")
-        if train is None:
-            raise ConfigError(f"{config.train} has no training images")
-        parts = [train, read(find_data(config.test or config.train), "test")]
-        for part in parts:
-            _check_labels(config, part)
-    first, second = (None if part is None else (_resize(part[0], config.size), part[1]) for part in parts)
-    return first, second
+        parts = _read_official(config)
+    return {name: (_resize(images_NCHW, config.size), labels_N) for name, (images_NCHW, labels_N) in parts.items()}
+
+
+def _read_official(config: TorchvisionConfig) -> dict[str, ImagePart]:
+    wanted = ("train", "test") if config.part is None else (config.part,)
+    found = {name: _read_torchvision(config.source, name == "train") for name in wanted}
+    missing = [name for name, part in found.items() if part is None]
+    if len(missing) == 1 and config.part is None:
+        (there,) = set(wanted) - set(missing)
+        raise ConfigError(
+            f"image dataset {config.source} has no {missing[0]} images in the data folder, and they could not be "
+            f"downloaded: put them beside its {there} images, or set images.part to {there}, and all splits are cut "
+            "from these"
+        )
+    if missing:
+        raise ConfigError(
+            f"image dataset {config.source} is not in the data folder and could not be downloaded: put a copy in "
+            "the folder that MZSANE_DATA names, or connect to the internet"
+        )
+    if config.part is not None:
+        found = {"train": found[config.part]}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def find_data(path: str) -> Path:
@@ -62,17 +70,10 @@ def find_data(path: str) -> Path:
     Raises:
         ConfigError: there is nothing.
     """
-    place = Path(os.environ.get("MZSANE_DATA") or ".") / path
+    place = locate_data(path)
     if not place.exists():
         raise ConfigError(f"no such image file or folder: {place} (relative paths start at MZSANE_DATA)")
     return place
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("MZSANE_CACHE")
-    folder = (Path(cache) if cache else default_cache()) / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _read_torchvision(name: str, train: bool) -> ImagePart | None:
@@ -89,7 +90,7 @@ def _read_torchvision(name: str, train: bool) -> ImagePart | None:
         "svhn": lambda root, download: datasets.SVHN(root, split, download=download),
         "stl10": lambda root, download: datasets.STL10(root, split, download=download),
     }
-    cache, given = _cache_folder(), os.environ.get("MZSANE_DATA")
+    cache, given = cache_folder(), os.environ.get("MZSANE_DATA")
     with FileLock(cache / "lock"):  # two runs must not unpack the same files at once
         if name in _IDX_FOLDERS:
             if given:
@@ -104,7 +105,8 @@ def _read_torchvision(name: str, train: bool) -> ImagePart | None:
             except (RuntimeError, OSError):  # not there, damaged, or no network
                 continue
             labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-            return _to_images(np.asarray(dataset.data), name), torch.as_tensor(np.asarray(labels)).long()
+            images_NCHW = order_axes(np.ascontiguousarray(dataset.data), name)
+            return torch.from_numpy(images_NCHW).float() / 255, torch.as_tensor(np.asarray(labels)).long()
     return None
 
 
@@ -135,76 +137,6 @@ def _read_idx(folder: Path, train: bool) -> ImagePart | None:
     images_NHW = torchvision.datasets.mnist.read_image_file(str(files[0]))
     labels_N = torchvision.datasets.mnist.read_label_file(str(files[1]))
     return images_NHW[:, None].float() / 255, labels_N
-
-
-def _read_npz(path: Path, part: str) -> ImagePart | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            image_key = _find_key(arrays.files, _IMAGE_KEYS, part)
-            label_key = _find_key(arrays.files, _LABEL_KEYS, part)
-            if image_key is None or label_key is None:
-                if part == "test":
-                    return None
-                raise ConfigError(
-                    f"{path} has arrays {', '.join(arrays.files)}; images are looked for under images, x, data and "
-                    "labels under labels, y, targets, alone or with _train and _test"
-                )
-            images, labels = arrays[image_key], arrays[label_key]
-    except Exception as error:  # numpy, zipfile, zlib and the parser of headers each have their own
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} cannot be read as npz: {error}") from None
-    if len(images) != len(labels):
-        raise ConfigError(f"{path} has {len(images)} images and {len(labels)} labels")
-    return _to_images(images, str(path)), torch.from_numpy(labels.astype(np.int64).reshape(-1))
-
-
-def _find_key(keys: list[str], names: tuple[str, ...], part: str) -> str | None:
-    for name in names:
-        for key in (f"{name}_{part}", name):
-            # Arrays without a part in their name are what the file is for: training images, or its test images alone.
-            if key in keys and (key != name or part == "train" or not any(f"{other}_train" in keys for other in names)):
-                return key
-    return None
-
-
-def _read_folder(path: Path, part: str) -> ImagePart | None:
-    place = path / part if (path / part).is_dir() else path
-    classes = sorted(folder for folder in place.iterdir() if folder.is_dir())
-    images, labels = [], []
-    for label, folder in enumerate(classes):
-        for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES):
-            try:
-                with Image.open(file) as image:
-                    images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-            except Exception as error:  # every format has its own
-                raise ConfigError(f"{file} cannot be read as an image: {error}") from None
-            labels.append(label)
-    if not images:
-        return None
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ConfigError(f"the images in {place} have different shapes, such as {sorted(shapes, key=str)[:2]}")
-    return _to_images(np.stack(images), str(place)), torch.tensor(labels)
-
-
-def _to_images(images: np.ndarray, where: str) -> Tensor:
-    """Bring (N, H, W), (N, H, W, C) or (N, C, H, W) to float32 (N, C, H, W) in 0..1."""
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ConfigError(f"{where}: images of shape {images.shape[1:]} are not height x width, grey or with 3 colours")
-    scaled = torch.from_numpy(np.ascontiguousarray(images)).float()
-    return scaled / 255 if images.dtype == np.uint8 else scaled
-
-
-def _check_labels(config: FilesConfig, part: ImagePart | None) -> None:
-    if part is not None and not (int(part[1].min()) >= 0 and int(part[1].max()) < config.classes):
-        raise ConfigError(
-            f"{config.train} has labels {int(part[1].min())} to {int(part[1].max())}; classes is {config.classes}"
-        )
 
 
 def _resize(images_NCHW: Tensor, size: int | None) -> Tensor:

@@ -26,6 +26,7 @@ from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 from mzsane.zoo.subject import write_subject
@@ -59,7 +60,7 @@ class _Chunk:
 
 def plan_zoo(config: ZooConfig) -> Work:
     """Name the work of training a zoo."""
-    return Work("zoo", VERSION, config.recipe(), seed=config.seed)
+    return Work("zoo", VERSION, pin_images(config).recipe(), seed=config.seed)
 
 
 def plan_models(config: ZooConfig) -> list[ModelPlan]:
@@ -95,6 +96,7 @@ def train_zoo(
             what its state dict does not keep, or what the engine of a GPU cannot do.
         WorkerError: a worker process was killed.
     """
+    config = pin_images(config)
     work = plan_zoo(config)
     if found := store.find(work.ref):
         return found

@@ -116,7 +116,8 @@ def test_images_that_do_not_fit_are_said_before_reading(exported, store, tiny_zo
     if changes:
         images = images.model_copy(update=changes)
     else:
-        np.savez(tmp_path / "colour.npz", images=np.zeros((40, 28, 28, 3), np.uint8), labels=np.arange(40) % 4)
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
+        np.savez(tmp_path / "colour.npz", images=pixels, labels=np.arange(40) % 4)
         images = FilesConfig(source="npz", train=str(tmp_path / "colour.npz"), classes=4)
     with pytest.raises(ConfigError, match=message):
         make_zoo(ReadConfig(name="back", source=str(folder), images=images), store, SERIAL)

@@ -29,6 +29,10 @@ def folders(tmp_path, monkeypatch):
     load_images.cache_clear()
 
 
+def fail(*_, **__):
+    raise OSError("no network")
+
+
 def draw(count, shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
@@ -43,9 +47,9 @@ def write_idx(folder, part, images, labels):
 
 class TestTorchvision:
     def test_copy_in_the_data_folder_is_read_and_not_written_to(self, folders):
-        images, labels = draw(50, (28, 28)), np.arange(50) % 10
-        write_idx(folders / "MNIST" / "raw", "train", images, labels)
-        write_idx(folders / "MNIST" / "raw", "t10k", images[:20], labels[:20])
+        images, labels = draw(70, (28, 28)), np.arange(70) % 10
+        write_idx(folders / "MNIST" / "raw", "train", images[:50], labels[:50])
+        write_idx(folders / "MNIST" / "raw", "t10k", images[50:], labels[50:])
         before = sorted(folders.rglob("*"))
         dataset = load_images(TorchvisionConfig(source="mnist", validation_fraction=0.2))
         assert sorted(folders.rglob("*")) == before
@@ -62,22 +66,26 @@ class TestTorchvision:
 
     def test_one_part_alone_is_cut_in_three(self, folders):
         write_idx(folders / "KMNIST" / "raw", "t10k", draw(50, (28, 28)), np.arange(50) % 10)
-        dataset = load_images(TorchvisionConfig(source="kmnist"))
+        dataset = load_images(TorchvisionConfig(source="kmnist", part="test"))
         assert [len(dataset.splits[name].labels_N) for name in ("train", "val", "test")] == [30, 10, 10]
 
     def test_one_part_alone_is_limited_too(self, folders):
         write_idx(folders / "KMNIST" / "raw", "t10k", draw(50, (28, 28)), np.arange(50) % 10)
-        whole = load_images(TorchvisionConfig(source="kmnist", mean=(0,), deviation=(1,)))
-        some = load_images(TorchvisionConfig(source="kmnist", mean=(0,), deviation=(1,), train_images=20))
+        whole = load_images(TorchvisionConfig(source="kmnist", part="test", mean=(0,), deviation=(1,)))
+        some = load_images(TorchvisionConfig(source="kmnist", part="test", mean=(0,), deviation=(1,), train_images=20))
         assert [len(some.splits[name].labels_N) for name in ("train", "val", "test")] == [15, 5, 10]
         for name, split in some.splits.items():
             assert torch.equal(split.images_NCHW, whole.splits[name].images_NCHW[: len(split.labels_N)])
 
+    @pytest.mark.parametrize(("there", "missing"), [("t10k", "train"), ("train", "test")])
+    def test_missing_part_is_named(self, monkeypatch, folders, there, missing):
+        monkeypatch.setattr("socket.getaddrinfo", fail)
+        write_idx(folders / "KMNIST" / "raw", there, draw(50, (28, 28)), np.arange(50) % 10)
+        with pytest.raises(ConfigError, match=rf"kmnist has no {missing} images .* set images.part to"):
+            load_images(TorchvisionConfig(source="kmnist"))
+
     @pytest.mark.parametrize("source", TorchvisionConfig.model_fields["source"].annotation.__args__)
     def test_missing_dataset_says_what_to_do(self, monkeypatch, source):
-        def fail(*_, **__):
-            raise OSError("no network")
-
         monkeypatch.setattr("socket.getaddrinfo", fail)
         with pytest.raises(ConfigError, match=rf"{source} is not in the data folder .*MZSANE_DATA"):
             load_images(TorchvisionConfig(source=source))
@@ -90,10 +98,12 @@ class TestTorchvision:
             load_images(TorchvisionConfig(source="mnist"))
 
     @real_data
-    @pytest.mark.parametrize(("source", "images"), [("mnist", (60_000, 10_000)), ("kmnist", (0, 10_000))])
-    def test_real_ones(self, monkeypatch, source, images):
+    @pytest.mark.parametrize(
+        ("source", "part", "images"), [("mnist", None, (60_000, 10_000)), ("kmnist", "test", (0, 10_000))]
+    )
+    def test_real_ones(self, monkeypatch, source, part, images):
         monkeypatch.setenv("MZSANE_DATA", str(DATA))
-        dataset = load_images(TorchvisionConfig(source=source))
+        dataset = load_images(TorchvisionConfig(source=source, part=part))
         assert sum(len(split.labels_N) for split in dataset.splits.values()) == sum(images)
         counts = torch.bincount(dataset.splits["test"].labels_N)
         assert len(counts) == 10
@@ -119,11 +129,11 @@ class TestFiles:
         assert dataset.splits["train"].images_NCHW.mean(dim=(0, 2, 3)).abs().max() < 1e-4
 
     def test_folder_of_images(self, folders):
-        for part, count in (("train", 12), ("test", 5)):
+        for part, count, first in (("train", 12, 20), ("test", 5, 40)):
             for label in ("cat", "dog"):
                 (folders / "pets" / part / label).mkdir(parents=True)
                 for number in range(count):
-                    value = 200 if label == "dog" else 20
+                    value = first + 180 * (label == "dog")
                     image = Image.fromarray(np.full((9, 9), value + number, dtype=np.uint8))
                     image.save(folders / "pets" / part / label / f"{number:02d}.png")
         dataset = load_images(FilesConfig(source="folder", train="pets", classes=2))

@@ -20,6 +20,7 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
+from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.chunks import (
     FILTERED,
@@ -69,7 +70,7 @@ _HISTORY_SCHEMA = {"model": pl.String, "epoch": pl.Int64, **dict.fromkeys((*METR
 def plan_read(config: ReadConfig) -> Work:
     """Name the work of reading a zoo."""
     inputs = {"archive": plan_download(config.download).ref} if config.download else {}
-    return Work("zoo", VERSION, config.recipe(), inputs)
+    return Work("zoo", VERSION, pin_images(config).recipe(), inputs)
 
 
 def read_zoo(
@@ -95,6 +96,7 @@ def read_zoo(
         StoreError: the source or the store cannot be reached.
         WorkerError: a worker process was killed.
     """
+    config = pin_images(config)
     work = plan_read(config)
     if found := store.find(work.ref):
         if source is None:
