@@ -20,7 +20,7 @@ from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.randomness import make_generator
+from mzsane.randomness import make_generator, peek_seed, seed_globally
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits
@@ -218,13 +218,15 @@ def drop_epochs(
         for name, layer in noisy.items():
             network.set_submodule(name, layer)
         network.train()
-        for batch in torch.randperm(count, generator=generator).split(config.batch_size):
-            loss = functional.cross_entropy(network(split.images_NCHW[batch]), split.labels_N[batch])
-            divergence = torch.stack([_divergence(layer.log_alpha()) for layer in noisy.values()]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            (loss + min(1.0, step / ramp) * divergence / count).backward()
-            optimizer.step()
-            step += 1
+        # The noise is drawn from the generator itself, what the network draws besides from seeded global ones.
+        with seed_globally(peek_seed(generator)):
+            for batch in torch.randperm(count, generator=generator).split(config.batch_size):
+                loss = functional.cross_entropy(network(split.images_NCHW[batch]), split.labels_N[batch])
+                divergence = torch.stack([_divergence(layer.log_alpha()) for layer in noisy.values()]).sum()
+                optimizer.zero_grad(set_to_none=True)
+                (loss + min(1.0, step / ramp) * divergence / count).backward()
+                optimizer.step()
+                step += 1
         masks = {
             f"{name}.weight": (layer.log_alpha() < config.threshold).float().detach() for name, layer in noisy.items()
         }

@@ -20,12 +20,13 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfi
 from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.architectures import start_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
+from mzsane.zoo.trial import try_training
 
 VERSION = 2
 _CHUNK_MODELS = {"cpu": 4, "cuda": 512}
@@ -97,7 +98,7 @@ def train_zoo(
     images = load_images(config.images)  # here first: what is wrong with them is said before any work
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
-        build_network(network, images.channels, images.classes, images.size)
+        try_training(network, images, {plan.recipe for plan in plans if plan.network == network}, device)
     chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
     parts = write_shards(
         work,
@@ -204,10 +205,10 @@ def _prepare(chunk: _Chunk, model: ModelPlan, images: ImageDataset) -> tuple[nn.
     """Return a model's initial network, the training images that it sees, and its generator."""
     seed = chunk.config.seed
     generator = make_generator(seed, "zoo", model.number)
-    network = build_network(model.network, images.channels, images.classes, images.size)
     shared = chunk.config.initial_weights
     first = make_generator(seed, "zoo-initial", model.number % shared) if shared else generator
-    initialise_network(network, model.recipe.initialisation, first)
+    sizes = (images.channels, images.classes, images.size)
+    network = start_network(model.network, *sizes, model.recipe.initialisation, first)
     seen = thin_split(
         images.splits["train"], model.recipe, images.classes, make_generator(seed, "zoo-images", model.number)
     )
