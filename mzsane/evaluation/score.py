@@ -31,6 +31,7 @@ from mzsane.tokens.layout import TokenLayout, check_same_layout
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import ImageDataset, load_images
+from mzsane.zoo.shapes import name_code
 
 VERSION = 6
 
@@ -243,4 +244,5 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
 
 
 def _describe(target: Target) -> dict[str, object]:
-    return {"network": target.network.recipe(), "images": target.images.recipe()}
+    code = name_code(target.network, target.images)
+    return {"network": target.network.recipe(), "images": target.images.recipe(), **code}

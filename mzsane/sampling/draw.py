@@ -50,6 +50,7 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.shapes import name_code
 
 VERSION = 6
 
@@ -85,6 +86,7 @@ def plan_samples(
         "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
         "network": target.network.recipe(),
         "images": target.images.recipe(),
+        **name_code(target.network, target.images),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }

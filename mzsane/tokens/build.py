@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
@@ -19,20 +19,21 @@ from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
-from mzsane.tokens.entries import is_statistic
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
-from mzsane.tokens.layout import DTYPES, TokenLayout, choose_token_dim
+from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
+from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
-from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
+from mzsane.tokens.symmetry.trace import Symmetry
+from mzsane.tokens.widths import choose_token_dim
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
 from mzsane.zoo.shards import read_index, read_shard
 
-VERSION = 3
+VERSION = 4
 ROW_GROUP_BYTES = 64 * 2**20
 _SHOWN_BYTES = 256 * 2**20  # of the models whose alignment is shown
 Job = TypeVar("Job")
@@ -48,9 +49,10 @@ def fix_token_dim(config: TokensConfig, zoos: Sequence[AnyZooConfig]) -> TokensC
         return config
     layouts = []
     for zoo in zoos:
-        network = _build_network(zoo)
-        if network is None:
+        if zoo.network is None or zoo.images is None:
             raise ConfigError(f"tokens.token_dim must be given: the network and images of zoo {zoo.name!r} are not")
+        images = load_images(zoo.images)
+        network = build_network(zoo.network, images.channels, images.classes, images.size)
         layouts.append(TokenLayout.from_network(network, 1, config.running_statistics))
     return config.model_copy(update={"token_dim": choose_token_dim(layouts)})
 
@@ -74,8 +76,8 @@ def build_tokens(
     epoch and applied to all its epochs, so that a model's trajectory stays one.
 
     Raises:
-        ConfigError: the zoo is empty or of several architectures, too many of its checkpoints cannot be used, or none
-            of its models is to train on.
+        ConfigError: the zoo is empty or of several architectures, too many of its checkpoints cannot be used, none of
+            its models is to train on, or signs or scales are asked for where activations are not known.
         WorkerError: a worker process was killed.
     """
     config = fix_token_dim(config, [zoo])
@@ -103,16 +105,21 @@ class _Build:
         if index.is_empty():
             raise ConfigError(f"{self.source.address} has no checkpoints; its rejected.parquet says why")
         self.index = _split_models(index, config)
-        self.network = _build_network(zoo)
-        self.buffers = frozenset(name for name, _ in self.network.named_buffers()) if self.network else frozenset()
-        if config.running_statistics == "in":
-            self.buffers = frozenset(name for name in self.buffers if not is_statistic(name))
-        self.layout = self._lay_out()
+        self.population = None
+        if zoo.network is not None and zoo.images is not None:
+            self.population = Population(zoo.network, zoo.images, index)
+            self.population.check_flags(config.signs, config.scales)
+        elif config.signs or config.scales:
+            raise ConfigError(
+                f"tokens.{'signs' if config.signs else 'scales'} needs the activation of every model, and zoo "
+                f"{zoo.name!r} has no network and images: give them, or leave it out"
+            )
+        names = index["shard"].unique(maintain_order=True).to_list()
+        self.layout = self._lay_out(names)
         self.symmetry = self._find_symmetry()
-        self.shards = {
-            name: ShardWeights(self.source, name, self.layout, config.dtype, self.buffers)
-            for name in index["shard"].unique(maintain_order=True)
-        }
+        buffers = frozenset(name for name, _ in self.population.network.named_buffers()) if self.population else ()
+        others = frozenset(buffers) - self.layout.names
+        self.shards = {name: ShardWeights(self.source, name, self.layout, config.dtype, others) for name in names}
 
     def run(self) -> Artifact:
         """Do all steps and publish."""
@@ -139,20 +146,24 @@ class _Build:
         self.sink.metrics({name: float(value) for name, value in counts.items() if not isinstance(value, str)}, 0)
         return self.store.publish(self.work, files, counts)
 
-    def _lay_out(self) -> TokenLayout:
+    def _lay_out(self, shards: Sequence[str]) -> TokenLayout:
         assert self.config.token_dim is not None
         statistics = self.config.running_statistics
-        if self.network is not None:
-            return TokenLayout.from_network(self.network, self.config.token_dim, statistics)
-        first = {name: value[0] for name, value in read_shard(self.source, self.index["shard"][0]).items()}
+        if self.population is not None:
+            jobs = {}
+            if names := self.population.buffers:
+                jobs = {shard: BufferJob(self.source, shard, names) for shard in shards}
+            found = self._work_off("buffers", jobs, list_values, "shards looked at") if jobs else {}
+            values = {shard: json.loads(data) for shard, data in found.items()}
+            return self.population.lay_out(self.config.token_dim, statistics, self.source, values)
+        first = {name: value[0] for name, value in read_shard(self.source, shards[0]).items()}
         return TokenLayout.from_state_dict(first, self.config.token_dim, statistics)
 
     def _find_symmetry(self) -> Symmetry:
         """Return the permutation groups of the zoo's architecture, or none and why."""
-        if self.network is None or self.zoo.images is None:
+        if self.population is None:
             return Symmetry((), ("the zoo's network and images are not given: no symmetry is known",))
-        images = load_images(self.zoo.images)
-        return derive_groups(self.network, images.splits["train"].images_NCHW[:1])
+        return self.population.derive_symmetry(self.layout)
 
     def _set_aside(self) -> pl.DataFrame:
         """Take checkpoints that cannot be used out of the index; return them with the reason."""
@@ -221,17 +232,22 @@ class _Build:
         }
 
     def _measure_barriers(self, models: list[str], raw_BP: Tensor, aligned_BP: Tensor) -> pl.DataFrame:
-        """Return the loss barriers between the reference and some training models, as they are and aligned."""
-        assert self.network is not None
-        assert self.zoo.images is not None
-        split = load_images(self.zoo.images).splits["val"]
-        pairs = min(self.config.barrier_pairs, len(models) - 1)
+        """Return the loss barriers between the reference and some training models, as they are and aligned.
+
+        Those of another activation are no pair: what lies between two functions is a model of neither.
+        """
+        assert self.population is not None
+        split, activations = self.population.dataset.splits["val"], self.population.activations
+        network = self.population.find_network(self.layout, models[0])
+        alike = [at for at, model in enumerate(models[1:], start=1) if activations[model] == activations[models[0]]]
+        pairs = alike[: self.config.barrier_pairs] if network is not None else []
         records = []
-        for number in range(1, pairs + 1):
+        for number in pairs:
+            assert network is not None
             ends = (raw_BP[number], aligned_BP[number])
-            barriers = [measure_barrier(self.network, self.layout, raw_BP[0], end_P, split) for end_P in ends]
+            barriers = [measure_barrier(network, self.layout, raw_BP[0], end_P, split) for end_P in ends]
             records.append((models[0], models[number], *barriers))
-            self.sink.progress(number, pairs, "loss barriers")
+            self.sink.progress(len(records), len(pairs), "loss barriers")
         return pl.DataFrame(records, schema=_BARRIER_SCHEMA, orient="row")
 
     def _write_parts(self, alignment: "_Alignment | None") -> list[FileEntry]:
@@ -324,13 +340,6 @@ class _Alignment:
 _PLACE_TYPES = {"shard": pl.String, "row": pl.Int64}
 _REASON_TYPES = {**_PLACE_TYPES, "reason": pl.String}
 _BARRIER_SCHEMA = {"first": pl.String, "second": pl.String, "barrier_before": pl.Float64, "barrier_after": pl.Float64}
-
-
-def _build_network(zoo: AnyZooConfig) -> nn.Module | None:
-    if zoo.network is None or zoo.images is None:
-        return None
-    images = load_images(zoo.images)
-    return build_network(zoo.network, images.channels, images.classes, images.size).eval()
 
 
 def _split_models(index: pl.DataFrame, config: TokensConfig) -> pl.DataFrame:

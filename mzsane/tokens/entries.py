@@ -4,7 +4,7 @@ Suffixes: B models, P weights, G groups of a convolution, I inputs of a group, O
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -61,13 +61,15 @@ class TensorEntry(BaseModel):
         return rows_BRX
 
 
-def list_entries(state: Mapping[str, Tensor], running_statistics: bool = False) -> list[TensorEntry]:
+def list_entries(
+    state: Mapping[str, Tensor], running_statistics: bool = False, buffers: Collection[str] = ()
+) -> list[TensorEntry]:
     """Describe the weights of a state dict, in their order; what they are is told by name and shape.
 
     Raises:
         ConfigError: a tensor is not a plain one of real numbers.
     """
-    chosen = select_weights(state, running_statistics)
+    chosen = select_weights(state, running_statistics, buffers)
     tied = _find_tied(chosen)
     entries = []
     for name, value in chosen.items():
@@ -88,8 +90,12 @@ def list_entries(state: Mapping[str, Tensor], running_statistics: bool = False) 
     return entries
 
 
-def select_weights(state: Mapping[str, Tensor], running_statistics: bool = False) -> dict[str, Tensor]:
+def select_weights(
+    state: Mapping[str, Tensor], running_statistics: bool = False, buffers: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return the tensors of a state dict that are weights: no integers, and running statistics only when asked for.
+
+    Buffers that are named are weights whatever they are called.
 
     Raises:
         ConfigError: one is neither a plain tensor of real numbers nor of integers.
@@ -100,7 +106,7 @@ def select_weights(state: Mapping[str, Tensor], running_statistics: bool = False
     return {
         name: value
         for name, value in state.items()
-        if is_weight(value) and (running_statistics or not is_statistic(name))
+        if is_weight(value) and (running_statistics or name in buffers or not is_statistic(name))
     }
 
 

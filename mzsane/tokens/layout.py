@@ -9,10 +9,9 @@ Suffixes: B models, P weights of a model, T tokens, D token width, R rows of a l
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -20,41 +19,11 @@ from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
 from mzsane.tokens.entries import STATISTICS, TensorEntry, explain_entry, is_statistic, is_weight, list_entries
+from mzsane.tokens.layers import Layer, join_vectors
+from mzsane.zoo.buffers import StoredBuffer, same_values
 
 Statistics = Literal["in", "out", "conditioned"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_NARROWEST, _WIDEST = 32, 512  # token widths that are tried when none is given
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Rows that lie side by side in the tokens: a tensor and what goes with its rows.
-
-    Attributes:
-        name: name of the module, or of the parameter that has none.
-        kind: what it is (see `TensorEntry`).
-        entries: the tensors, in the order in which they follow one another in a row.
-        first: number of its first token.
-        rows: how many rows it has.
-        parts: tokens of a row.
-    """
-
-    name: str
-    kind: str
-    entries: tuple[TensorEntry, ...]
-    first: int
-    rows: int
-    parts: int
-
-    @property
-    def row_length(self) -> int:
-        """Weights of a row."""
-        return sum(entry.size for entry in self.entries) // self.rows
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return self.rows * self.parts
 
 
 class TokenLayout(BaseModel):
@@ -64,23 +33,33 @@ class TokenLayout(BaseModel):
     bias, and for a norm by its running mean and variance where these are tokens. A parameter of another name (a class
     token, positions) has a row for each index of its first axis longer than one, or is a single row when it is a
     vector. A row longer than `token_dim` is cut into several tokens, the last one padded (MZ-SANE, section 3; SANE,
-    arXiv 2406.09997). Integers (counters, indices) are never tokens.
+    arXiv 2406.09997). Integers (counters, indices) are never tokens. Buffers of real numbers are tokens where a zoo's
+    models differ in them: weights that no gradient trained.
 
     Attributes:
         token_dim: width of a token, weights.
         tensors: the tensors, in the order of the flat vector.
         running_statistics: whether running means and variances are among the tokens (`in`), are left out (`out`), or
             are left out and computed on unlabelled images before a model is used (`conditioned`).
+        shared: buffers that all models of the zoo have in common, where a new network has others.
+        lost: buffers that models differ in and that are no real numbers (masks, indices): without them a model cannot
+            be used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
     token_dim: int
     tensors: tuple[TensorEntry, ...]
     running_statistics: Statistics = "conditioned"
+    shared: tuple[StoredBuffer, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Tensor], token_dim: int, running_statistics: Statistics = "conditioned"
+        cls,
+        state: Mapping[str, Tensor],
+        token_dim: int,
+        running_statistics: Statistics = "conditioned",
+        buffers: Collection[str] = (),
     ) -> "TokenLayout":
         """Lay out the tensors of a state dict, in their order; which layer a tensor is of is told by name and shape.
 
@@ -88,35 +67,46 @@ class TokenLayout(BaseModel):
             state: a state dict, with its buffers or without. Names of one tensor (tied weights) are laid out once.
             token_dim: width of a token, weights.
             running_statistics: what becomes of running means and variances.
+            buffers: names that are weights though they are those of running statistics.
 
         Raises:
             ConfigError: `token_dim` is below 1, there are no weights, or a tensor is not a plain one of real numbers.
         """
         if token_dim < 1:
             raise ConfigError(f"token_dim must be at least 1, not {token_dim}")
-        entries = tuple(entry for entry in list_entries(state, running_statistics == "in") if entry.size)
+        entries = tuple(entry for entry in list_entries(state, running_statistics == "in", buffers) if entry.size)
         if not entries:
             raise ConfigError("a network without weights has no token layout")
         return cls(token_dim=token_dim, tensors=entries, running_statistics=running_statistics)
 
     @classmethod
     def from_network(
-        cls, network: nn.Module, token_dim: int, running_statistics: Statistics = "conditioned"
+        cls,
+        network: nn.Module,
+        token_dim: int,
+        running_statistics: Statistics = "conditioned",
+        buffers: Collection[str] = (),
     ) -> "TokenLayout":
-        """Lay out a network's parameters; its modules tell what each tensor is.
+        """Lay out a network's parameters, and buffers that are named; its modules tell what each tensor is.
 
         Raises:
             ConfigError: as `from_state_dict`.
         """
-        names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+        names = {name for name, _ in network.named_parameters(remove_duplicate=False)} | set(buffers)
         state = {
             name: value
             for name, value in network.state_dict(keep_vars=True).items()
             if name in names or name.endswith(STATISTICS)
         }
-        layout = cls.from_state_dict(state, token_dim, running_statistics)
+        layout = cls.from_state_dict(state, token_dim, running_statistics, buffers)
         modules = dict(network.named_modules())
         return layout.model_copy(update={"tensors": tuple(explain_entry(entry, modules) for entry in layout.tensors)})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the index maps out of what goes to another process: they are many times the rest, and made anew."""
+        state = super().__getstate__()
+        given = {name: value for name, value in state["__dict__"].items() if name in TokenLayout.model_fields}
+        return state | {"__dict__": given}
 
     def __eq__(self, other: object) -> bool:
         """Compare what was given; the cached maps are left out."""
@@ -156,7 +146,7 @@ class TokenLayout(BaseModel):
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers, in the order of their tokens."""
-        joined = _join_vectors(self.tensors)
+        joined = join_vectors(self.tensors)
         layers: list[Layer] = []
         first = 0
         for entry in self.tensors:
@@ -213,9 +203,9 @@ class TokenLayout(BaseModel):
         Raises:
             ConfigError: names or shapes are not those of the layout, or names of one tensor have different weights.
         """
-        given = {n: v for n, v in parameters.items() if n in self._names or (is_weight(v) and not is_statistic(n))}
-        if set(given) != self._names:
-            odd = sorted(self._names ^ set(given))
+        given = {n: v for n, v in parameters.items() if n in self.names or (is_weight(v) and not is_statistic(n))}
+        if set(given) != self.names:
+            odd = sorted(self.names ^ set(given))
             raise ConfigError(f"the weights do not fit the layout: {', '.join(odd)} in one but not in the other")
         pieces = []
         for entry in self.tensors:
@@ -226,7 +216,7 @@ class TokenLayout(BaseModel):
                     f"the weights do not fit the layout: {entry.name} is {tuple(value.shape)}, not {entry.shape}"
                 )
             for other in entry.tied:
-                if not torch.equal(given[other], value):
+                if not same_values(given[other], value):
                     raise ConfigError(f"the weights do not fit the layout: {other} is tied to {entry.name} but differs")
             pieces.append(value.reshape(*value.shape[:extra], -1))
         return torch.cat(pieces, dim=-1)
@@ -277,7 +267,8 @@ class TokenLayout(BaseModel):
         return tokens_BTD.flatten(-2)[..., self.scatter_P.to(tokens_BTD.device)]
 
     @cached_property
-    def _names(self) -> frozenset[str]:
+    def names(self) -> frozenset[str]:
+        """All names of the tensors, those of tied ones too."""
         return frozenset(name for entry in self.tensors for name in (entry.name, *entry.tied))
 
     def _check_width(self, flat_BP: Tensor) -> None:
@@ -321,27 +312,6 @@ class TokenLayout(BaseModel):
         return rows
 
 
-def choose_token_dim(layouts: Sequence[TokenLayout]) -> int:
-    """Return the token width, from 32 to 512, at which a set of architectures has the least padding.
-
-    Each architecture counts the same, whatever its size. Of equally good widths the widest is returned.
-
-    Raises:
-        ConfigError: there is no layout.
-    """
-    if not layouts:
-        raise ConfigError("token_dim cannot be chosen without an architecture: give one")
-
-    def count_places(width: int) -> float:
-        shares = [
-            sum(layer.rows * math.ceil(layer.row_length / width) * width for layer in layout.layers) / layout.weights
-            for layout in layouts
-        ]
-        return sum(shares)
-
-    return min(range(_WIDEST, _NARROWEST - 1, -1), key=count_places)
-
-
 def check_same_layout(layouts: Iterable[TokenLayout], purpose: str) -> TokenLayout:
     """Return the layout that all of some models have.
 
@@ -353,21 +323,3 @@ def check_same_layout(layouts: Iterable[TokenLayout], purpose: str) -> TokenLayo
         sizes = ", ".join(f"{layout.weights} weights in tokens of {layout.token_dim}" for layout in found.values())
         raise ConfigError(f"{purpose} needs models of one layout, not of {len(found)}: {sizes or 'none'}")
     return next(iter(found.values()))
-
-
-def _join_vectors(tensors: Sequence[TensorEntry]) -> dict[str, list[TensorEntry]]:
-    """Return for each tensor that starts a layer the vectors that go with its rows: bias, running mean, variance."""
-    entries = {entry.name: entry for entry in tensors}
-    joined: dict[str, list[TensorEntry]] = {}
-    taken: set[str] = set()
-    # Weights first, whatever the order of the names: a mean is a layer's start only where a norm has no scale.
-    for ending in ("weight", STATISTICS[0], ""):
-        for entry in tensors:
-            if entry.name in taken or entry.name in joined or not entry.name.endswith(ending):
-                continue
-            stem = entry.name.removesuffix(ending)
-            names = [f"{stem}{other}" for other in ("bias", *STATISTICS)] if ending else []
-            found = [entries[name] for name in names if name in entries and name not in taken and name != entry.name]
-            joined[entry.name] = [other for other in found if other.shape == (entry.rows,)]
-            taken.update(other.name for other in joined[entry.name])
-    return joined

@@ -1,12 +1,15 @@
 """What the models of a TOKENS artifact were trained for, as far as it is known."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
+import polars as pl
 
 from mzsane.artifacts import Artifact, ArtifactRef
-from mzsane.config import AnyImagesConfig, AnyZooConfig, NetworkConfig
+from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import StoreError
+from mzsane.zoo.subject import read_subject
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Origin:
 
 
 def find_origin(tokens: Artifact) -> Origin | None:
-    """Find what the models of a TOKENS artifact are; None if the zoo is not there or its config does not tell."""
+    """Find what the models of a TOKENS artifact are; None if the zoo is not there or does not tell."""
     if "zoo" not in tokens.manifest.inputs:
         return None
     try:
@@ -27,7 +30,17 @@ def find_origin(tokens: Artifact) -> Origin | None:
         return None
     if zoo is None:
         return None
-    config = TypeAdapter[AnyZooConfig](AnyZooConfig).validate_python({"name": "zoo"} | zoo.manifest.config)
-    if config.network is None or config.images is None:
-        return None
-    return Origin(config.network, config.images)
+    network, images = read_subject(zoo)
+    return None if network is None or images is None else Origin(network, images)
+
+
+def read_activations(index: pl.DataFrame, rows: Sequence[int] | None = None) -> list[str | None]:
+    """Return the activation of each checkpoint of an index, or of some rows: what its recipe says, else None.
+
+    It is in the words of whoever wrote the recipe (see `choose_network`).
+    """
+    if "recipe" not in index.columns:
+        return [None] * (len(index) if rows is None else len(rows))
+    recipes = index["recipe"] if rows is None else index["recipe"][list(rows)]
+    told = {text: json.loads(text).get("activation") for text in recipes.drop_nulls().unique()}
+    return [told.get(text) for text in recipes]

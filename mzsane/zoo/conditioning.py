@@ -1,19 +1,19 @@
-"""Batch-norm conditioning: running statistics computed on images, without labels.
+"""Conditioning: running statistics of norms computed on images, without labels.
 
 Suffixes: N images, C channels, H height, W width.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 _BATCH = 500  # images
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def has_statistics(network: nn.Module) -> bool:
     """Tell whether a network has running statistics."""
-    return bool(_list_norms(network))
+    return bool(list_norms(network))
 
 
 @torch.no_grad()
@@ -21,23 +21,31 @@ def condition_statistics(network: nn.Module, images_NCHW: Tensor) -> None:
     """Replace a network's running statistics by the average over batches of images, in place.
 
     They are reset and averaged, all batches alike; a moving average would keep 35 % of its start after ten batches.
-    A network without batch norm is left as it is.
+    A network without such norms is left as it is.
     """
-    norms = _list_norms(network)
+    norms = list_norms(network)
     if not norms:
         return
     momenta, training = [norm.momentum for norm in norms], network.training
     network.eval()  # dropout stays off
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's word for a plain average
         norm.train()
-    for batch_NCHW in images_NCHW.split(_BATCH):
+    for number, batch_NCHW in enumerate(images_NCHW.split(_BATCH), start=1):
+        for norm in norms:
+            norm.momentum = 1 / number  # a plain average; PyTorch has a word for it, which instance norms do not know
         network(batch_NCHW)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(training)
 
 
-def _list_norms(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
-    return [module for module in network.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+def list_norms(network: nn.Module) -> list[_NormBase]:
+    """Return the norms that have running statistics: batch norms, and instance norms that are told to."""
+    return [module for module in network.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+
+
+def list_statistics(network: nn.Module) -> set[str]:
+    """Return the names of the running means and variances of a network's norms."""
+    norms = {id(value) for norm in list_norms(network) for value in norm.buffers(recurse=False) if value.ndim}
+    return {name for name, value in network.named_buffers(remove_duplicate=False) if id(value) in norms}

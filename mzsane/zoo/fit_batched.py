@@ -23,6 +23,10 @@ from mzsane.zoo.fit import MEASURE_SEED, MOMENTUM, one_cycle
 from mzsane.zoo.images import ImageSplit
 
 _MEASURE_BATCH = 256  # images
+_MOST_MODELS = 512
+_USED = 0.6  # share of a GPU's memory that is counted on
+_WEIGHT_COPIES = 8  # weights, gradient, two moments, and what an update holds beside them
+_BACKWARD = 2.5  # what a step takes, in what the forward pass keeps for the backward one
 _BETAS, _RMS_ALPHA, _EPS = (0.9, 0.999), 0.99, 1e-8
 
 
@@ -65,6 +69,27 @@ class BatchedModels:
 
         vectorised: Callable[..., Tensor] = vmap(call, in_dims=(0, 0, None if shared else 0), randomness="different")
         return vectorised(self.parameters(), self.buffers, images)
+
+
+def count_models(network: nn.Module, images_SCHW: Tensor, memory: int) -> int:
+    """Return how many models can be trained together.
+
+    Args:
+        network: one of them, on the CPU.
+        images_SCHW: the images of a step.
+        memory: of the GPU, bytes.
+    """
+    kept = 0
+
+    def count(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel() * value.element_size()
+        return value
+
+    with seed_globally(MEASURE_SEED), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        network.train()(images_SCHW)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    return max(1, min(_MOST_MODELS, int(_USED * memory / (_WEIGHT_COPIES * weights + _BACKWARD * kept))))
 
 
 def fit_epochs_batched(

@@ -26,9 +26,10 @@ from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits
 from mzsane.zoo.images import ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, iterate_weights, write_shards
+from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo
 
-VERSION = 1
+VERSION = 2
 _CHUNK_MODELS = 4
 # The approximation of the divergence from the log-uniform prior: Molchanov, Ashukha, Vetrov 2017, equation 14.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
@@ -74,7 +75,7 @@ def sparsify_zoo(
     parts = write_shards(work, chunks, sizes, _sparsify_chunk, store, execution, sink, "models")
     facts = {"twins of": str(work.inputs["zoo"]), "method": config.method, "epochs after each step": config.epochs}
     card = draw_card(parts, facts, load_images(config.zoo.images))
-    return store.publish(work, {**parts.files(), **card}, parts.counts())
+    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
 
 
 def measure_sparsity(network: nn.Module) -> float:

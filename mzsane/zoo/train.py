@@ -7,6 +7,7 @@ artifact is described in `zoo.shards`.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +21,19 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfi
 from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import start_network
+from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
-from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
+from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
+from mzsane.zoo.subject import write_subject
 from mzsane.zoo.trial import try_training
 
-VERSION = 2
-_CHUNK_MODELS = {"cpu": 4, "cuda": 512}
+VERSION = 3
+_CHUNK_MODELS = 4  # on a CPU
+_HELD = 0.25  # share of the machine's memory that the kept epochs of a chunk may take
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,12 @@ class _Chunk:
 
 
 def plan_zoo(config: ZooConfig) -> Work:
-    """Name the work of training a zoo."""
-    return Work("zoo", VERSION, config.recipe(), seed=config.seed)
+    """Name the work of training a zoo.
+
+    Raises:
+        ConfigError: its architecture is a factory that cannot be found or fails.
+    """
+    return Work("zoo", VERSION, config.recipe() | name_code(config.network, config.images), seed=config.seed)
 
 
 def plan_models(config: ZooConfig) -> list[ModelPlan]:
@@ -99,7 +107,7 @@ def train_zoo(
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
         try_training(network, images, {plan.recipe for plan in plans if plan.network == network}, device)
-    chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
+    chunks = _plan_chunks(config, plans, images, device, execution.chunk_models)
     parts = write_shards(
         work,
         chunks,
@@ -112,11 +120,17 @@ def train_zoo(
         names=[chunk.name for chunk in chunks],
     )
     card = draw_card(parts, _describe_zoo(config), images)
-    return store.publish(work, {**parts.files(), **card}, parts.counts())
+    # What is computed depends on these in its last bits, and with dropout in more.
+    made_by: dict[str, int | float | str] = {"engine": "loop", "device": device}
+    if device != "cpu":
+        made_by |= {"engine": "batched", "chunk_models": max(len(chunk.models) for chunk in chunks)}
+    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts() | made_by)
 
 
-def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:
-    """Group models that can be trained together, at most `size` in a chunk."""
+def _plan_chunks(
+    config: ZooConfig, plans: list[ModelPlan], images: ImageDataset, device: str, size: int | None
+) -> list[_Chunk]:
+    """Group models that can be trained together, at most `size` in a chunk; on a GPU what its memory holds if None."""
 
     def find_group(plan: ModelPlan) -> Hashable:
         if device == "cpu":
@@ -127,11 +141,23 @@ def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: s
     groups: dict[Hashable, list[ModelPlan]] = {}
     for plan in plans:
         groups.setdefault(find_group(plan), []).append(plan)
-    return [
-        _Chunk(config, tuple(group[first : first + size]), device)
-        for group in groups.values()
-        for first in range(0, len(group), size)
-    ]
+    chunks = []
+    for group in groups.values():
+        together = size or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, group[0], images))
+        chunks += [
+            _Chunk(config, tuple(group[first : first + together]), device) for first in range(0, len(group), together)
+        ]
+    return chunks
+
+
+def _fit_memory(config: ZooConfig, plan: ModelPlan, images: ImageDataset) -> int:
+    """Return how many models like one can be trained together on this GPU, and their kept epochs held beside it."""
+    network = build_network(plan.network, images.channels, images.classes, images.size)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    held = _HELD * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (config.keep_epochs * weights)
+    shown_SCHW = images.splits["train"].images_NCHW[: plan.recipe.batch_size]
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return max(1, min(count_models(network, shown_SCHW, memory), int(held)))
 
 
 def _train_chunk(chunk: _Chunk) -> ShardContent:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.tokens.layout import TokenLayout
+from mzsane.tokens.running import load_weights
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import measure
 from mzsane.zoo.images import ImageSplit
@@ -35,7 +36,7 @@ def measure_barrier(
     losses = []
     for step in _STEPS:
         mixed_P = torch.lerp(first_P, second_P, step)
-        network.load_state_dict(layout.unflatten(mixed_P), strict=False)
+        load_weights(layout, network, mixed_P)
         condition_statistics(network, some.images_NCHW)
         losses.append(measure(network, some)[0])
     excess = [loss - ((1 - step) * losses[0] + step * losses[-1]) for step, loss in zip(_STEPS, losses, strict=True)]

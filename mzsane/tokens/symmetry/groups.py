@@ -55,3 +55,19 @@ class PermutationGroup(BaseModel):
 def draw_permutations(groups: Sequence[PermutationGroup], batch: int, generator: torch.Generator) -> list[Tensor]:
     """Draw `batch` uniformly random permutations of every group: a list of (batch, units) int64."""
     return [torch.rand(batch, group.units, generator=generator).argsort(dim=1) for group in groups]
+
+
+def intersect_groups(found: Sequence[Sequence[PermutationGroup]]) -> tuple[PermutationGroup, ...]:
+    """Return the groups that several networks of one layout have in common; signs and scales where all allow them."""
+
+    def strip(group: PermutationGroup) -> PermutationGroup:
+        return group.model_copy(update={"sign": False, "scale": False})
+
+    others = [{strip(group): group for group in groups} for groups in found[1:]]
+    kept = []
+    for group in found[0]:
+        alike = [group, *(groups[strip(group)] for groups in others if strip(group) in groups)]
+        if len(alike) == len(found):
+            flags = {"sign": all(one.sign for one in alike), "scale": all(one.scale for one in alike)}
+            kept.append(group.model_copy(update=flags))
+    return tuple(kept)

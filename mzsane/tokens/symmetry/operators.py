@@ -14,7 +14,7 @@ from mzsane.tokens.symmetry import products
 from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.symmetry.trace import Tracer
+    from mzsane.tokens.symmetry.tracer import Tracer
 
 Arguments = dict[str, Any]
 Rule = Callable[["Tracer", Arguments], Any]

@@ -12,7 +12,7 @@ from mzsane.tokens.symmetry.units import INVARIANT
 from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.symmetry.trace import Tracer
+    from mzsane.tokens.symmetry.tracer import Tracer
 
 Arguments = dict[str, Any]
 

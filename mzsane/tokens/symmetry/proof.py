@@ -4,14 +4,14 @@ Suffixes: none; parameters are dictionaries by name.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.zoo.conditioning import list_statistics
 
 Tensors = dict[str, Tensor]
 _SMALL = 1_000_000  # weights
@@ -53,9 +53,10 @@ def permute_parameters(
     return result
 
 
-def draw_generic_weights(network: nn.Module, generator: torch.Generator) -> Tensors:
-    """Draw weights, norms and statistics that no two units share, so that a wrong permutation changes the outputs."""
+def draw_generic_weights(network: nn.Module, generator: torch.Generator, moving: Collection[str] = ()) -> Tensors:
+    """Draw weights, norms and moving buffers that no two units share, so that a wrong permutation changes outputs."""
     drawn: Tensors = {}
+    moving = {*moving, *list_statistics(network)}
     seen: set[int] = set()  # tied parameters are drawn once
     for module_name, module in network.named_modules():
         prefix = f"{module_name}." if module_name else ""
@@ -72,9 +73,10 @@ def draw_generic_weights(network: nn.Module, generator: torch.Generator) -> Tens
                 value_drawn = 0.3 * noise
             drawn[prefix + name] = value_drawn.to(value.dtype)
         for name, value in module.named_buffers(recurse=False):
-            if name in STATISTICS:
+            if prefix + name in moving and id(value) not in seen:
+                seen.add(id(value))
                 noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
-                drawn[prefix + name] = 1 + 0.5 * noise.tanh() if name == "running_var" else 0.3 * noise
+                drawn[prefix + name] = 0.3 * noise if name == "running_mean" else 1 + 0.5 * noise.tanh()
     return drawn
 
 
@@ -90,10 +92,12 @@ def _draw_inputs(example: Tensor, count: int, generator: torch.Generator) -> Ten
 class FunctionCheck:
     """Compares what a network computes with two sets of weights, at random inputs, in float64."""
 
-    def __init__(self, network: nn.Module, example: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, network: nn.Module, example: Tensor, generator: torch.Generator, moving: Collection[str] = ()
+    ) -> None:
         """Take a network in evaluation mode and float64 that nobody else uses."""
         self._network = network
-        self.weights = draw_generic_weights(network, generator)
+        self.weights = draw_generic_weights(network, generator, moving)
         self._generator = generator
         # All ReLU units of a small layer may be dead at one input, and then no error shows.
         small = sum(value.numel() for value in self.weights.values()) < _SMALL

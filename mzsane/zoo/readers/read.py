@@ -26,9 +26,11 @@ from mzsane.zoo.readers.chunks import Pattern, ReadChunk, list_networks, make_pa
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
 from mzsane.zoo.readers.selection import count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
+from mzsane.zoo.subject import write_subject
 
-VERSION = 1
+VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
 _LARGE_CHUNK = 4096
 _ENOUGH_CHUNKS = 4  # to keep the cores busy, and to resume from
@@ -54,7 +56,7 @@ _HISTORY_SCHEMA = {"model": pl.String, "epoch": pl.Int64, **dict.fromkeys((*METR
 def plan_read(config: ReadConfig) -> Work:
     """Name the work of reading a zoo."""
     inputs = {"archive": plan_download(config.download).ref} if config.download else {}
-    return Work("zoo", VERSION, config.recipe(), inputs)
+    return Work("zoo", VERSION, config.recipe() | name_code(config.network, config.images), inputs)
 
 
 def read_zoo(
@@ -120,6 +122,7 @@ def _read(
     }
     files = {
         **parts.files(),
+        **write_subject(config),
         **draw_card(parts, facts, images),
         "index.parquet": to_parquet(_shape(index, _INDEX_SCHEMA)),
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),

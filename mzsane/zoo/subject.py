@@ -1,0 +1,57 @@
+"""What a zoo's models are and what they were trained on, as a file of the ZOO artifact.
+
+The config of a zoo says how it was made, in the words of its origin and of the version that made it; it is not read
+again. The subject says the same of every zoo: the network and the dataset, null where they are not known.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from mzsane.artifacts import Artifact
+from mzsane.config import AnyImagesConfig, AnyZooConfig, NetworkConfig
+from mzsane.config.zoo import Activation
+
+FILE = "subject.json"
+_IMAGES = TypeAdapter[AnyImagesConfig](AnyImagesConfig)
+_ACTIVATIONS = {name.replace("_", ""): name for name in get_args(Activation)} | {"swish": "silu"}
+
+
+def write_subject(config: AnyZooConfig) -> Mapping[str, bytes]:
+    """Return the file that says what the models of a zoo are."""
+    network = None if config.network is None else config.network.model_dump(mode="json")
+    images = None if config.images is None else config.images.model_dump(mode="json")
+    return {FILE: json.dumps({"network": network, "images": images}, sort_keys=True).encode()}
+
+
+def read_subject(zoo: Artifact) -> tuple[NetworkConfig | None, AnyImagesConfig | None]:
+    """Return the network and the images of a zoo's models; None for what is not known.
+
+    A zoo of before there was such a file, and words that this version no longer knows, tell nothing.
+    """
+    if FILE not in zoo.manifest.files:
+        return None, None
+    subject = json.loads(zoo.read(FILE))
+    try:
+        network = None if subject["network"] is None else NetworkConfig.model_validate(subject["network"])
+        images = None if subject["images"] is None else _IMAGES.validate_python(subject["images"])
+    except ValidationError:
+        return None, None
+    return network, images
+
+
+def choose_network(network: NetworkConfig, activation: object) -> NetworkConfig | None:
+    """Return the network of a model whose recipe tells an activation of its own; None if that is none of ours.
+
+    A factory decides itself, and so does the network where the recipe says nothing.
+
+    Args:
+        network: the architecture of the zoo.
+        activation: what the recipe says, in anybody's spelling (`ReLU`, `leaky_relu`); None for nothing.
+    """
+    if activation is None or ":" in network.architecture:
+        return network
+    name = _ACTIVATIONS.get(str(activation).rpartition(".")[2].lower().replace("_", ""))
+    return None if name is None else network.model_copy(update={"activation": name})
