@@ -53,7 +53,7 @@ def ablation(
     Args:
         preset: A shipped preset to run in place of the config below, which must then be left as it is.
         config: The whole ablation. The form is filled with the demo's settings.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     if preset is not None:
         if config != DEMO:

@@ -46,6 +46,7 @@ from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
+from mzsane.steady import steady
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.layout import TokenLayout
@@ -93,6 +94,7 @@ def plan_samples(
     return Work("samples", VERSION, settings, inputs, seed=seed)
 
 
+@steady
 def draw_samples(
     config: SamplingConfig,
     target: Target,

@@ -19,6 +19,7 @@ from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.randomness import make_generator
+from mzsane.steady import steady
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
@@ -63,6 +64,7 @@ def plan_tokens(config: TokensConfig, zoo: AnyZooConfig) -> Work:
     return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
 
 
+@steady
 def build_tokens(
     config: TokensConfig,
     zoo: AnyZooConfig,

@@ -21,6 +21,7 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator, peek_seed, seed_globally
+from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits
@@ -48,6 +49,7 @@ def plan_twins(config: TwinsConfig) -> Work:
     return Work("zoo", VERSION, {"twins": settings}, {"zoo": plan_zoo(config.zoo).ref}, seed=config.seed)
 
 
+@steady
 def sparsify_zoo(
     config: TwinsConfig,
     store: ArtifactStore,
@@ -75,7 +77,9 @@ def sparsify_zoo(
     parts = write_shards(work, chunks, sizes, _sparsify_chunk, store, execution, sink, "models")
     facts = {"twins of": str(work.inputs["zoo"]), "method": config.method, "epochs after each step": config.epochs}
     card = draw_card(parts, facts, load_images(config.zoo.images))
-    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
+    return store.publish(
+        work, {**parts.files(), **write_subject(config), **card}, parts.counts() | {"engine": "loop", "device": "cpu"}
+    )
 
 
 def measure_sparsity(network: nn.Module) -> float:

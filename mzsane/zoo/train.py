@@ -21,6 +21,7 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfi
 from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
@@ -84,6 +85,7 @@ def plan_models(config: ZooConfig) -> list[ModelPlan]:
     return plans
 
 
+@steady
 def train_zoo(
     config: ZooConfig,
     store: ArtifactStore,
@@ -107,7 +109,11 @@ def train_zoo(
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
         try_training(network, images, {plan.recipe for plan in plans if plan.network == network}, device)
-    chunks = _plan_chunks(config, plans, images, device, execution.chunk_models)
+
+    def choose_size(plan: ModelPlan) -> int:
+        return execution.chunk_models or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images))
+
+    chunks = _plan_chunks(config, plans, choose_size, device)
     parts = write_shards(
         work,
         chunks,
@@ -128,9 +134,9 @@ def train_zoo(
 
 
 def _plan_chunks(
-    config: ZooConfig, plans: list[ModelPlan], images: ImageDataset, device: str, size: int | None
+    config: ZooConfig, plans: list[ModelPlan], choose_size: Callable[[ModelPlan], int], device: str
 ) -> list[_Chunk]:
-    """Group models that can be trained together, at most `size` in a chunk; on a GPU what its memory holds if None."""
+    """Group models that can be trained together, at most as many in a chunk as is chosen for models like them."""
 
     def find_group(plan: ModelPlan) -> Hashable:
         if device == "cpu":
@@ -143,7 +149,7 @@ def _plan_chunks(
         groups.setdefault(find_group(plan), []).append(plan)
     chunks = []
     for group in groups.values():
-        together = size or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, group[0], images))
+        together = choose_size(group[0])
         chunks += [
             _Chunk(config, tuple(group[first : first + together]), device) for first in range(0, len(group), together)
         ]

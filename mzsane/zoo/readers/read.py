@@ -17,6 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
@@ -59,6 +60,7 @@ def plan_read(config: ReadConfig) -> Work:
     return Work("zoo", VERSION, config.recipe() | name_code(config.network, config.images), inputs)
 
 
+@steady
 def read_zoo(
     config: ReadConfig,
     store: ArtifactStore,
