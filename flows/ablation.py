@@ -16,9 +16,10 @@ from flows.dispatch import run_parts
 from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
-from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
+from mzsane.feasibility import check_layouts, try_networks
 from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, resolve_ablation
 from tasks import stages
@@ -67,6 +68,9 @@ def ablation(
     store = ArtifactStore.from_environment()
     store.check()
     planned = plan_comparison_stage(config).work.ref
+    if not store.exists(planned):
+        check_layouts(resolve_ablation(config))
+        try_networks(config, execution)
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)
     logger.info("store %s; tracking %s", store.root, tracker.uri or "off (set MLFLOW_TRACKING_URI)")
@@ -118,6 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
     parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core (and 4 GiB), or one on a GPU")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of each arm, 1 if not given; others change the last bits of results",
+    )
     options = parser.parse_args(arguments)
     return report_errors(lambda: _run_command(options))
 
@@ -133,7 +142,8 @@ def _run_command(options: argparse.Namespace) -> int:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config=config, execution=ExecutionConfig(processes=options.processes, arms=options.arms))
+        settings = {"processes": options.processes, "arms": options.arms, "threads": options.threads or 1}
+        ablation(config=config, execution=validate_config(ExecutionConfig, settings, "the command line"))
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)

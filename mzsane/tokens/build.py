@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
-from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
+from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
@@ -59,7 +59,16 @@ def fix_token_dim(config: TokensConfig, zoos: Sequence[AnyZooConfig]) -> TokensC
 
 
 def plan_tokens(config: TokensConfig, zoo: AnyZooConfig) -> Work:
-    """Name the work of tokenizing a zoo."""
+    """Name the work of tokenizing a zoo.
+
+    Raises:
+        ConfigError: it has several architectures, or a token width is to be chosen and its architecture is not given.
+    """
+    if isinstance(zoo, ZooConfig) and zoo.factors.width:
+        raise ConfigError(
+            f"zoo {zoo.name!r} varies its width, and tokens are of one architecture: leave factors.width out, set "
+            "network.width, and make a zoo for each width"
+        )
     config = fix_token_dim(config, [zoo])
     return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
 

@@ -19,13 +19,15 @@ from torch.nn import functional
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
+from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator, peek_seed, seed_globally
 from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
+from mzsane.zoo.factories import say_error
 from mzsane.zoo.fit import fit_epochs, measure_splits
-from mzsane.zoo.images import ImageSplit, load_images
+from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, iterate_weights, write_shards
 from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo
@@ -59,11 +61,14 @@ def sparsify_zoo(
     """Make the sparse twins of a trained zoo, or open them when that was done before; resumes at the chunk.
 
     Raises:
+        ConfigError: the networks cannot be made sparse.
         WorkerError: a worker process was killed.
     """
     work = plan_twins(config)
     if found := store.find(work.ref):
         return found
+    images = load_images(config.zoo.images)
+    check_twins(config, images)
     networks = {f"{plan.number:06d}": (plan.number, plan.network) for plan in plan_models(config.zoo)}
     last: dict[str, dict[str, Tensor]] = {}
     for rows, weights in iterate_weights(store.open(work.inputs["zoo"])):
@@ -80,6 +85,33 @@ def sparsify_zoo(
     return store.publish(
         work, {**parts.files(), **write_subject(config), **card}, parts.counts() | {"engine": "loop", "device": "cpu"}
     )
+
+
+def check_twins(config: TwinsConfig, images: ImageDataset) -> None:
+    """Check that networks can be made sparse, before any is trained.
+
+    Raises:
+        ConfigError: they have no linear or convolution layers whose weights are their own, or variational dropout
+            cannot take the place of these.
+    """
+    network = build_network(config.network, images.channels, images.classes, images.size)
+    which = f"{config.network.architecture} cannot be made sparse"
+    layers = [item for item in network.named_modules() if isinstance(item[1], nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ConfigError(f"{which}: it has no linear or convolution layer (torch.nn.Linear, torch.nn.Conv2d)")
+    for name, layer in layers:
+        if "weight" not in dict(layer.named_parameters(recurse=False)):
+            raise ConfigError(
+                f"{which}: the weight of {name} is computed from other parameters, as by a weight or spectral norm"
+            )
+    if config.method == "variational":
+        train = images.splits["train"]
+        some = ImageSplit(train.images_NCHW[:4], train.labels_N[:4])
+        short = config.model_copy(update={"epochs": 1, "batch_size": 4})
+        try:
+            next(drop_epochs(network, some, short, torch.Generator()))
+        except Exception as error:
+            raise ConfigError(f"{which} by variational dropout: {say_error(error)}") from None
 
 
 def measure_sparsity(network: nn.Module) -> float:
@@ -143,6 +175,7 @@ def prune_steps(
         handles = [
             weight.register_hook(lambda gradient, mask=masks[name]: gradient * mask)
             for name, weight in _list_weights(network)
+            if weight.requires_grad
         ]
         _apply_masks(network, masks)
         training = fit_epochs(network, split, recipe, generator)

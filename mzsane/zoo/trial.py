@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from mzsane.config import NetworkConfig, RecipeConfig
@@ -45,16 +46,32 @@ def try_evaluation(config: NetworkConfig, images: ImageDataset) -> None:
             shown = images.splits["train"].images_NCHW[:count]
             output = _call(config, network.eval(), shown, "evaluation")
             _check(config, output, len(shown), images.classes, "evaluation")
+        weights: dict[str, Tensor] = dict(network.named_parameters())
+        _guard(config, "torch.func.functional_call", lambda: functional_call(network, weights, (shown,)))
 
 
-def try_training(config: NetworkConfig, images: ImageDataset, recipes: Collection[RecipeConfig], device: str) -> None:
+def try_training(
+    config: NetworkConfig,
+    images: ImageDataset,
+    recipes: Collection[RecipeConfig],
+    device: str,
+    count: int | None = None,
+) -> None:
     """Try networks in both modes, forward and backward, by the engine of a device and in the batches of recipes.
+
+    Args:
+        config: the architecture.
+        images: what it is trained on.
+        recipes: how.
+        device: where, `cpu` or `cuda`.
+        count: how many of the training images are used, if not all.
 
     Raises:
         ConfigError: as `try_evaluation`; no weight can be trained, weights are not float32 or not known to an
             initialisation, or the same seed does not give the same network, output and gradient again.
     """
-    sizes = sorted({size for recipe in recipes for size in _list_batches(recipe, len(images.splits["train"].labels_N))})
+    count = min(count or len(images.splits["train"].labels_N), len(images.splits["train"].labels_N))
+    sizes = sorted({size for recipe in recipes for size in _list_batches(recipe, count)})
     if not config.is_factory:
         if sizes[0] == 1:  # a norm of a batch has nothing to go by
             _rehearse(config, images, sizes[:1])

@@ -30,6 +30,7 @@ from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
+from mzsane.zoo.trial import try_evaluation
 
 VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
@@ -100,6 +101,8 @@ def read_zoo(
 def _read(
     config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
 ) -> Artifact:
+    if config.network is not None and config.images is not None:
+        try_evaluation(config.network, load_images(config.images))
     listing = select_checkpoints(config, list_checkpoints(config, source))
     chunks = _cut(config, source, listing.entries, _find_pattern(config, source, listing))
     parts = _write(work, chunks, store, execution, sink)
