@@ -69,7 +69,7 @@ def ablation(
     store.check()
     planned = plan_comparison_stage(config).work.ref
     if not store.exists(planned):
-        check_layouts(resolve_ablation(config))
+        check_layouts(resolve_ablation(config), read_files=True)
         try_networks(config, execution)
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)

@@ -7,6 +7,7 @@ from mzsane.config import (
     BackboneConfig,
     CompositionConfig,
     ExecutionConfig,
+    FilesConfig,
     NetworkConfig,
     ReadConfig,
     RecipeConfig,
@@ -24,17 +25,27 @@ from mzsane.zoo.train import plan_models
 from mzsane.zoo.trial import try_evaluation, try_training
 
 
-def check_layouts(config: AblationConfig) -> None:
+def check_layouts(config: AblationConfig, read_files: bool = False) -> None:
     """Check that every backbone has places and windows for the models of its slices and of every target.
 
     Args:
         config: the ablation, its token width known.
+        read_files: look into image files of the user's for the size of images; else what is trained on them is left
+            out, since a plan needs no data.
 
     Raises:
         ConfigError: one has not, or an architecture does not take its images.
     """
-    zoos = {zoo.name: _lay_out(config, zoo.network, zoo.images) for zoo in config.all_zoos}
-    targets = {target.name: _lay_out(config, *config.resolve_target(target)) for target in config.targets}
+
+    def lay_out(network: NetworkConfig | None, images: AnyImagesConfig | None) -> TokenLayout | None:
+        if network is None or images is None or (isinstance(images, FilesConfig) and not read_files):
+            return None
+        assert config.tokens.token_dim is not None
+        built = build_network(network, *find_shape(images))
+        return TokenLayout.from_network(built, config.tokens.token_dim, config.tokens.running_statistics)
+
+    zoos = {zoo.name: lay_out(zoo.network, zoo.images) for zoo in config.all_zoos}
+    targets = {target.name: lay_out(*config.resolve_target(target)) for target in config.targets}
     for composition in config.compositions:
         backbone = config.find_backbone(composition)
         for part in composition.slices:
@@ -84,16 +95,6 @@ def try_zoo(zoo: AnyZooConfig, device: str) -> None:
     try_training(zoo.network, dataset, {plan.recipe for plan in plan_models(trained)}, device)
     if isinstance(zoo, TwinsConfig):
         check_twins(zoo, dataset)
-
-
-def _lay_out(
-    config: AblationConfig, network: NetworkConfig | None, images: AnyImagesConfig | None
-) -> TokenLayout | None:
-    if network is None or images is None:
-        return None
-    assert config.tokens.token_dim is not None
-    built = build_network(network, *find_shape(images))
-    return TokenLayout.from_network(built, config.tokens.token_dim, config.tokens.running_statistics)
 
 
 def _check_places(composition: CompositionConfig, backbone: BackboneConfig, layout: TokenLayout, which: str) -> None:

@@ -56,6 +56,7 @@ def map_processes(
     waiting: dict[Future[Result], int] = {}
     # Not `concurrent.futures.wait`: interrupted at the wrong moment it keeps locks that the pool then waits for.
     ended: SimpleQueue[Future[Result]] = SimpleQueue()
+    workers = multiprocessing.active_children()
     try:
         for position, item in enumerate(items):
             future = pool.submit(function, item)
