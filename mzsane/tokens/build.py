@@ -30,8 +30,8 @@ from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
 from mzsane.tokens.widths import choose_token_dim
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
+from mzsane.zoo.shapes import find_shape
 from mzsane.zoo.shards import read_index, read_shard
 
 VERSION = 4
@@ -52,8 +52,7 @@ def fix_token_dim(config: TokensConfig, zoos: Sequence[AnyZooConfig]) -> TokensC
     for zoo in zoos:
         if zoo.network is None or zoo.images is None:
             raise ConfigError(f"tokens.token_dim must be given: the network and images of zoo {zoo.name!r} are not")
-        images = load_images(zoo.images)
-        network = build_network(zoo.network, images.channels, images.classes, images.size)
+        network = build_network(zoo.network, *find_shape(zoo.images))
         layouts.append(TokenLayout.from_network(network, 1, config.running_statistics))
     return config.model_copy(update={"token_dim": choose_token_dim(layouts)})
 

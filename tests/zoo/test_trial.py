@@ -62,7 +62,7 @@ def test_awkward_factories_are_trained(kind, store):
 def test_what_cannot_be_vectorised_is_refused_for_a_gpu():
     images = load_images(IMAGES)
     try_training(name("viewing"), images, RECIPES, "cuda")
-    with pytest.raises(ConfigError, match="execution.device to cpu"):
+    with pytest.raises(ConfigError, match="device to cpu"):
         try_training(name("deciding"), images, RECIPES, "cuda")
 
 
