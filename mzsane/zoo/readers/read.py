@@ -170,6 +170,11 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
 def _check_images(config: ReadConfig, pattern: Pattern) -> None:
     """Check that the networks take the given images, before any of them is read."""
     found = pattern.found
+    if config.measure and found is None:
+        raise ConfigError(
+            f"measure needs the network of the checkpoints of {config.origin}, which is none that is recognised: set "
+            "network, or leave measure out"
+        )
     if config.images is None or found is None:
         return
     if found.classes != config.images.classes:
