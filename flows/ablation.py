@@ -20,6 +20,7 @@ from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_ablation, check_processes
+from mzsane.feasibility import check_layouts, try_networks
 from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
 from mzsane.zoo.readers.contents import check_content
@@ -55,7 +56,7 @@ def ablation(
     Args:
         preset: A shipped preset to run in place of the config below, which must then be left as it is.
         config: The whole ablation. The form is filled with the demo's settings.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     if preset is not None:
         if config != DEMO:
@@ -72,6 +73,9 @@ def ablation(
     check_ablation(config, store.files.local_path(""))
     store.check()
     planned = plan_comparison_stage(config).work.ref
+    if not store.exists(planned):
+        check_layouts(resolve_ablation(config), read_files=True)
+        try_networks(config, execution)
     tracker = Tracker.from_environment(logger)
     run = tracker.open_ablation(config, planned.fingerprint)
     logger.info("store %s; tracking %s", store.root, tracker.address or "off (set MLFLOW_TRACKING_URI)")
@@ -123,6 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
     parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core (and 4 GiB), or one on a GPU")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of each arm, 1 if not given; others change the last bits of results",
+    )
     options = parser.parse_args(arguments)
     return report_errors(lambda: _run_command(options))
 
@@ -130,7 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_command(options: argparse.Namespace) -> int:
     config = load_preset(options.preset, options.set)
     execution = validate_config(
-        ExecutionConfig, {"processes": options.processes, "arms": options.arms}, "the command line"
+        ExecutionConfig,
+        {"processes": options.processes, "arms": options.arms, "threads": options.threads or 1},
+        "the command line",
     )
     store = ArtifactStore.from_environment()
     check_processes(options.processes)

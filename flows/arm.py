@@ -27,7 +27,7 @@ def arm(
         composition: Name of the composition to train on.
         seed: Seed of the arm, one of the ablation's.
         config: The ablation that the arm belongs to.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
         tracking_parent: The MLflow run of the ablation, under which this arm is a child run; set by an ablation.
     """
     tracker = Tracker.from_environment(get_run_logger())

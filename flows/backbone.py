@@ -24,6 +24,6 @@ def backbone(
         composition: Name of the composition to train on.
         seed: Seed of the arm, one of the ablation's.
         config: The ablation that the arm belongs to.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     return make_backbone(config, composition, seed, execution)

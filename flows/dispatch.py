@@ -1,12 +1,11 @@
 """Run the parts of an ablation here, or as flow runs of their own when the ablation is a deployment's run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import cloudpickle
-import torch
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -22,8 +21,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import BaseModel
 
-from mzsane.errors import ConfigError, MzsaneError, WorkerError
-from mzsane.parallel import limit_threads, map_processes
+from mzsane.errors import MzsaneError, WorkerError
+from mzsane.parallel import map_apart
 
 _POLL_SECONDS = 2.0
 _ENDED = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
@@ -37,14 +36,11 @@ def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, A
         deployment: `flow/deployment`, whose runs the work pool schedules when this ablation is a deployment's run
             itself.
         parts: the parameters of each run.
-        together: how many run here at the same time, each in a process of its own and with its share of the threads;
-            the work pool has its own limit.
+        together: how many run here at the same time, each in a process of its own; the work pool has its own limit.
 
     Raises:
-        MzsaneError: that of a flow that failed here; where several run at the same time, when the others have ended.
-        WorkerError: a flow run of the work pool did not complete, and the others have ended too; several failed here,
-            not all for a wrong setting; or a process was killed.
-        ConfigError: several failed here, all for a wrong setting.
+        MzsaneError: some failed, and all others have ended: of the kind of all that failed here.
+        WorkerError: they failed for several reasons, for none that is known, or as flow runs of the work pool.
     """
     if runtime.deployment.id is None:
         _run_here(flow, parts, together)
@@ -57,36 +53,61 @@ def run_parts(flow: Flow[..., Any], deployment: str, parts: Sequence[dict[str, A
 
 
 def _run_here(flow: Flow[..., Any], parts: Sequence[dict[str, Any]], together: int) -> None:
-    if min(together, len(parts)) == 1:
-        for parameters in parts:
-            flow(**parameters)
+    if len(parts) == 1:
+        flow(**parts[0])
         return
-    with get_client(sync_client=True) as client:
-        server = str(client.api_url)
-    # A temporary server is in no setting, and has no pages.
-    with temporary_settings({PREFECT_API_URL: server, PREFECT_UI_URL: PREFECT_UI_URL.value() or ""}):
-        context = serialize_context()
-    threads = max(1, torch.get_num_threads() // together)
-    jobs = [cloudpickle.dumps((flow, parameters, context, threads)) for parameters in parts]
-    errors = [error for _, error in map_processes(_run_part, jobs, together) if error is not None]
-    if not errors:
-        return
-    if len(errors) == 1:
-        raise errors[0]
-    kind = ConfigError if all(isinstance(error, ConfigError) for error in errors) else WorkerError
-    texts = dict.fromkeys(map(str, errors))  # a wrong setting is often that of all
-    raise kind(f"{len(errors)} of {len(parts)} runs failed: {'; '.join(texts)}")
+    errors: dict[int, MzsaneError] = {}
+    if together == 1:
+        for position, parameters in enumerate(parts):
+            if error := _try_part(flow, parameters):
+                errors[position] = error
+    else:
+        with get_client(sync_client=True) as client:
+            server = str(client.api_url)
+        # A temporary server is in no setting, and has no pages.
+        with temporary_settings({PREFECT_API_URL: server, PREFECT_UI_URL: PREFECT_UI_URL.value() or ""}):
+            context = serialize_context()
+        jobs = [cloudpickle.dumps((flow, parameters, context)) for parameters in parts]
+        for position, found in map_apart(_run_part, jobs, together):
+            if found is not None:
+                errors[position] = found
+    if errors:
+        raise _join_errors(errors, parts)
 
 
 def _run_part(pickled: bytes) -> MzsaneError | None:
     """Run a flow in this process, as a part of the flow run that another process is in; return why it failed."""
-    flow, parameters, context, threads = cloudpickle.loads(pickled)
+    flow, parameters, context = cloudpickle.loads(pickled)
+    with hydrated_context(context):
+        return _try_part(flow, parameters)
+
+
+def _try_part(flow: Flow[..., Any], parameters: dict[str, Any]) -> MzsaneError | None:
+    """Run a flow; return why it failed, whatever that is, so that others go on. Its trace is in the flow run's log."""
     try:
-        with limit_threads(threads), hydrated_context(context):
-            flow(**parameters)
+        flow(**parameters)
     except MzsaneError as error:
         return error
+    except Exception as error:
+        return WorkerError(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return None
+
+
+def _join_errors(errors: Mapping[int, MzsaneError], parts: Sequence[dict[str, Any]]) -> MzsaneError:
+    """Return one error for all that failed, which names them; the others are done."""
+    said: dict[str, list[str]] = {}  # a wrong setting is often that of all
+    for position, error in sorted(errors.items()):
+        said.setdefault(str(error), []).append(_name_part(parts[position]))
+    texts = "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items())
+    kinds = {type(error) for error in errors.values()}
+    kind = kinds.pop() if len(kinds) == 1 else WorkerError
+    return kind(f"{len(errors)} of {len(parts)} runs failed, the others are done. {texts}")
+
+
+def _name_part(parameters: dict[str, Any]) -> str:
+    if "composition" in parameters:
+        return f"arm {parameters['composition']}-s{parameters['seed']}"
+    return f"zoo {parameters['zoo'].name}"
 
 
 def wait_for_runs(runs: Sequence[FlowRun]) -> None:

@@ -16,6 +16,6 @@ def download(download: DownloadConfig, execution: ExecutionConfig = ExecutionCon
 
     Args:
         download: What to fetch, and from where.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     return stages.download(download, execution)

@@ -33,7 +33,7 @@ def samples(
         target: Name of the target.
         seed: Seed of the arm, one of the ablation's.
         config: The ablation that the arm belongs to.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     chosen = find_target(config, target)
     make_backbone(config, composition, seed, execution)

@@ -22,7 +22,7 @@ def tokens(
     Args:
         zoo: The population; it is made first when it is not there.
         tokens: How the zoo becomes tokens.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
         tracking_parent: The MLflow run that metrics go to; set by an ablation.
     """
     stages.make_zoo(zoo, execution, tracking_parent)

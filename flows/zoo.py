@@ -31,7 +31,7 @@ def zoo(zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig()) -> Ar
 
     Args:
         zoo: The population: trained here, read from others' checkpoints, or a trained one made sparse.
-        execution: How the work is done; changes no result.
+        execution: How the work is done; what of it changes last bits is in the manifests.
     """
     store = ArtifactStore.from_environment()
     check_processes(execution.processes)

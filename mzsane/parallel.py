@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _GRACE_SECONDS = 5.0  # from the request to end until the end
+_UNGUARDED = 97  # exit code of a worker that would run the user's script instead of working
 
 
 def map_processes(
@@ -40,7 +41,10 @@ def map_processes(
 
     Raises:
         WorkerError: a worker process was killed. Errors of the function itself pass through.
+        ConfigError: the user's script starts itself again in the workers.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as `spawn` says it: not working yet
+        os._exit(_UNGUARDED)
     count = processes or count_cores()
     if min(count, len(items)) <= 1:
         for position, item in enumerate(items):
@@ -52,16 +56,25 @@ def map_processes(
     waiting: dict[Future[Result], int] = {}
     # Not `concurrent.futures.wait`: interrupted at the wrong moment it keeps locks that the pool then waits for.
     ended: SimpleQueue[Future[Result]] = SimpleQueue()
+    workers = multiprocessing.active_children()
     try:
         for position, item in enumerate(items):
             future = pool.submit(function, item)
             waiting[future] = position
             future.add_done_callback(ended.put)
+        workers = multiprocessing.active_children()
         while waiting:
             future = ended.get()
             yield waiting.pop(future), future.result()
     except BrokenProcessPool:
         _close_pool()
+        for worker in workers:
+            worker.join(_GRACE_SECONDS)
+        if any(worker.exitcode == _UNGUARDED for worker in workers):
+            raise ConfigError(
+                "worker processes load the script that starts them, and so would run it again: put what it does under "
+                'if __name__ == "__main__":, or set processes of ExecutionConfig to 1'
+            ) from None
         raise WorkerError(
             "a worker process was killed, perhaps for lack of memory; rerun to continue, with fewer processes "
             "if it recurs"
@@ -69,6 +82,45 @@ def map_processes(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def map_apart(
+    function: Callable[[Item], Result], items: Sequence[Item], together: int
+) -> Iterator[tuple[int, Result | WorkerError]]:
+    """Apply a picklable function to every item, each in a process of its own, so that none that dies takes another.
+
+    Args:
+        function: a module-level function.
+        items: its arguments.
+        together: how many run at the same time.
+
+    Yields:
+        (position of the item, result), in the order in which they are ready; an error for a process that was killed.
+        Errors of the function itself pass through.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = list(enumerate(items))[::-1]
+    running: dict[Future[Result], tuple[int, ProcessPoolExecutor]] = {}
+    ended: SimpleQueue[Future[Result]] = SimpleQueue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < together:
+                position, item = waiting.pop()
+                pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+                future = pool.submit(function, item)
+                running[future] = position, pool
+                future.add_done_callback(ended.put)
+            future = ended.get()
+            position, pool = running.pop(future)
+            pool.shutdown(wait=False)
+            try:
+                result: Result | WorkerError = future.result()
+            except BrokenProcessPool:
+                result = WorkerError("its process was killed, perhaps for lack of memory; run it again to continue")
+            yield position, result
+    finally:
+        for _, pool in running.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def count_cores() -> int:

@@ -22,6 +22,7 @@ from mzsane.errors import ConfigError
 from mzsane.estimate import check_ablation
 from mzsane.evaluation.probes import plan_probes, probe_backbone
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
+from mzsane.feasibility import check_layouts
 from mzsane.metrics import MetricSink
 from mzsane.report.compare import ArmParts, compare, plan_comparison
 from mzsane.sampling.draw import Target, draw_samples, plan_samples
@@ -110,10 +111,12 @@ def plan_ablation(config: AblationConfig) -> list[Stage]:
     """Return every stage of an ablation once, each after those that it reads; the comparison is last.
 
     Raises:
-        ConfigError: it cannot fit in memory, or a stage cannot be planned.
+        ConfigError: it cannot fit in memory, a stage cannot be planned, or a backbone has no places or windows for a
+            model of a slice or target.
     """
     check_ablation(config)
     config = resolve_ablation(config)
+    check_layouts(config)
     stages = [plan_zoo_stage(zoo) for zoo in config.all_zoos]
     stages += [plan_tokens_stage(config.tokens, zoo) for zoo in config.all_zoos]
     stages += [stage for arm in list_arms(config) for stage in ArmPlan(config, arm).stages()]

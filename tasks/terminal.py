@@ -76,6 +76,8 @@ def print_comparison(comparison: Artifact) -> None:
         pl.read_parquet(comparison.path(f"{name}.parquet")) for name in ("comparison", "duels", "leaders")
     )
     console.print(comparison_table(rows, duels, leaders))
+    for difference in comparison.manifest.counts.get("differences", ()):
+        console.print(difference, soft_wrap=True, markup=False)
     console.print(f"\nartifact {comparison.address}", soft_wrap=True)
     print(comparison.path("report.html").resolve())
 

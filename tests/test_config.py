@@ -14,12 +14,14 @@ from mzsane.config import (
     BackboneConfig,
     CompositionConfig,
     EvaluationConfig,
+    ExecutionConfig,
     GlyphsConfig,
     NetworkConfig,
     SamplingConfig,
     SliceConfig,
     TargetConfig,
     TokensConfig,
+    TwinsConfig,
     ZooConfig,
     explain_validation,
     load_config,
@@ -481,3 +483,54 @@ def test_explain_validation(kind, data, expected):
 def test_config_errors_are_value_errors_of_mzsane():
     assert issubclass(ConfigError, ValueError)
     assert issubclass(ConfigError, MzsaneError)
+
+
+_ZOO = {"name": "z", "images": {"source": "digits"}, "models": 4}
+_FACTORY = {"architecture": "their.code:small"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"network": _FACTORY, "factors": {"activation": ["tanh", "relu"]}}, "factors.activation"),
+        ({"network": _FACTORY, "factors": {"activation": ["tanh"]}}, "factors.activation"),
+        ({"network": _FACTORY, "factors": {"dropout": [0.0, 0.1]}}, "factors.dropout"),
+        ({"network": _FACTORY, "factors": {"width": [8, 16]}}, "factors.width"),
+        ({"network": _FACTORY | {"activation": "relu"}}, "activation has no meaning"),
+        ({"initialisation": "own"}, "own is for factories"),
+        ({"factors": {"initialisation": ["own", "normal"]}}, "own is for factories"),
+        ({"factors": {"design": "random"}}, "needs factors"),
+        ({"factors": {"learning_rate": [0.1, 0.1]}}, "a level twice"),
+        ({"initial_weights": 5}, "initial_weights"),
+    ],
+)
+def test_settings_of_a_zoo_that_do_nothing_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ZooConfig.model_validate(_ZOO | settings)
+
+
+def test_a_factory_starts_as_it_likes_unless_told_otherwise():
+    config = ZooConfig.model_validate(_ZOO | {"network": _FACTORY})
+    assert config.initialisation == "own"
+    assert ZooConfig.model_validate(config.model_dump(mode="json")) == config
+    assert ZooConfig.model_validate(_ZOO).initialisation == "kaiming_uniform"
+    assert ZooConfig.model_validate(_ZOO | {"network": _FACTORY, "initialisation": "normal"}).initialisation == "normal"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "variational", "sparsity": [0.5]},
+        {"method": "variational", "scope": "layer"},
+        {"method": "magnitude", "threshold": 2.0},
+        {"zoo": _ZOO | {"network": {"architecture": "mlp"}, "factors": {"width": [8, 16]}}},
+    ],
+)
+def test_settings_of_twins_that_do_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match=r"no meaning|one width"):
+        TwinsConfig.model_validate({"name": "t", "zoo": _ZOO} | settings)
+
+
+def test_sharding_alone_is_refused():
+    with pytest.raises(ValueError, match="more than one of ranks"):
+        ExecutionConfig(sharding="shard")

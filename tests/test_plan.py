@@ -113,3 +113,47 @@ def test_a_file_is_a_preset_whatever_its_name(tmp_path):
         load_preset(str(path))
     with pytest.raises(ConfigError, match="no preset 'tinny': give the path of a YAML file or one of"):
         load_preset("tinny")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ({"max_positions": [40, 32, 64]}, ["composition 'digits'", "zoo 'digits'", "max_positions"]),
+        ({"max_positions": [256, 3, 64]}, ["zoo 'digits'", "layers"]),
+        ({"behaviour": 0.3, "window": 20}, ["zoo 'digits'", "backbone.window"]),
+    ],
+)
+def test_places_and_windows_are_checked_by_the_plan(backbone, words):
+    config = load_preset("tiny")
+    settings = config.backbone.model_dump() | backbone
+    with pytest.raises(ConfigError) as refused:
+        plan_ablation(change(config, backbone=settings))
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_places_of_a_target_are_checked_by_the_plan():
+    config = load_preset("tiny")
+    network = {"architecture": "vit", "width": 16}
+    other = {"name": "wide", "images": {"source": "digits"}, "network": network}
+    with pytest.raises(ConfigError, match="target 'wide'"):
+        plan_ablation(change(config, targets=[*config.model_dump()["targets"], other]))
+
+
+def test_a_plan_reads_no_images(monkeypatch):
+    config = load_preset("tiny").model_dump()
+    config["zoos"][0]["images"] = {"source": "cifar10"}
+    config["zoos"][0]["network"] = {"architecture": "mlp"}
+    config["tokens"]["token_dim"] = None
+    config["targets"] = config["targets"][1:]
+    monkeypatch.setenv("MZSANE_DATA", "/nonexistent")
+    config["backbone"]["max_positions"] = (4000, 32, 4000)
+    assert plan_ablation(AblationConfig.model_validate(config))[-1].work.kind == "comparison"
+
+
+def test_zoos_of_several_widths_are_refused_for_tokens():
+    config = load_preset("tiny").model_dump()
+    for widths in ([8, 16], [8]):
+        config["zoos"][0].update({"network": {"architecture": "mlp"}, "factors": {"width": widths}})
+        with pytest.raises(ValueError, match="varies its width"):
+            AblationConfig.model_validate(config)

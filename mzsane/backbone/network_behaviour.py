@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from mzsane.tokens.entries import STATISTICS
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import name_weights, share_buffers
+from mzsane.zoo.architectures import choose_memory_format
 from mzsane.zoo.buffers import copy_network
 from mzsane.zoo.conditioning import list_norms
 
@@ -77,7 +78,7 @@ class NetworkBehaviour:
 
     def run_vectorised(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models as one program: the engine on a GPU."""
-        logits_MSK: Tensor = vmap(self.run_model, in_dims=(0, None))(flat_MP, images_SCHR)
+        logits_MSK: Tensor = vmap(self.run_model, in_dims=(0, None), randomness="same")(flat_MP, images_SCHR)
         return logits_MSK
 
     def run_model(self, flat_P: Tensor, images_SCHR: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class NetworkBehaviour:
 
     def run_one_by_one(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Run models in a loop: the engine on a CPU, where channels last, which `vmap` does not know, pay more."""
-        last = torch.channels_last
+        last = choose_memory_format(self._network)
         images_SCHR = images_SCHR.to(memory_format=last)
         logits = []
         for flat_P in flat_MP:

@@ -20,6 +20,7 @@ from mzsane.device import choose_device
 from mzsane.errors import OutOfMemoryError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.steady import steady
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 from mzsane.tokens.windows import check_positions
@@ -41,6 +42,7 @@ def plan_backbone(
     return Work("backbone", VERSION, settings, inputs, seed=seed)
 
 
+@steady
 def pretrain(
     config: BackboneConfig,
     slices: Sequence[TokenSlice],

@@ -34,7 +34,7 @@ from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
 from mzsane.files import save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.randomness import make_generator
+from mzsane.randomness import derive_seed, make_generator, seed_globally
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import ChosenSlice
 
@@ -69,6 +69,7 @@ class Training:
         ranks: Ranks,
     ) -> None:
         self.config, self.execution, self.checkpoints, self.ranks = config, execution, checkpoints, ranks
+        self.seed = seed
         self.sink = sink if ranks.first else NO_SINK
         self.chosen = chosen
         layouts = [part.table.layout for part in chosen]
@@ -125,7 +126,8 @@ class Training:
             after = self.step + 1
             log = after % _LOG_STEPS == 0 or after == config.steps
             save = after % self.execution.checkpoint_steps == 0 and after < config.steps
-            values = self._take_step(log or save or after == 1)
+            with seed_globally(derive_seed(self.seed, "backbone", "step", self.step), self.ranks.device):
+                values = self._take_step(log or save or after == 1)
             self.step = after
             if self.first is None:
                 self.first = values["loss"]
@@ -175,6 +177,7 @@ class Training:
             "resumed_from_step": self.resumed_from,
             "processes": self.ranks.count,
             "device": self.ranks.device.type,
+            "threads": torch.get_num_threads(),
             "precision": str(self.model.precision).removeprefix("torch."),
             **self.clock.summary,
             **({"notes": notes} if notes else {}),

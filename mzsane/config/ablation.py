@@ -120,6 +120,11 @@ class AblationConfig(Config):
         zoos = {zoo.name: zoo for zoo in self.all_zoos}
         if not zoos:
             raise ValueError("there is no zoo: give zoos, read_zoos or sparse_zoos")
+        if varied := [zoo.name for zoo in self.zoos if zoo.factors.width]:
+            raise ValueError(
+                f"zoo {varied[0]!r} varies its width, and tokens are of one architecture: leave factors.width out, set "
+                "network.width, and give a zoo for each width"
+            )
         uses = [(f"composition {c.name!r}", s.zoo) for c in self.compositions for s in c.slices]
         uses += [(f"target {t.name!r}", t.zoo) for t in self.targets if t.zoo]
         for where, zoo in uses:

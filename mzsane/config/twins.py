@@ -63,3 +63,13 @@ class TwinsConfig(Config):
         if list(shares) != sorted(set(shares)) or not (shares[0] > 0 and shares[-1] < 1):
             raise ValueError(f"sparsity must rise between 0 and 1, not {list(shares)}")
         return self
+
+    @model_validator(mode="after")
+    def _check_use(self) -> "TwinsConfig":
+        unused = ("threshold",) if self.method == "magnitude" else ("scope", "sparsity")
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no meaning for method {self.method}: leave it out")
+        if self.zoo.factors.width:
+            raise ValueError("twins are made of a zoo of one width: leave zoo.factors.width out, set zoo.network.width")
+        return self

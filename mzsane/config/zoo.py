@@ -11,7 +11,10 @@ from mzsane.config.images import ImagesConfig
 
 ARCHITECTURES = ("cnn-s", "cnn-l", "mlp", "resnet18", "vit")
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "silu", "sigmoid"]
-Initialisation = Literal["kaiming_uniform", "xavier_uniform", "kaiming_normal", "xavier_normal", "uniform", "normal"]
+OWN = "own"  # the initialisation that keeps what a factory made
+Initialisation = Literal[
+    "kaiming_uniform", "xavier_uniform", "kaiming_normal", "xavier_normal", "uniform", "normal", "own"
+]
 Optimizer = Literal["adam", "adamw", "sgd", "rmsprop"]
 
 
@@ -41,9 +44,16 @@ class NetworkConfig(Config):
             raise ValueError(f"width has no meaning for {self.architecture}: leave it out")
         if self.width is not None and self.architecture == "vit" and self.width % 4:
             raise ValueError(f"width of a vit must be a multiple of its 4 heads, not {self.width}")
-        if self.dropout and (self.architecture == "resnet18" or ":" in self.architecture):
+        if self.dropout and (self.architecture == "resnet18" or self.is_factory):
             raise ValueError(f"dropout has no meaning for {self.architecture}: leave it out")
+        if self.is_factory and self.activation != type(self).model_fields["activation"].default:
+            raise ValueError(f"activation has no meaning for {self.architecture}, which decides itself: leave it out")
         return self
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the architecture is a factory of the user's."""
+        return ":" in self.architecture
 
 
 class RecipeConfig(Config):
@@ -51,7 +61,8 @@ class RecipeConfig(Config):
 
     initialisation: Initialisation = Field(
         "kaiming_uniform",
-        description="initial distribution of the weights (uniform: 0..1, normal: deviation 1); biases start at 0.01",
+        description="initial distribution of the weights (uniform: 0..1, normal: deviation 1); biases start at 0.01. A "
+        "factory's networks start as it made them (own) if nothing else is said",
     )
     optimizer: Optimizer = Field("adam", description="sgd has momentum 0.9")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="step size, the peak of it under one-cycle")
@@ -111,15 +122,44 @@ class ZooConfig(RecipeConfig, _PopulationConfig):
     )
     seed: int = Field(0, ge=0, description="root seed of the population")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_start(cls, data: Any) -> Any:
+        """Let a factory's networks start as it made them, unless another start is asked for."""
+        network = data.get("network") if isinstance(data, dict) else None
+        name = network.get("architecture") if isinstance(network, dict) else getattr(network, "architecture", None)
+        if isinstance(name, str) and ":" in name:
+            return {"initialisation": OWN} | data
+        return data
+
     @model_validator(mode="after")
     def _check_epochs(self) -> "ZooConfig":
         if self.keep_epochs > self.epochs:
             raise ValueError(f"keep_epochs ({self.keep_epochs}) cannot be more than epochs ({self.epochs})")
+        if self.initial_weights is not None and self.initial_weights > self.models:
+            raise ValueError(
+                f"initial_weights ({self.initial_weights}) cannot be more than models ({self.models}): leave it out, "
+                "and each has a start of its own"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_factors(self) -> "ZooConfig":
         levels = self.factors.levels()
+        for name in ("activation", "dropout", "width") if self.network.is_factory else ():
+            if name in levels:
+                raise ValueError(
+                    f"factors.{name} has no meaning for {self.network.architecture}, which decides itself: leave it out"
+                )
+        for name, values in levels.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"factors.{name} has a level twice: {list(values)}")
+        if self.factors.design == "random" and not levels:
+            raise ValueError("factors.design random needs factors that vary: give some, or leave design out")
+        if not self.network.is_factory and OWN in (self.initialisation, *levels.get("initialisation", ())):
+            raise ValueError(
+                f"initialisation {OWN} is for factories, {self.network.architecture} has none: choose another"
+            )
         combinations = prod(map(len, levels.values()))
         if self.factors.design == "grid" and self.models % combinations:
             raise ValueError(

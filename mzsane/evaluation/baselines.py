@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ImagesConfig, NetworkConfig
-from mzsane.sampling.decoding import INITIALISATION
+from mzsane.sampling.decoding import choose_initialisation
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import read_weights
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.architectures import start_network
 from mzsane.zoo.images import load_images
 
 
@@ -98,12 +98,12 @@ def draw_from_statistics(anchors_AP: Tensor, layout: TokenLayout, count: int, ge
 def draw_random_models(
     network: NetworkConfig, images: ImagesConfig, layout: TokenLayout, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw freshly initialised models (Kaiming uniform, biases 0.01): flat weights (count, P)."""
+    """Draw new models (Kaiming uniform, biases 0.01; or as their factory starts them): flat weights (count, P)."""
     dataset = load_images(images)
+    sizes = (dataset.channels, dataset.classes, dataset.size)
     models = []
     for _ in range(count):
-        model = build_network(network, dataset.channels, dataset.classes, dataset.size)
-        initialise_network(model, INITIALISATION, generator)
+        model = start_network(network, *sizes, choose_initialisation(network), generator)
         models.append(read_weights(layout, model))
     return torch.stack(models)
 

@@ -118,7 +118,9 @@ def _find_steep(
             logits_K = run(flat_P, image_CHW[None])[0]
             return logits_K[1:] - logits_K[0]
 
-        rows_NKP: Tensor = vmap(jacrev(contrast), in_dims=(None, 0), chunk_size=_CHUNK)(flat_P, images_NCHW)
+        rows_NKP: Tensor = vmap(jacrev(contrast), in_dims=(None, 0), randomness="same", chunk_size=_CHUNK)(
+            flat_P, images_NCHW
+        )
         return rows_NKP.flatten(0, 1)
     rows = []
     for some_NCHW in images_NCHW.tensor_split(min(directions, count)):

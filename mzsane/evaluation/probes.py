@@ -36,6 +36,7 @@ from mzsane.evaluation.trajectory import LEAST_EPOCHS, MOST_EPOCHS, count_paths,
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
+from mzsane.steady import steady
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable, read_tokens
@@ -98,6 +99,7 @@ def plan_probes(backbone: ArtifactRef, slices: Sequence[TokenSlice], others: Seq
     return Work("probes", VERSION, {"seed": seed}, inputs, seed=seed)
 
 
+@steady
 def probe_backbone(
     backbone: ArtifactRef,
     slices: Sequence[TokenSlice],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
+from mzsane.device import choose_device
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
@@ -28,6 +29,7 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import lay_out_target
 from mzsane.sampling.draw import Target, read_populations
+from mzsane.steady import steady
 from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations
@@ -35,6 +37,7 @@ from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import ImageDataset, load_images
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.subject import choose_network
 
 VERSION = 7
@@ -59,6 +62,7 @@ def plan_scores(
     return Work("scores", VERSION, settings, {"samples": samples}, seed=seed)
 
 
+@steady
 def score_samples(
     config: EvaluationConfig,
     sampling: SamplingConfig,
@@ -115,7 +119,7 @@ def score_samples(
             _compare_populations(known, scored, Scored("zoo", scorer.sees, populations["originals"], zoo_card))
         ),
     }
-    return store.publish(work, files, counts={"scores": len(scorer.rows)})
+    return store.publish(work, files, counts={"scores": len(scorer.rows), **_made_by(execution)})
 
 
 def _add_best_model(scorer: Scorer, known: KnownModels | None, tables: Mapping[int, TokenTable]) -> None:
@@ -180,6 +184,7 @@ def plan_baselines(
     return Work("baselines", VERSION, settings, inputs, seed=seed)
 
 
+@steady
 def score_baselines(
     config: EvaluationConfig,
     target: Target,
@@ -229,7 +234,9 @@ def score_baselines(
     generator = make_generator(seed, "baselines", "random_init")
     fresh_NP = draw_random_models(target.network, target.images, layout, count, generator)
     scorer.add("random_init", fresh_NP, tuned=count)
-    return store.publish(work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows)})
+    return store.publish(
+        work, {"scores.parquet": to_parquet(scorer.table())}, counts={"scores": len(scorer.rows), **_made_by(execution)}
+    )
 
 
 def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images: ImageDataset) -> None:
@@ -267,5 +274,11 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
             scorer.add("distilled_init", found.flat_SP, made, tuned=0)
 
 
+def _made_by(execution: ExecutionConfig | None) -> dict[str, str | int]:
+    """Return what of the execution changes last bits."""
+    return {"device": choose_device((execution or ExecutionConfig()).device).type, "threads": torch.get_num_threads()}
+
+
 def _describe(target: Target) -> dict[str, object]:
-    return {"network": target.network.recipe(), "images": pin_images(target.images).recipe()}
+    code = name_code(target.network, target.images)
+    return {"network": target.network.recipe(), "images": pin_images(target.images).recipe(), **code}

@@ -23,10 +23,12 @@ from mzsane.errors import ConfigError
 from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
+from mzsane.randomness import seed_globally
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import load_weights, name_weights, share_buffers
-from mzsane.zoo.architectures import build_network
+from mzsane.zoo.architectures import build_network, choose_memory_format
 from mzsane.zoo.conditioning import condition_statistics, has_statistics
+from mzsane.zoo.fit import MEASURE_SEED
 from mzsane.zoo.fit_batched import BatchedModels
 from mzsane.zoo.images import ImageDataset, load_images
 from mzsane.zoo.subject import choose_network
@@ -201,7 +203,8 @@ def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -
 def predict_one(network: nn.Module, images_NCHW: Tensor) -> Tensor:
     """Return the logarithms of a network's probabilities for images, (N, K), in evaluation mode."""
     network.eval()
-    logits_NK = torch.cat([network(batch) for batch in images_NCHW.split(_BATCH)])
+    with seed_globally(MEASURE_SEED):
+        logits_NK = torch.cat([network(batch) for batch in images_NCHW.split(_BATCH)])
     return functional.log_softmax(logits_NK, dim=1)
 
 
@@ -209,21 +212,23 @@ def predict_one(network: nn.Module, images_NCHW: Tensor) -> Tensor:
 def predict_batched(models: BatchedModels, images_NCHW: Tensor) -> Tensor:
     """Return the logarithms of all models' probabilities for images, (B, N, K), in evaluation mode."""
     models.network.eval()
-    logits_BNK = torch.cat([models.forward(batch, shared=True) for batch in images_NCHW.split(_BATCH)], dim=1)
+    with seed_globally(MEASURE_SEED, images_NCHW.device):
+        logits_BNK = torch.cat([models.forward(batch, shared=True) for batch in images_NCHW.split(_BATCH)], dim=1)
     return functional.log_softmax(logits_BNK, dim=2)
 
 
 def prepare_network(models: ModelSet, images: ImageDataset) -> nn.Module:
-    """Return a network for `load_model`, of models of one network, whose convolutions have their channels last."""
+    """Return a network for `load_model`, of models of one network, laid out as is fast on a CPU."""
     (config,) = models.group_networks() or [models.network]
     network = build_network(config, images.channels, images.classes, images.size)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
+    layout = choose_memory_format(network)
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's overloads
     return network
 
 
 def _predict_looping(models: ModelSet, images: ImageDataset, split: str) -> Tensor:
     network = prepare_network(models, images)
-    images_NCHW = images.splits[split].images_NCHW.contiguous(memory_format=torch.channels_last)
+    images_NCHW = images.splits[split].images_NCHW.contiguous(memory_format=choose_memory_format(network))
     found = []
     for flat_P in models.flat_NP:
         load_model(models, flat_P, network, images)

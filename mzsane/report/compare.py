@@ -11,7 +11,7 @@ have something to say.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import compress
 from typing import Any
 
@@ -26,6 +26,7 @@ from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
 from mzsane.report.cells import ROW_SCHEMA
 from mzsane.report.convergence import measure_convergence
+from mzsane.report.differences import find_differences
 from mzsane.report.findings import Findings
 from mzsane.report.intervals import Interval, measure_interval
 from mzsane.report.latents import LATENT_SCHEMA, map_latents
@@ -33,6 +34,7 @@ from mzsane.report.page import render_report
 from mzsane.report.pictures import draw_pictures
 from mzsane.report.run_facts import describe_run
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares
+from mzsane.steady import steady
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 
@@ -67,6 +69,7 @@ def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
     return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json")}, inputs)
 
 
+@steady
 def compare(
     config: AblationConfig,
     arms: Sequence[ArmParts],
@@ -95,6 +98,7 @@ def compare(
     latents = pl.concat([arm_latents(config, arm, store) for arm in choose_mapped(config, arms)])
     probes = pl.concat([arm_probes(config, arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
+    differences = find_differences({arm.name: [arm.backbone, *arm.scores.values()] for arm in arms}, store)
     sink.progress(1, 4, "parts: measurements gathered")
     found_out = analyse(config.questions, rows, models, convergence)
     sink.progress(2, 4, "parts: effects and duels computed")
@@ -115,7 +119,7 @@ def compare(
         latents=latents,
         probes=probes,
         provenance=provenance,
-        facts=describe_run(started),
+        facts=replace(describe_run(started), differences=tuple(differences)),
     )
     answers = [answer.to_json() for answer in found_out.answers]
     frames = {
@@ -139,7 +143,11 @@ def compare(
         **pictures,
     }
     sink.progress(4, 4, "parts: page written")
-    return store.publish(work, files, counts={"arms": len(arms), "measurements": len(rows)})
+    return store.publish(
+        work,
+        files,
+        counts={"arms": len(arms), "measurements": len(rows), **({"differences": differences} if differences else {})},
+    )
 
 
 def read_answers(comparison: Artifact) -> tuple[list[Answer], Findings]:

@@ -45,19 +45,21 @@ class Facts:
         commit: Of the code; None if it is not known.
         machine: In words.
         minutes: That the ablation took; None if it is not known.
+        differences: In what of how they were computed arms differ.
     """
 
     date: str = ""
     commit: str | None = None
     machine: str = ""
     minutes: float | None = None
+    differences: tuple[str, ...] = ()
 
     @property
     def texts(self) -> list[str]:
         """The facts for people, those that are known."""
         found = [self.date, f"commit {self.commit[:10]}" if self.commit else "", self.machine]
         found.append("" if self.minutes is None else f"{self.minutes:.1f} minutes")
-        return [text for text in found if text]
+        return [text for text in (*found, *self.differences) if text]
 
 
 def render_report(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from mzsane.artifacts import Artifact
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.config import ImagesConfig, NetworkConfig
+from mzsane.config.zoo import OWN
 from mzsane.randomness import make_generator
 from mzsane.tokens.fitting import needs_head
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import find_buffers
 from mzsane.tokens.windows import check_positions
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.zoo.architectures import build_network, initialise_network, start_network
 from mzsane.zoo.conditioning import has_statistics
 from mzsane.zoo.images import load_images
 
@@ -53,6 +54,7 @@ class Decoder:
         self.seed = seed
         self.model, self.config = load_backbone(backbone)
         self.latent_dim = self.config.latent_dim
+        self.architecture, self.classes = network, dataset.classes
         self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)
         self.image_shape = (dataset.channels, dataset.size, dataset.size)
         self.layout = lay_out_target(self.network, known, known[0])
@@ -77,14 +79,18 @@ class Decoder:
         if not self.new_head:
             return flat_BP
         head = self.layout.layers[-1]
-        module = self.network.get_submodule(head.name)
         generator = make_generator(self.seed, "samples", "head", *names)
         flat_BP = flat_BP.clone()
         for flat_P in flat_BP:
-            initialise_network(module, INITIALISATION, generator)
+            if self.architecture.is_factory:
+                channels, _, size = self.image_shape
+                fresh = start_network(self.architecture, channels, self.classes, size, OWN, generator)
+            else:
+                fresh = self.network
+                initialise_network(self.network.get_submodule(head.name), INITIALISATION, generator)
             for entry in head.entries:
                 offset = self.layout.offsets[entry.name]
-                value = self.network.state_dict()[entry.name]
+                value = fresh.state_dict()[entry.name]
                 flat_P[offset : offset + entry.size] = value.flatten()
         return flat_BP
 
@@ -111,6 +117,11 @@ def lay_out_target(network: nn.Module, known: Sequence[TokenLayout], like: Token
         if _list_shapes(layout) == _list_shapes(own):
             return layout
     return TokenLayout.from_network(network, like.token_dim, like.running_statistics)
+
+
+def choose_initialisation(network: NetworkConfig) -> str:
+    """Return how new networks of an architecture start."""
+    return OWN if network.is_factory else INITIALISATION
 
 
 def _list_shapes(layout: TokenLayout) -> set[tuple[str, tuple[int, ...]]]:

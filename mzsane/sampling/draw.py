@@ -53,11 +53,13 @@ from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
+from mzsane.steady import steady
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.image_content import pin_images
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.subject import choose_network
 
 VERSION = 7
@@ -94,12 +96,14 @@ def plan_samples(
         "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
         "network": target.network.recipe(),
         "images": pin_images(target.images).recipe(),
+        **name_code(target.network, target.images),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }
     return Work("samples", VERSION, settings, inputs, seed=seed)
 
 
+@steady
 def draw_samples(
     config: SamplingConfig,
     target: Target,

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mzsane.appearance import draw_png
 from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
-from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
+from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
+from mzsane.steady import steady
 from mzsane.tokens.agreement import choose_token_dim
 from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
@@ -29,8 +30,8 @@ from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import plan_zoo
+from mzsane.zoo.shapes import find_shape
 from mzsane.zoo.shards import read_index, read_shard
 
 VERSION = 4
@@ -51,18 +52,27 @@ def fix_token_dim(config: TokensConfig, zoos: Sequence[AnyZooConfig]) -> TokensC
     for zoo in zoos:
         if zoo.network is None or zoo.images is None:
             raise ConfigError(f"tokens.token_dim must be given: the network and images of zoo {zoo.name!r} are not")
-        images = load_images(zoo.images)
-        network = build_network(zoo.network, images.channels, images.classes, images.size)
+        network = build_network(zoo.network, *find_shape(zoo.images))
         layouts.append(TokenLayout.from_network(network, 1, config.running_statistics))
     return config.model_copy(update={"token_dim": choose_token_dim(layouts)})
 
 
 def plan_tokens(config: TokensConfig, zoo: AnyZooConfig) -> Work:
-    """Name the work of tokenizing a zoo."""
+    """Name the work of tokenizing a zoo.
+
+    Raises:
+        ConfigError: it has several architectures, or a token width is to be chosen and its architecture is not given.
+    """
+    if isinstance(zoo, ZooConfig) and zoo.factors.width:
+        raise ConfigError(
+            f"zoo {zoo.name!r} varies its width, and tokens are of one architecture: leave factors.width out, set "
+            "network.width, and make a zoo for each width"
+        )
     config = fix_token_dim(config, [zoo])
     return Work("tokens", VERSION, config.recipe(), {"zoo": plan_zoo(zoo).ref}, seed=config.split_seed)
 
 
+@steady
 def build_tokens(
     config: TokensConfig,
     zoo: AnyZooConfig,

@@ -1,16 +1,18 @@
-"""The networks that zoos are made of, with the published zoos' names of layers, and factories of one's own.
+"""The networks that zoos are made of, with the published zoos' names of layers, and how their weights start.
 
 Suffixes: N images, C channels, H height, W width, K classes, T patches, M model width.
 """
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from mzsane.config import NetworkConfig
+from mzsane.config.zoo import OWN
 from mzsane.errors import ConfigError
+from mzsane.randomness import draw_seed
+from mzsane.zoo.factories import call_factory
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -28,6 +30,12 @@ _INITIALISERS: dict[str, Callable[..., Tensor]] = {
     "uniform": nn.init.uniform_,
     "normal": nn.init.normal_,
 }
+_DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
 _INITIAL_BIAS = 0.01
 _EMBEDDING_DEVIATION = 0.02
 _PATCH = 4  # pixels
@@ -143,8 +151,8 @@ class ViT(nn.Module):
         return logits_NK
 
 
-def build_network(config: NetworkConfig, channels: int, classes: int, size: int = 28) -> nn.Module:
-    """Build a network with undefined weights; no global random state is touched.
+def build_network(config: NetworkConfig, channels: int, classes: int, size: int = 28, seed: int = 0) -> nn.Module:
+    """Build a network with undefined weights, or those that its factory gives it; no global random state is touched.
 
     `cnn-s` takes 28x28 images and has 2,464 weights at one channel and ten classes, `cnn-l` takes 32x32 images and has
     10,853 at three channels ("Model Zoos", arXiv 2209.14764).
@@ -154,12 +162,13 @@ def build_network(config: NetworkConfig, channels: int, classes: int, size: int 
         channels: colour channels of an image.
         classes: number of outputs.
         size: height and width of an image, pixels.
+        seed: of what a factory draws.
 
     Raises:
         ConfigError: the architecture does not take images of that size, or its factory cannot be found or fails.
     """
-    if ":" in config.architecture:
-        return _call_factory(config.architecture, channels, classes)
+    if config.is_factory:
+        return call_factory(config.architecture, channels, classes, size, seed)
     needed = _IMAGE_SIZES.get(config.architecture, size)
     if size != needed:
         raise ConfigError(
@@ -177,25 +186,61 @@ def build_network(config: NetworkConfig, channels: int, classes: int, size: int 
     return network
 
 
+def start_network(
+    config: NetworkConfig, channels: int, classes: int, size: int, initialisation: str, generator: torch.Generator
+) -> nn.Module:
+    """Build a network whose weights are as a training finds them, drawn from an explicit generator.
+
+    With `own` they are those that its factory gives it, buffers included.
+
+    Raises:
+        ConfigError: as `build_network` and `initialise_network`.
+    """
+    if initialisation == OWN:
+        return build_network(config, channels, classes, size, draw_seed(generator))
+    network = build_network(config, channels, classes, size)
+    initialise_network(network, initialisation, generator)
+    return network
+
+
 def initialise_network(network: nn.Module, initialisation: str, generator: torch.Generator) -> None:
     """Draw a network's initial weights in place from an explicit generator.
 
     Weights of linear and convolution layers are drawn, their biases become 0.01; norms start at scale 1 and shift 0;
-    other parameters (positions) are N(0, 0.02).
+    the positions of a vit are N(0, 0.02).
+
+    Raises:
+        ConfigError: the network has other weights, of which nothing is known.
     """
     initialise = _INITIALISERS[initialisation]
     with torch.no_grad():
-        for module in network.modules():
+        for place, module in network.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                known = name in ("weight", "bias")
+                if isinstance(module, _DRAWN) and known:
                     if name == "weight":
                         initialise(parameter, generator=generator)
                     else:
                         parameter.fill_(_INITIAL_BIAS)
-                elif name in ("weight", "bias") and parameter.ndim == 1:
+                elif isinstance(module, _NORMS) and known:
                     parameter.fill_(1.0 if name == "weight" else 0.0)
-                else:
+                elif isinstance(module, ViT):
                     parameter.normal_(0, _EMBEDDING_DEVIATION, generator=generator)
+                else:
+                    raise ConfigError(
+                        f"initialisation {initialisation} knows linear and convolution layers and norms, not the "
+                        f"{name} of {type(module).__name__} {place or '(the network itself)'}: leave initialisation "
+                        f"out or set it to {OWN}, so that the factory's own start is kept"
+                    )
+
+
+def choose_memory_format(network: nn.Module) -> torch.memory_format:
+    """Return how a loop on a CPU lays out convolutions and images.
+
+    Channels last is faster, but a factory's network may look at its images in a way that cannot be had then (`view`).
+    """
+    ours = type(network) in (Chain, ResNet18, ViT)
+    return torch.channels_last if ours else torch.contiguous_format
 
 
 def _act(config: NetworkConfig) -> nn.Module:
@@ -248,20 +293,3 @@ _BUILDERS: dict[str, Callable[[NetworkConfig, int, int, int], nn.Module]] = {
     "vit": _build_vit,
 }
 _IMAGE_SIZES = {"cnn-s": 28, "cnn-l": 32}  # height and width that an architecture is made for, pixels
-
-
-def _call_factory(address: str, channels: int, classes: int) -> nn.Module:
-    """Call `package.module:factory(channels=..., classes=...)`."""
-    module_name, _, name = address.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"architecture {address!r} cannot be imported: {error}") from None
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
-        try:
-            network = factory(channels=channels, classes=classes)
-        except Exception as error:
-            raise ConfigError(f"architecture {address!r} failed: {type(error).__name__}: {error}") from None
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"architecture {address!r} made a {type(network).__name__}, not a torch.nn.Module")
-    return network

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import RecipeConfig
+from mzsane.randomness import draw_seed, peek_seed, seed_globally
+from mzsane.zoo.architectures import choose_memory_format
 from mzsane.zoo.images import ImageSplit
 
 MOMENTUM = 0.9
+MEASURE_SEED = 0  # of networks that draw random numbers when they are measured too
 _MEASURE_BATCH = 512  # images
 _WARMUP = 0.3  # share of the steps in which the one-cycle rate rises
 _LOWEST = 0.04  # where the one-cycle rate starts and ends, of its peak
@@ -28,28 +31,30 @@ def fit_epochs(
 ) -> Iterator[None]:
     """Train a network in place with cross-entropy, for as many epochs as the caller asks for.
 
+    Whatever the network draws at random in an epoch, it draws from global generators that are seeded for that epoch.
+
     Args:
         network: the network.
         split: its training images.
         recipe: optimizer, learning rate, its schedule, weight decay and batch size.
-        generator: for the order of the images, and dropout.
+        generator: for the order of the images, and the seeds of what the network draws.
         epochs: length of the one-cycle schedule.
 
     Yields:
         None after each epoch. The last, smaller batch of an epoch is used.
     """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
+    memory_format = choose_memory_format(network)
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing in torch's overloads
     optimizer = _build_optimizer(network, recipe)
-    images_NCHW = split.images_NCHW.contiguous(memory_format=torch.channels_last)
+    images_NCHW = split.images_NCHW.contiguous(memory_format=memory_format)
+    # Only nn.Dropout takes its seed out of the stream: that of networks without it stays as it was.
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
     steps = (epochs or 1) * math.ceil(len(images_NCHW) / recipe.batch_size)
     step = 0
     while True:
         network.train()
         order = torch.randperm(len(images_NCHW), generator=generator)
-        with torch.random.fork_rng(devices=[], enabled=drops):
-            if drops:  # dropout knows only the global generator
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        with seed_globally(draw_seed(generator) if drops else peek_seed(generator)):
             for batch in order.split(recipe.batch_size):
                 if recipe.schedule == "one-cycle":
                     for group in optimizer.param_groups:
@@ -89,12 +94,12 @@ def measure(network: nn.Module, split: ImageSplit) -> tuple[float, float]:
     """Return the mean cross-entropy (nats; infinite if not a number) and accuracy (0..1) in evaluation mode."""
     network.eval()
     loss, correct = 0.0, 0
-    for images_NCHW, labels_N in zip(
-        split.images_NCHW.split(_MEASURE_BATCH), split.labels_N.split(_MEASURE_BATCH), strict=True
-    ):
-        logits_NK = network(images_NCHW)
-        loss += functional.cross_entropy(logits_NK, labels_N, reduction="sum").item()
-        correct += int((logits_NK.argmax(dim=1) == labels_N).sum())
+    batches = zip(split.images_NCHW.split(_MEASURE_BATCH), split.labels_N.split(_MEASURE_BATCH), strict=True)
+    with seed_globally(MEASURE_SEED):
+        for images_NCHW, labels_N in batches:
+            logits_NK = network(images_NCHW)
+            loss += functional.cross_entropy(logits_NK, labels_N, reduction="sum").item()
+            correct += int((logits_NK.argmax(dim=1) == labels_N).sum())
     mean = loss / len(split.labels_N)
     return mean if math.isfinite(mean) else math.inf, correct / len(split.labels_N)
 

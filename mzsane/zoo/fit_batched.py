@@ -2,7 +2,8 @@
 
 The models' weights are the rows of one matrix; the forward pass is vectorised over them (`torch.func.vmap`). They share
 architecture, batch size, number of images, optimizer and schedule; rates, labels, order of images and start are their
-own. The same arithmetic as `zoo.fit`, model by model, within float tolerance (dropout masks aside).
+own. The same arithmetic as `zoo.fit`, model by model, within float tolerance. What networks draw at random (dropout
+masks) is seeded for each epoch too, but by the first model for all: it is the same again for the same chunk of models.
 
 Suffixes: B models, P weights of a model, N images, S images in a step, C channels, H height, W width, K classes.
 """
@@ -17,10 +18,15 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from mzsane.config import RecipeConfig
-from mzsane.zoo.fit import MOMENTUM, one_cycle
+from mzsane.randomness import peek_seed, seed_globally
+from mzsane.zoo.fit import MEASURE_SEED, MOMENTUM, one_cycle
 from mzsane.zoo.images import ImageSplit
 
 _MEASURE_BATCH = 256  # images
+_MOST_MODELS = 512
+_USED = 0.6  # share of a GPU's memory that is counted on
+_WEIGHT_COPIES = 8  # weights, gradient, two moments, and what an update holds beside them
+_BACKWARD = 2.5  # what a step takes, in what the forward pass keeps for the backward one
 _BETAS, _RMS_ALPHA, _EPS = (0.9, 0.999), 0.99, 1e-8
 
 
@@ -85,6 +91,27 @@ def find_obstacle(network: nn.Module, images_NCHW: Tensor) -> str | None:
     return None
 
 
+def count_models(network: nn.Module, images_SCHW: Tensor, memory: int) -> int:
+    """Return how many models can be trained together.
+
+    Args:
+        network: one of them, on the CPU.
+        images_SCHW: the images of a step.
+        memory: of the GPU, bytes.
+    """
+    kept = 0
+
+    def count(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel() * value.element_size()
+        return value
+
+    with seed_globally(MEASURE_SEED), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        network.train()(images_SCHW)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    return max(1, min(_MOST_MODELS, int(_USED * memory / (_WEIGHT_COPIES * weights + _BACKWARD * kept))))
+
+
 def fit_epochs_batched(
     models: BatchedModels,
     splits: Sequence[ImageSplit],
@@ -98,7 +125,7 @@ def fit_epochs_batched(
         models: the models.
         splits: each model's training images, on the models' device; equally many for all.
         recipes: each model's recipe.
-        generators: each model's generator, for the order of its images.
+        generators: each model's generator, for the order of its images; the first one's for what networks draw.
         epochs: length of the one-cycle schedule.
     """
     recipe, device = recipes[0], models.flat_BP.device
@@ -108,24 +135,29 @@ def fit_epochs_batched(
     labels_BN = torch.stack([split.labels_N for split in splits])
     rows_B1 = torch.arange(len(recipes), device=device)[:, None]
     rate_B1 = torch.tensor([[r.learning_rate] for r in recipes], device=device)
-    update = _Update(recipe.optimizer, models.flat_BP, torch.tensor([[r.weight_decay] for r in recipes], device=device))
+    decay_B1 = torch.tensor([[r.weight_decay] for r in recipes], device=device)
+    parts = [p.new_full((p.numel(),), p.requires_grad) for p in models.network.parameters()]
+    trained_P = torch.cat(parts).to(device)  # 0 where the network has frozen weights
+    frozen = not bool(trained_P.all())
+    update = _Update(recipe.optimizer, models.flat_BP, decay_B1 * trained_P if frozen else decay_B1)
     steps, step = epochs * math.ceil(count / recipe.batch_size), 0
     while True:
         models.network.train()
         order_BN = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
-        for batch_BS in order_BN.split(recipe.batch_size, dim=1):
-            images = pool[batch_BS] if one_pool else pool[rows_B1, batch_BS]
-            logits_BSK = models.forward(images, shared=False)
-            loss = (
-                functional.cross_entropy(
-                    logits_BSK.flatten(0, 1), labels_BN.gather(1, batch_BS).flatten(), reduction="sum"
-                )
-                / batch_BS.shape[1]
-            )  # the sum of the models' mean losses: each model's gradient is its own
-            (gradient_BP,) = torch.autograd.grad(loss, models.flat_BP)
-            share = one_cycle(step, steps) if recipe.schedule == "one-cycle" else 1.0
-            update.apply(gradient_BP, rate_B1 * share)
-            step += 1
+        with seed_globally(peek_seed(generators[0]), device):
+            for batch_BS in order_BN.split(recipe.batch_size, dim=1):
+                images = pool[batch_BS] if one_pool else pool[rows_B1, batch_BS]
+                logits_BSK = models.forward(images, shared=False)
+                loss = (
+                    functional.cross_entropy(
+                        logits_BSK.flatten(0, 1), labels_BN.gather(1, batch_BS).flatten(), reduction="sum"
+                    )
+                    / batch_BS.shape[1]
+                )  # the sum of the models' mean losses: each model's gradient is its own
+                (gradient_BP,) = torch.autograd.grad(loss, models.flat_BP)
+                share = one_cycle(step, steps) if recipe.schedule == "one-cycle" else 1.0
+                update.apply(gradient_BP * trained_P if frozen else gradient_BP, rate_B1 * share)
+                step += 1
         yield
 
 
@@ -135,13 +167,13 @@ def measure_batched(models: BatchedModels, split: ImageSplit) -> list[tuple[floa
     models.network.eval()
     loss_B = torch.zeros(len(models.flat_BP), device=models.flat_BP.device, dtype=torch.float64)
     correct_B = torch.zeros_like(loss_B)
-    for images_SCHW, labels_S in zip(
-        split.images_NCHW.split(_MEASURE_BATCH), split.labels_N.split(_MEASURE_BATCH), strict=True
-    ):
-        logits_BSK = models.forward(images_SCHW, shared=True)
-        labels_BS = labels_S.expand(len(loss_B), -1)
-        loss_B += functional.cross_entropy(logits_BSK.transpose(1, 2), labels_BS, reduction="none").sum(dim=1)
-        correct_B += (logits_BSK.argmax(dim=2) == labels_BS).sum(dim=1)
+    batches = zip(split.images_NCHW.split(_MEASURE_BATCH), split.labels_N.split(_MEASURE_BATCH), strict=True)
+    with seed_globally(MEASURE_SEED, models.flat_BP.device):
+        for images_SCHW, labels_S in batches:
+            logits_BSK = models.forward(images_SCHW, shared=True)
+            labels_BS = labels_S.expand(len(loss_B), -1)
+            loss_B += functional.cross_entropy(logits_BSK.transpose(1, 2), labels_BS, reduction="none").sum(dim=1)
+            correct_B += (logits_BSK.argmax(dim=2) == labels_BS).sum(dim=1)
     count = len(split.labels_N)
     mean_B = (loss_B / count).nan_to_num(nan=math.inf, posinf=math.inf)
     return list(zip(mean_B.tolist(), (correct_B / count).tolist(), strict=True))
@@ -150,8 +182,8 @@ def measure_batched(models: BatchedModels, split: ImageSplit) -> list[tuple[floa
 class _Update:
     """An optimizer's step on the rows of a matrix, each with its own rate; the formulas of `torch.optim`."""
 
-    def __init__(self, optimizer: str, flat_BP: Tensor, decay_B1: Tensor) -> None:
-        self.optimizer, self.flat_BP, self.decay_B1 = optimizer, flat_BP, decay_B1
+    def __init__(self, optimizer: str, flat_BP: Tensor, decay_BP: Tensor) -> None:
+        self.optimizer, self.flat_BP, self.decay_BP = optimizer, flat_BP, decay_BP
         self.first_BP, self.second_BP = torch.zeros_like(flat_BP.detach()), torch.zeros_like(flat_BP.detach())
         self.step = 0
 
@@ -160,9 +192,9 @@ class _Update:
         """Change the weights by one step."""
         self.step += 1
         if self.optimizer == "adamw":
-            self.flat_BP.mul_(1 - rate_B1 * self.decay_B1)
+            self.flat_BP.mul_(1 - rate_B1 * self.decay_BP)
         else:
-            gradient_BP = gradient_BP + self.decay_B1 * self.flat_BP
+            gradient_BP = gradient_BP + self.decay_BP * self.flat_BP
         if self.optimizer in ("adam", "adamw"):
             self.first_BP.lerp_(gradient_BP, 1 - _BETAS[0])
             self.second_BP.mul_(_BETAS[1]).addcmul_(gradient_BP, gradient_BP, value=1 - _BETAS[1])

@@ -19,12 +19,15 @@ from torch.nn import functional
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
+from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.randomness import make_generator
+from mzsane.randomness import make_generator, peek_seed, seed_globally
+from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
+from mzsane.zoo.factories import say_error
 from mzsane.zoo.fit import fit_epochs, measure_splits
-from mzsane.zoo.images import ImageSplit, load_images
+from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shards import ShardContent, hash_weights, iterate_weights, write_shards
 from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo
@@ -48,6 +51,7 @@ def plan_twins(config: TwinsConfig) -> Work:
     return Work("zoo", VERSION, {"twins": settings}, {"zoo": plan_zoo(config.zoo).ref}, seed=config.seed)
 
 
+@steady
 def sparsify_zoo(
     config: TwinsConfig,
     store: ArtifactStore,
@@ -57,11 +61,14 @@ def sparsify_zoo(
     """Make the sparse twins of a trained zoo, or open them when that was done before; resumes at the chunk.
 
     Raises:
+        ConfigError: the networks cannot be made sparse.
         WorkerError: a worker process was killed.
     """
     work = plan_twins(config)
     if found := store.find(work.ref):
         return found
+    images = load_images(config.zoo.images)
+    check_twins(config, images)
     networks = {f"{plan.number:06d}": (plan.number, plan.network) for plan in plan_models(config.zoo)}
     last: dict[str, dict[str, Tensor]] = {}
     for rows, weights in iterate_weights(store.open(work.inputs["zoo"])):
@@ -75,7 +82,36 @@ def sparsify_zoo(
     parts = write_shards(work, chunks, sizes, _sparsify_chunk, store, execution, sink, "models")
     facts = {"twins of": str(work.inputs["zoo"]), "method": config.method, "epochs after each step": config.epochs}
     card = draw_card(parts, facts, load_images(config.zoo.images))
-    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
+    return store.publish(
+        work, {**parts.files(), **write_subject(config), **card}, parts.counts() | {"engine": "loop", "device": "cpu"}
+    )
+
+
+def check_twins(config: TwinsConfig, images: ImageDataset) -> None:
+    """Check that networks can be made sparse, before any is trained.
+
+    Raises:
+        ConfigError: they have no linear or convolution layers whose weights are their own, or variational dropout
+            cannot take the place of these.
+    """
+    network = build_network(config.network, images.channels, images.classes, images.size)
+    which = f"{config.network.architecture} cannot be made sparse"
+    layers = [item for item in network.named_modules() if isinstance(item[1], nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ConfigError(f"{which}: it has no linear or convolution layer (torch.nn.Linear, torch.nn.Conv2d)")
+    for name, layer in layers:
+        if "weight" not in dict(layer.named_parameters(recurse=False)):
+            raise ConfigError(
+                f"{which}: the weight of {name} is computed from other parameters, as by a weight or spectral norm"
+            )
+    if config.method == "variational":
+        train = images.splits["train"]
+        some = ImageSplit(train.images_NCHW[:4], train.labels_N[:4])
+        short = config.model_copy(update={"epochs": 1, "batch_size": 4})
+        try:
+            next(drop_epochs(network, some, short, torch.Generator()))
+        except Exception as error:
+            raise ConfigError(f"{which} by variational dropout: {say_error(error)}") from None
 
 
 def measure_sparsity(network: nn.Module) -> float:
@@ -139,6 +175,7 @@ def prune_steps(
         handles = [
             weight.register_hook(lambda gradient, mask=masks[name]: gradient * mask)
             for name, weight in _list_weights(network)
+            if weight.requires_grad
         ]
         _apply_masks(network, masks)
         training = fit_epochs(network, split, recipe, generator)
@@ -219,13 +256,15 @@ def drop_epochs(
         for name, layer in noisy.items():
             network.set_submodule(name, layer)
         network.train()
-        for batch in torch.randperm(count, generator=generator).split(config.batch_size):
-            loss = functional.cross_entropy(network(split.images_NCHW[batch]), split.labels_N[batch])
-            divergence = torch.stack([_divergence(layer.log_alpha()) for layer in noisy.values()]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            (loss + min(1.0, step / ramp) * divergence / count).backward()
-            optimizer.step()
-            step += 1
+        # The noise is drawn from the generator itself, what the network draws besides from seeded global ones.
+        with seed_globally(peek_seed(generator)):
+            for batch in torch.randperm(count, generator=generator).split(config.batch_size):
+                loss = functional.cross_entropy(network(split.images_NCHW[batch]), split.labels_N[batch])
+                divergence = torch.stack([_divergence(layer.log_alpha()) for layer in noisy.values()]).sum()
+                optimizer.zero_grad(set_to_none=True)
+                (loss + min(1.0, step / ramp) * divergence / count).backward()
+                optimizer.step()
+                step += 1
         masks = {
             f"{name}.weight": (layer.log_alpha() < config.threshold).float().detach() for name, layer in noisy.items()
         }

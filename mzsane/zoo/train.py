@@ -7,6 +7,7 @@ artifact is described in `zoo.shards`.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,21 +19,24 @@ from torch import Tensor, nn
 from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.device import choose_device
-from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.steady import steady
+from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
-from mzsane.zoo.fit_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
+from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched
 from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 from mzsane.zoo.subject import write_subject
+from mzsane.zoo.trial import try_training
 
 VERSION = 3
-_CHUNK_MODELS = {"cpu": 4, "cuda": 512}
+_CHUNK_MODELS = 4  # on a CPU
+_HELD = 0.25  # share of the machine's memory that the kept epochs of a chunk may take
 _TRIED = 8  # images that a network is tried on before the work
 
 
@@ -59,8 +63,13 @@ class _Chunk:
 
 
 def plan_zoo(config: ZooConfig) -> Work:
-    """Name the work of training a zoo."""
-    return Work("zoo", VERSION, pin_images(config).recipe(), seed=config.seed)
+    """Name the work of training a zoo.
+
+    Raises:
+        ConfigError: its architecture is a factory that cannot be found or fails.
+    """
+    code = name_code(config.network, config.images)
+    return Work("zoo", VERSION, pin_images(config).recipe() | code, seed=config.seed)
 
 
 def plan_models(config: ZooConfig) -> list[ModelPlan]:
@@ -80,6 +89,7 @@ def plan_models(config: ZooConfig) -> list[ModelPlan]:
     return plans
 
 
+@steady
 def train_zoo(
     config: ZooConfig,
     store: ArtifactStore,
@@ -105,15 +115,14 @@ def train_zoo(
     images = load_images(config.images)  # here first: what is wrong with them is said before any work
     plans = plan_models(config)
     for network in {plan.network for plan in plans}:
-        built, again = (build_network(network, images.channels, images.classes, images.size) for _ in range(2))
-        tried_NCHW = images.splits["train"].images_NCHW[:_TRIED]
-        check_saved(built, again, tried_NCHW, network.architecture)
-        if device == "cuda" and (obstacle := find_obstacle(again, tried_NCHW)):
-            raise ConfigError(
-                f"{network.architecture} cannot be trained on a GPU, where many models are one program ({obstacle}): "
-                "set execution.device to cpu"
-            )
-    chunks = _plan_chunks(config, plans, execution.chunk_models or _CHUNK_MODELS[device], device)
+        try_training(network, images, {plan.recipe for plan in plans if plan.network == network}, device)
+        built, again = (build_network(network, images.channels, images.classes, images.size, seed) for seed in range(2))
+        check_saved(built, again, images.splits["train"].images_NCHW[:_TRIED], network.architecture)
+
+    def choose_size(plan: ModelPlan) -> int:
+        return execution.chunk_models or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images))
+
+    chunks = _plan_chunks(config, plans, choose_size, device)
     parts = write_shards(
         work,
         chunks,
@@ -126,11 +135,17 @@ def train_zoo(
         names=[chunk.name for chunk in chunks],
     )
     card = draw_card(parts, _describe_zoo(config), images)
-    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts())
+    # What is computed depends on these in its last bits, and with dropout in more.
+    made_by: dict[str, int | float | str] = {"engine": "loop", "device": device}
+    if device != "cpu":
+        made_by |= {"engine": "batched", "chunk_models": max(len(chunk.models) for chunk in chunks)}
+    return store.publish(work, {**parts.files(), **write_subject(config), **card}, parts.counts() | made_by)
 
 
-def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: str) -> list[_Chunk]:
-    """Group models that can be trained together, at most `size` in a chunk."""
+def _plan_chunks(
+    config: ZooConfig, plans: list[ModelPlan], choose_size: Callable[[ModelPlan], int], device: str
+) -> list[_Chunk]:
+    """Group models that can be trained together, at most as many in a chunk as is chosen for models like them."""
 
     def find_group(plan: ModelPlan) -> Hashable:
         if device == "cpu":
@@ -141,11 +156,23 @@ def _plan_chunks(config: ZooConfig, plans: list[ModelPlan], size: int, device: s
     groups: dict[Hashable, list[ModelPlan]] = {}
     for plan in plans:
         groups.setdefault(find_group(plan), []).append(plan)
-    return [
-        _Chunk(config, tuple(group[first : first + size]), device)
-        for group in groups.values()
-        for first in range(0, len(group), size)
-    ]
+    chunks = []
+    for group in groups.values():
+        together = choose_size(group[0])
+        chunks += [
+            _Chunk(config, tuple(group[first : first + together]), device) for first in range(0, len(group), together)
+        ]
+    return chunks
+
+
+def _fit_memory(config: ZooConfig, plan: ModelPlan, images: ImageDataset) -> int:
+    """Return how many models like one can be trained together on this GPU, and their kept epochs held beside it."""
+    network = build_network(plan.network, images.channels, images.classes, images.size)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    held = _HELD * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (config.keep_epochs * weights)
+    shown_SCHW = images.splits["train"].images_NCHW[: plan.recipe.batch_size]
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return max(1, min(count_models(network, shown_SCHW, memory), int(held)))
 
 
 def _train_chunk(chunk: _Chunk) -> ShardContent:
@@ -219,10 +246,10 @@ def _prepare(chunk: _Chunk, model: ModelPlan, images: ImageDataset) -> tuple[nn.
     """Return a model's initial network, the training images that it sees, and its generator."""
     seed = chunk.config.seed
     generator = make_generator(seed, "zoo", model.number)
-    network = build_network(model.network, images.channels, images.classes, images.size)
     shared = chunk.config.initial_weights
     first = make_generator(seed, "zoo-initial", model.number % shared) if shared else generator
-    initialise_network(network, model.recipe.initialisation, first)
+    sizes = (images.channels, images.classes, images.size)
+    network = start_network(model.network, *sizes, model.recipe.initialisation, first)
     seen = thin_split(
         images.splits["train"], model.recipe, images.classes, make_generator(seed, "zoo-images", model.number)
     )

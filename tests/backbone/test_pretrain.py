@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import re
+import shutil
 import threading
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mzsane.artifacts import ArtifactStore
 from mzsane.backbone import clock, training
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.feeding import open_windows
@@ -732,3 +734,20 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_learning_rate_is_defined_for_every_schedule(steps, warmup):
     config = BackboneConfig(steps=steps, warmup=warmup, learning_rate=0.5)
     assert all(0 < learning_rate_at(step, config) <= 0.5 for step in range(steps))
+
+
+def test_threads_of_the_process_change_no_bits(tiny_tokens, tiny_backbone_config, tmp_path):
+    slices = [TokenSlice(tiny_tokens.ref, SliceConfig(zoo="tiny", models=3))]
+    config = tiny_backbone_config.model_copy(update={"d_model": 64, "heads": 2})
+    found = []
+    for threads in (1, 2):
+        shutil.copytree(tiny_tokens.store.root, tmp_path / str(threads))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            made = pretrain(config, slices, 5, ArtifactStore(str(tmp_path / str(threads))))
+        finally:
+            torch.set_num_threads(before)
+        assert made.manifest.counts["threads"] == 1
+        found.append(made.manifest.files["weights.safetensors"].sha256)
+    assert found[0] == found[1]

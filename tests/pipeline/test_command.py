@@ -230,3 +230,30 @@ def test_arms_that_fail_at_the_same_time_are_told_in_one_line(mini, served_envir
     settings = ["--set", "backbone.learning_rate=10", "--set", "seeds=[0, 1]"]
     output = run_command([str(mini), "--processes", "1", "--arms", "2", *settings], served_environment)
     output.assert_refused("2 of 2", "exploded", "backbone.learning_rate")
+
+
+@pytest.mark.slow
+def test_tiny_has_the_same_bits_with_one_arm_and_two_at_a_time(environment, tmp_path):
+    """Threads of a process follow the number of arms by default, and must not reach what is computed."""
+    settings = ["seeds=[5]", "backbone.steps=12", "sampling.samples=4", "evaluation.finetune_epochs=[0]"]
+    arguments = ["tiny", *(word for setting in settings for word in ("--set", setting))]
+    own = {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"}
+    digests = []
+    for arms in ("1", "2"):
+        root = tmp_path / arms
+        output = run_command([*arguments, "--arms", arms], own | {"MZSANE_ROOT": str(root)})
+        assert output.code == 0, output.err
+        store = ArtifactStore(str(root))
+        config = load_preset("tiny", settings)
+        files = {}
+        for stage in plan_ablation(config):
+            manifest = store.open(stage.work.ref).manifest
+            if stage.work.kind in ("zoo", "tokens", "backbone", "samples"):
+                weights = {name for name in manifest.files if name.endswith((".safetensors", "part-00000.parquet"))}
+                files |= {(stage.label, name): manifest.files[name].sha256 for name in weights}
+            if stage.work.kind == "backbone":
+                assert manifest.counts["threads"] == 1
+        digests.append((files, read_comparison(config, store)))
+    assert digests[0][0] == digests[1][0]
+    assert len(digests[0][0]) >= 6
+    assert have_equal_rows(digests[0][1], digests[1][1])

@@ -12,7 +12,9 @@ from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.vision import open_torchvision
 
 INITIALISATIONS = [
-    name for name in ZooConfig.model_fields["initialisation"].annotation.__args__ if name not in ("uniform", "normal")
+    name
+    for name in ZooConfig.model_fields["initialisation"].annotation.__args__
+    if name not in ("uniform", "normal", "own")
 ]
 ACTIVATIONS = NetworkConfig.model_fields["activation"].annotation.__args__
 

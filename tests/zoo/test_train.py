@@ -53,7 +53,8 @@ def test_index_has_a_row_a_kept_checkpoint(tiny_zoo, tiny_zoo_config):
     assert index.select("model", "epoch").rows() == expected
     assert set(weights) == set(build_network(tiny_zoo_config.network, 1, 4).state_dict())
     assert all(len(value) == len(index) and value.dtype == torch.float32 for value in weights.values())
-    assert tiny_zoo.manifest.counts == {"models": 6, "checkpoints": 12, "rejected": 0}
+    made_by = {"engine": "loop", "device": "cpu"}
+    assert tiny_zoo.manifest.counts == {"models": 6, "checkpoints": 12, "rejected": 0, **made_by}
     assert set(index["architecture"]) == {"cnn-s"}
     assert set(index["dataset"]) == {"glyphs"}
 

@@ -17,6 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.steady import steady
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
@@ -38,8 +39,10 @@ from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
 from mzsane.zoo.readers.recognise import Signature, UnknownWeightsError
 from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
+from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
+from mzsane.zoo.trial import try_evaluation
 
 VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints
@@ -70,9 +73,10 @@ _HISTORY_SCHEMA = {"model": pl.String, "epoch": pl.Int64, **dict.fromkeys((*METR
 def plan_read(config: ReadConfig) -> Work:
     """Name the work of reading a zoo."""
     inputs = {"archive": plan_download(config.download).ref} if config.download else {}
-    return Work("zoo", VERSION, pin_images(config).recipe(), inputs)
+    return Work("zoo", VERSION, pin_images(config).recipe() | name_code(config.network, config.images), inputs)
 
 
+@steady
 def read_zoo(
     config: ReadConfig,
     store: ArtifactStore,
@@ -115,6 +119,8 @@ def read_zoo(
 def _read(
     config: ReadConfig, work: Work, source: Source, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink
 ) -> Artifact:
+    if config.network is not None and config.images is not None:
+        try_evaluation(config.network, load_images(config.images))
     content = find_content(config)
     listing = select_checkpoints(config, list_checkpoints(config, source))
     check_measure(config, listing)
@@ -225,7 +231,7 @@ def _check_images(config: ReadConfig, pattern: Pattern) -> None:
     found = pattern.found
     if config.measure and found is None:
         raise ConfigError(
-            f"measure needs the network of the checkpoints of {config.origin}, and it is none that is recognised: set "
+            f"measure needs the network of the checkpoints of {config.origin}, which is none that is recognised: set "
             "network, or leave measure out"
         )
     if config.images is None or found is None:
