@@ -1,5 +1,7 @@
 """Flow `arm`: one composition with one seed, from tokens to scores."""
 
+import sys
+
 from prefect import flow, get_run_logger
 
 from flows.chain import make_backbone, make_probes, make_scores
@@ -8,6 +10,7 @@ from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.plan import find_arm
 from tasks.logs import quiet_expected_errors
+from tasks.terminal import refuse_command
 from tasks.tracking import Tracker
 
 quiet_expected_errors()
@@ -39,3 +42,7 @@ def arm(
         for target in config.targets:
             make_scores(config, composition, seed, target, execution)
     tracker.finish_arm(config, chosen, run, ArtifactStore.from_environment())
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_command("arm", "arm/run"))

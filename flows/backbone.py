@@ -1,5 +1,7 @@
 """Flow `backbone`: pre-train the backbone of one arm."""
 
+import sys
+
 from prefect import flow
 
 from flows.chain import make_backbone
@@ -7,6 +9,7 @@ from flows.presets import DEMO
 from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig, ExecutionConfig
 from tasks.logs import quiet_expected_errors
+from tasks.terminal import refuse_command
 
 quiet_expected_errors()
 
@@ -27,3 +30,7 @@ def backbone(
         execution: How the work is done; what of it changes last bits is in the manifests.
     """
     return make_backbone(config, composition, seed, execution)
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_command("backbone", "backbone/pretrain"))

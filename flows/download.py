@@ -1,11 +1,14 @@
 """Flow `zoo`, deployment `download`: fetch a published zoo, or the epochs of it that are needed, into the store."""
 
+import sys
+
 from prefect import flow
 
 from mzsane.artifacts import ArtifactRef
 from mzsane.config import DownloadConfig, ExecutionConfig
 from tasks import stages
 from tasks.logs import quiet_expected_errors
+from tasks.terminal import refuse_command
 
 quiet_expected_errors()
 
@@ -19,3 +22,7 @@ def download(download: DownloadConfig, execution: ExecutionConfig = ExecutionCon
         execution: How the work is done; what of it changes last bits is in the manifests.
     """
     return stages.download(download, execution)
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_command("download", "zoo/download"))

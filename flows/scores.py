@@ -1,5 +1,7 @@
 """Flow `scores`: score one arm's samples on one target."""
 
+import sys
+
 from prefect import flow
 
 from flows.chain import find_target, make_backbone, make_scores
@@ -7,6 +9,7 @@ from flows.presets import DEMO
 from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig, ExecutionConfig
 from tasks.logs import quiet_expected_errors
+from tasks.terminal import refuse_command
 
 quiet_expected_errors()
 
@@ -31,3 +34,7 @@ def scores(
     chosen = find_target(config, target)
     make_backbone(config, composition, seed, execution)
     return make_scores(config, composition, seed, chosen, execution)
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_command("scores", "scores/evaluate"))

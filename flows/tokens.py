@@ -1,11 +1,14 @@
 """Flow `tokens`: tokenize a zoo, which is made first when it is not there."""
 
+import sys
+
 from prefect import flow
 
 from mzsane.artifacts import ArtifactRef
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig
 from tasks import stages
 from tasks.logs import quiet_expected_errors
+from tasks.terminal import refuse_command
 
 quiet_expected_errors()
 
@@ -27,3 +30,7 @@ def tokens(
     """
     stages.make_zoo(zoo, execution, tracking_parent)
     return stages.build_tokens(zoo, tokens, execution, tracking_parent)
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_command("tokens", "tokens/build"))

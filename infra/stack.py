@@ -283,6 +283,12 @@ def main(arguments: list[str] | None = None) -> int:
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(
+            f"error: {error.strerror or error}:{place}; MZSANE_STACK_HOME says where the stack writes", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

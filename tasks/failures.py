@@ -48,7 +48,7 @@ def print_without_secrets(kind: type[BaseException], error: BaseException, trace
 
 
 def _name_file(error: OSError) -> str:
-    return f": {hide_secrets(str(error.filename))}" if error.filename is not None else ""
+    return f": {hide_secrets(str(error.filename))[:200]}" if error.filename is not None else ""
 
 
 def _is_of_server(error: BaseException) -> bool:

@@ -66,6 +66,16 @@ def _ending(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
+def refuse_command(flow: str, deployment: str) -> int:
+    """Say that a flow is no command, and what is; returns the exit code."""
+    print(
+        f"error: flows.{flow} is a flow and no command: run the deployment {deployment} (make up, then Prefect's "
+        "page), or one of the commands flows.ablation, flows.zoo, flows.samples",
+        file=sys.stderr,
+    )
+    return 2
+
+
 def print_comparison(comparison: Artifact) -> None:
     """Print the answers, one table, and, as the last line, the path of the page."""
     console = Console(width=max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), highlight=False)
