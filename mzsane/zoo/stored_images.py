@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from mzsane.cache import Cache
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.storage import default_cache
 from mzsane.zoo.vision import open_torchvision
 
 ImagePart = tuple[Tensor, Tensor]  # images_NCHW in 0..1, labels_N
@@ -71,8 +71,7 @@ def find_data(path: str) -> Path:
 
 
 def _cache_folder() -> Path:
-    cache = os.environ.get("MZSANE_CACHE")
-    folder = (Path(cache) if cache else default_cache()) / "images"
+    folder = Cache().folder / "images"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

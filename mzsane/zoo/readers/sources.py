@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mzsane.errors import ConfigError, MzsaneError, StoreError
-from mzsane.storage import Storage, find_options
+from mzsane.storage import Storage
 from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -156,7 +156,7 @@ def open_storage(address: str) -> Storage:
     Raises:
         ConfigError: the address cannot be opened.
     """
-    return Storage(address, find_options(address), setting="source")
+    return Storage(address, setting="source")
 
 
 def check_size(size: int, limit: int) -> None:
