@@ -80,8 +80,8 @@ def place(request, own_folders, monkeypatch) -> Place:
     return Place(ArtifactStore.from_environment(), root, client)
 
 
-# Runs of one large and three small chunks, and the ways to kill them. The kill is a real one, of the whole process; what
-# is patched is only when. One process that has imported everything forks each run.
+# Runs of one large and three small chunks, and the ways to kill them. The kill is a real one, of the whole process;
+# what is patched is only when. One process that has imported everything forks each run.
 RUNS = """
     import functools, json, os, shutil, signal, sys
     import torch
