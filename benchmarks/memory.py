@@ -2,7 +2,8 @@
 
 `python benchmarks/memory.py [--json FILE] [--models N]`
 
-Memory is to grow with settings, not with the zoo. Every number is the peak of a process of its own, libraries included;
+Memory is to grow with settings, not with the zoo: shards and parts are made so small that the smaller zoo has several
+of each already. Every number is the peak of a process of its own, libraries included;
 what each checkpoint adds is a row of its own, because the libraries hide it in the ratio of small zoos.
 """
 
@@ -20,26 +21,29 @@ from measuring import make_row, report_rows
 
 from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, ReadConfig, TokensConfig, ZooConfig
-from mzsane.tokens.build import build_tokens
+from mzsane.tokens import build
+from mzsane.zoo import shards
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.train import train_zoo
 
 STAGES = {"train": "training", "tokens": "building tokens", "read": "reading"}
 TIMES, BAR = 10, 1.1
+PIECE_BYTES = 2**19
 NETWORK = NetworkConfig(architecture="cnn-s")
 
 
 def run_stage(stage: str, models: int, folder: Path) -> int:
     """Run a stage on so many models; return the peak memory of this process in bytes."""
     torch.set_num_threads(1)
+    shards.SHARD_BYTES = build.ROW_GROUP_BYTES = PIECE_BYTES
     store, execution = ArtifactStore(str(folder / "store")), ExecutionConfig(processes=1, device="cpu")
-    images = GlyphsConfig(source="glyphs", characters="AB", images=40)
+    images = GlyphsConfig(source="glyphs", characters="AB", images=60)
     config = ZooConfig(name="memory", images=images, models=models, epochs=1, keep_epochs=1)
     if stage == "train":
         train_zoo(config, store, execution)
     elif stage == "tokens":
-        build_tokens(TokensConfig(barrier_pairs=0), config, store, execution)
+        build.build_tokens(TokensConfig(barrier_pairs=0), config, store, execution)
     else:
         read_zoo(ReadConfig(name="memory", source=str(folder / "files")), store, execution)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
