@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import polars as pl
 import torch
@@ -78,7 +79,7 @@ def publish_random(
     for part, first in enumerate(range(0, models, part_models)):
         rows = index.slice(first, part_models)
         flat_NP = deviation_P * torch.randn(len(rows), layout.weights, generator=generator)
-        files[name_part(part)] = store.upload(work, name_part(part), write_weights(rows, flat_NP))
+        files[name_part(part)] = store.upload(work, name_part(part), partial(write_weights, rows, flat_NP))
     buffer = io.BytesIO()
     index.with_columns((pl.int_range(pl.len()) // part_models).alias("part")).write_parquet(buffer)
     description = {

@@ -13,21 +13,25 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mzsane.cache import Cache
 from mzsane.errors import CorruptArtifactError
 from mzsane.manifest import MANIFEST, REMEDY, SCHEMA_VERSION, Manifest, read_manifest
 from mzsane.manifest import FileEntry as FileEntry
-from mzsane.storage import Storage, default_cache, find_options
+from mzsane.partial import FOLDER, Partial
+from mzsane.storage import Storage
+from mzsane.verified import VerifiedFiles, hash_file
 
-_DIGEST_BYTES = 32  # of sha256
+_KEPT_MANIFESTS = 8
 _LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")
 
 
@@ -80,12 +84,18 @@ class Work:
 
 
 class Artifact:
-    """A published artifact. Files are verified against the manifest when they are read."""
+    """A published artifact. Files are verified against the manifest when they are read.
+
+    It crosses to another process by its name, and is opened there once: a manifest may name thousands of files.
+    """
 
     def __init__(self, store: "ArtifactStore", manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
         self.ref = ArtifactRef(kind=manifest.kind, fingerprint=manifest.fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.store, self.ref)
 
     @property
     def address(self) -> str:
@@ -98,7 +108,8 @@ class Artifact:
         Raises:
             CorruptArtifactError: the file is missing or its bytes are not those of the manifest.
         """
-        return self.store.fetch(self.ref, self._find(name))
+        entry = self._find(name)
+        return self.store.verified.fetch(f"{self.ref}/{entry.path}", entry.bytes, entry.sha256)
 
     def read(self, name: str) -> bytes:
         """Return the verified bytes of a data file; a remote one is not cached, so that any number can be read.
@@ -106,7 +117,8 @@ class Artifact:
         Raises:
             CorruptArtifactError: the file is missing or its bytes are not those of the manifest.
         """
-        return self.store.read(self.ref, self._find(name))
+        entry = self._find(name)
+        return self.store.verified.read(f"{self.ref}/{entry.path}", entry.bytes, entry.sha256)
 
     def _find(self, name: str) -> FileEntry:
         entry = self.manifest.files.get(name)
@@ -115,64 +127,25 @@ class Artifact:
         return entry
 
 
-class Partial:
-    """The unfinished files of a piece of work: written atomically, read by the next attempt, removed at the end."""
-
-    def __init__(self, store: "ArtifactStore", ref: ArtifactRef) -> None:
-        self._files = store.files
-        self._folder = f"partial/{ref}"
-
-    def names(self) -> set[str]:
-        """Return the names of the files that are there."""
-        return self._files.list_names(self._folder)
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes.
-
-        Raises:
-            CorruptArtifactError: they are not those that were written; the file is removed, so that it is made again.
-            FileNotFoundError: there is no such file.
-        """
-        stored = self._files.read(f"{self._folder}/{name}")
-        digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            self.remove(name)
-            raise CorruptArtifactError(f"{self._files.root}/{self._folder}/{name} was damaged; it is removed")
-        return data
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file behind its sha256; a reader sees all of it or none."""
-        self._files.write(f"{self._folder}/{name}", hashlib.sha256(data).digest() + data)
-
-    def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is fine."""
-        self._files.remove(f"{self._folder}/{name}")
-
-    def clear(self) -> None:
-        """Remove everything."""
-        self._files.remove(self._folder)
-
-
 class ArtifactStore:
-    """Artifacts below one root, a local folder or any fsspec URL.
+    """Artifacts below one root, a local folder or any fsspec URL; S3 is at `MZSANE_S3_ENDPOINT` when that is set.
 
     Args:
         root: a folder or URL such as `s3://bucket/prefix`.
-        cache: local folder for verified copies of remote files.
+        cache: local folder for verified copies of remote files; `MZSANE_CACHE`, or one of this user's, when None.
         options: fsspec's storage options.
     """
 
     def __init__(self, root: str, cache: Path | None = None, options: Mapping[str, Any] | None = None) -> None:
-        self.files = Storage(root, options)
+        self.cache = Cache(cache)
+        self.files = Storage(root, options, cache=self.cache)
         self.root = self.files.root
-        self._cache = cache or default_cache()
+        self.verified = VerifiedFiles(self.files, self.cache)
 
     @classmethod
     def from_environment(cls) -> "ArtifactStore":
-        """Open the store at `MZSANE_ROOT` (default `.mzsane/store`), S3 at `MZSANE_S3_ENDPOINT` when that is set."""
-        root = os.environ.get("MZSANE_ROOT") or ".mzsane/store"
-        cache = os.environ.get("MZSANE_CACHE")
-        return cls(root, cache=Path(cache) if cache else None, options=find_options(root))
+        """Open the store at `MZSANE_ROOT` (default `.mzsane/store`)."""
+        return cls(os.environ.get("MZSANE_ROOT") or ".mzsane/store")
 
     def address(self, ref: ArtifactRef) -> str:
         """Return the URL of an artifact's folder, published or not."""
@@ -184,7 +157,7 @@ class ArtifactStore:
         Raises:
             StoreError: it cannot be reached, refuses, or is full.
         """
-        probe = f"partial/probe-{uuid.uuid4().hex}"
+        probe = f"{FOLDER}/probe-{uuid.uuid4().hex}"
         self.files.write(probe, b"mzsane")
         self.files.remove(probe)
 
@@ -213,26 +186,42 @@ class ArtifactStore:
 
     def partial(self, work: Work) -> Partial:
         """Return the place for the unfinished files of a piece of work."""
-        return Partial(self, work.ref)
+        return Partial(self.files, str(work.ref))
 
-    def upload(self, work: Work, name: str, content: Path | bytes) -> FileEntry:
+    def upload(self, work: Work, name: str, content: Path | bytes | Callable[[Path], None]) -> FileEntry:
         """Put a data file where it belongs before the artifact is published; nobody sees it until then.
 
         For artifacts too large to be held at once: keep the entry in the work's partial files, and publish it.
+
+        Args:
+            work: what the file belongs to.
+            name: of the file, such as `index.parquet`.
+            content: a local file, bytes, or a function that writes them to a path, for files of any size.
         """
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        stem, dot, suffix = name.partition(".")
-        entry = FileEntry(path=f"{stem}-{digest[:12]}{dot}{suffix}", bytes=len(data), sha256=digest)
-        self.files.write(f"{work.ref}/{entry.path}", data)
+        if isinstance(content, bytes):
+            entry = _make_entry(name, len(content), hashlib.sha256(content).hexdigest())
+            self.files.write(f"{work.ref}/{entry.path}", content)
+            return entry
+        with self.files.stage(str(work.ref)) as staged:
+            if isinstance(content, Path):
+                shutil.copyfile(content, staged)
+            else:
+                content(staged)
+            entry = _make_entry(name, staged.stat().st_size, hash_file(staged))
+            self.files.place(staged, f"{work.ref}/{entry.path}")
         return entry
 
-    def publish(self, work: Work, files: Mapping[str, Path | bytes | FileEntry], counts: Mapping[str, Any]) -> Artifact:
+    def publish(
+        self,
+        work: Work,
+        files: Mapping[str, Path | bytes | Callable[[Path], None] | FileEntry],
+        counts: Mapping[str, Any],
+    ) -> Artifact:
         """Publish an artifact: data files first, the manifest last, then the unfinished files go.
 
         Args:
             work: what was done.
-            files: local files, bytes, or entries of files uploaded before, by name, such as `index.parquet`.
+            files: local files, bytes, functions that write a file, or entries of files uploaded before, by name.
             counts: small numbers for people: models, tokens, steps.
 
         Returns:
@@ -263,57 +252,23 @@ class ArtifactStore:
         self.partial(work).clear()
         return self.open(work.ref)
 
-    def fetch(self, ref: ArtifactRef, entry: FileEntry) -> Path:
-        """Return a verified local path of an artifact's file (see `Artifact.path`)."""
-        name = f"{ref}/{entry.path}"
-        if path := self.files.local_path(name):
-            self._verify(path, entry, name)
-            return path
-        cached = self._cache / f"{entry.sha256}{PurePosixPath(entry.path).suffix}"
-        if not (cached.exists() and _hash_file(cached) == entry.sha256):
-            self._download(name, entry, cached)
-        return cached
 
-    def read(self, ref: ArtifactRef, entry: FileEntry) -> bytes:
-        """Return the verified bytes of an artifact's file (see `Artifact.read`)."""
-        name = f"{ref}/{entry.path}"
-        try:
-            data = self.files.read(name)
-        except FileNotFoundError:
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}") from None
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise self._changed(name, len(data), entry)
-        return data
-
-    def _download(self, name: str, entry: FileEntry, cached: Path) -> None:
-        fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            self.files.download(name, fresh)
-            self._verify(fresh, entry, name)
-            fresh.replace(cached)
-        except FileNotFoundError:
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}") from None
-        finally:
-            fresh.unlink(missing_ok=True)
-
-    def _verify(self, path: Path, entry: FileEntry, name: str) -> None:
-        if not path.exists():
-            raise CorruptArtifactError(f"{self.root}/{name} is missing; {REMEDY}")
-        size = path.stat().st_size
-        if size != entry.bytes or _hash_file(path) != entry.sha256:
-            raise self._changed(name, size, entry)
-
-    def _changed(self, name: str, size: int, entry: FileEntry) -> CorruptArtifactError:
-        return CorruptArtifactError(
-            f"{self.root}/{name} was changed after it was published: its sha256 is not that of the manifest "
-            f"({size} bytes, {entry.bytes} promised); {REMEDY}"
-        )
+_manifests: dict[tuple[str, ArtifactRef], Manifest] = {}  # those that were opened here for another process
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _reopen(store: ArtifactStore, ref: ArtifactRef) -> Artifact:
+    """Open an artifact that came from another process."""
+    key = store.root, ref
+    if key not in _manifests:
+        while len(_manifests) >= _KEPT_MANIFESTS:
+            _manifests.pop(next(iter(_manifests)))
+        _manifests[key] = store.open(ref).manifest
+    return Artifact(store, _manifests[key])
+
+
+def _make_entry(name: str, size: int, sha256: str) -> FileEntry:
+    stem, dot, suffix = name.partition(".")
+    return FileEntry(path=f"{stem}-{sha256[:12]}{dot}{suffix}", bytes=size, sha256=sha256)
 
 
 def _library_versions() -> dict[str, str]:

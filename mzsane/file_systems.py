@@ -4,6 +4,7 @@ A server that restarts or a network that drops costs time and no run.
 """
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -54,10 +55,14 @@ def open_file_system(root: str, options: Mapping[str, Any], setting: str) -> tup
         The file system, a patient one if it is remote, and the path of the address in it.
 
     Raises:
-        ConfigError: the address cannot be opened.
+        ConfigError: the address cannot be opened, or the endpoint has no scheme or holds a password.
         StoreError: it cannot be reached.
     """
-    defaults = _S3_OPTIONS if root.startswith(S3) else _HTTP_OPTIONS if root.startswith(_HTTP) else {}
+    defaults: dict[str, Any] = {}
+    if root.startswith(S3):
+        defaults = {**_S3_OPTIONS, **_find_endpoint()}
+    elif root.startswith(_HTTP):
+        defaults = _HTTP_OPTIONS
     try:
         check_openable(check_address(root))
         file_system, path = fsspec.core.url_to_fs(root, **{**defaults, **options})
@@ -71,6 +76,11 @@ def open_file_system(root: str, options: Mapping[str, Any], setting: str) -> tup
     if isinstance(file_system, LocalFileSystem):
         return file_system, path
     return PatientFileSystem(file_system, root), path
+
+
+def _find_endpoint() -> dict[str, Any]:
+    endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
+    return {"endpoint_url": check_endpoint(endpoint)} if endpoint else {}
 
 
 def check_endpoint(endpoint: str) -> str:

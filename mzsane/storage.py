@@ -3,56 +3,63 @@
 import errno
 import os
 import shutil
-import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mzsane.addresses import show_address
+from mzsane.cache import Cache
 from mzsane.errors import StoreError
-from mzsane.file_systems import NEEDS_KEYS, S3, PatientFileSystem, check_endpoint, open_file_system
+from mzsane.file_systems import NEEDS_KEYS, S3, PatientFileSystem, open_file_system
+from mzsane.local_files import link_first, write_hidden
 
 _WRITE_ATTEMPTS = 10
 # In one request: by default s3fs asks for the size first and copies ranges of 50 MB together, twice.
 _S3_READ_OPTIONS = {"max_concurrency": 1}
 # What servers call a tag of the content, or else its time.
 _STAMPS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+# Large files by pieces, few at a time: by default 500 MB are in memory.
+_S3_PIECES = {"chunksize": 8 * 2**20, "max_concurrency": 2}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def default_cache() -> Path:
-    """Return the folder of copies and unpacked data where `MZSANE_CACHE` names none."""
-    return Path(tempfile.gettempdir()) / f"mzsane-cache-{os.getuid()}"
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as a storage lists it, hidden or not: its name, its bytes, and when it was last written, in seconds."""
 
-
-def find_options(address: str) -> dict[str, Any]:
-    """Return fsspec's options for an address: that of S3 at `MZSANE_S3_ENDPOINT`, when that is set.
-
-    Raises:
-        ConfigError: the endpoint has no scheme, or holds a password.
-    """
-    endpoint = os.environ.get("MZSANE_S3_ENDPOINT")
-    if not endpoint or not address.startswith(S3):
-        return {}
-    return {"endpoint_url": check_endpoint(endpoint)}
+    name: str
+    bytes: int
+    changed: float
 
 
 class Storage:
-    """Files by name below one root.
+    """Files by name below one root; S3 is at `MZSANE_S3_ENDPOINT` when that is set.
 
     Args:
         root: a folder or URL such as `s3://bucket/prefix`.
         options: fsspec's storage options.
         setting: what the user set the address with, for error texts.
+        cache: where files are made that go to a remote place.
 
     Raises:
-        ConfigError: the address cannot be opened.
+        ConfigError: the address cannot be opened, or the endpoint has no scheme.
     """
 
-    def __init__(self, root: str, options: Mapping[str, Any] | None = None, setting: str = "MZSANE_ROOT") -> None:
-        self._read_options = _S3_READ_OPTIONS if root.startswith(S3) else {}
+    def __init__(
+        self,
+        root: str,
+        options: Mapping[str, Any] | None = None,
+        setting: str = "MZSANE_ROOT",
+        cache: Cache | None = None,
+    ) -> None:
+        s3 = root.startswith(S3)
+        self._read_options = _S3_READ_OPTIONS if s3 else {}
+        self._piece_options = _S3_PIECES if s3 else {}
+        self._cache = cache or Cache()
         self._fs, path = open_file_system(root, options or {}, setting)
         self._setting = setting
         self._root = path.rstrip("/")
@@ -76,16 +83,11 @@ class Storage:
         """Return the path of a file that lies on this machine; None when files are remote."""
         return Path(self._path(name)) if self._local else None
 
-    def polars_options(self) -> dict[str, str]:
-        """Return what polars needs beside the environment's credentials to read the same files; empty for a folder."""
-        endpoint = None if self._local else self._fs.storage_options.get("endpoint_url")
-        return {"aws_endpoint_url": endpoint, "aws_allow_http": "true", "aws_region": "us-east-1"} if endpoint else {}
-
     def download(self, name: str, target: Path) -> None:
         """Copy a remote file to a local path. Raises FileNotFoundError when there is none."""
         with self._explained(name):
             try:
-                self._fs.get_file(self._path(name), str(target))
+                self._fs.get_file(self._path(name), str(target), **self._piece_options)
             except OSError as error:
                 if error.errno in _FULL:
                     raise StoreError(
@@ -129,6 +131,36 @@ class Storage:
             stamps[path[len(self._root) + 1 :]] = (int(info.get("size") or 0), tag)
         return stamps
 
+    def list_files(self) -> list[StoredFile]:
+        """Return all files below the root, hidden ones too, sorted by name; those that go while we look are left out.
+
+        A file whose age the storage does not tell counts as new.
+        """
+        with self._explained(""):
+            try:
+                found = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return []
+        files = []
+        for path, info in found.items():
+            changed = info.get("mtime", info.get("LastModified"))
+            seconds = changed.timestamp() if hasattr(changed, "timestamp") else changed
+            name = str(PurePosixPath(path).relative_to(self._root))
+            files.append(StoredFile(name, info["size"] or 0, time.time() if seconds is None else float(seconds)))
+        return sorted(files, key=lambda file: file.name)
+
+    def list_uploads(self) -> list[StoredFile]:
+        """Return the uploads by pieces on S3 that were begun below the root and not ended; nobody sees their bytes."""
+        return [StoredFile(name, 0, begun.timestamp()) for name, begun, _ in self._find_uploads()]
+
+    def abort_upload(self, name: str) -> None:
+        """Give up an upload by pieces, all of that name."""
+        with self._explained(name):
+            for found, _, number in self._find_uploads():
+                if found == name:
+                    bucket, _, key = self._path(name).partition("/")
+                    self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=number)
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError when there is none."""
         with self._explained(name):
@@ -144,11 +176,54 @@ class Storage:
                 return
             for attempt in range(1, _WRITE_ATTEMPTS + 1):
                 try:
-                    self._write_hidden(name, data).replace(self._path(name))
+                    write_hidden(Path(self._path(name)), data).replace(self._path(name))
                     return
                 except (FileNotFoundError, FileExistsError):  # another run has just removed the folder
                     if attempt == _WRITE_ATTEMPTS:
                         raise
+
+    @contextmanager
+    def stage(self, folder: str) -> Iterator[Path]:
+        """Yield the local path of a file to be made, for `place`; what is there at the end of the block is removed."""
+        if not self._local:
+            with self._cache.scratch() as path:
+                yield path
+            return
+        target = Path(self._path(folder))
+        with self._explained(folder, writing=True):
+            target.mkdir(parents=True, exist_ok=True)
+        path = target / f".stage.{uuid.uuid4().hex}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def place(self, path: Path, name: str) -> None:
+        """Write or replace a file by one that was staged: moved, or sent by pieces."""
+        with self._explained(name, writing=True):
+            if not self._local:
+                self._fs.put_file(str(path), self._path(name), **self._piece_options)
+                return
+            target = Path(self._path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.replace(target)
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """Yield the local path of a copy of a file, for as long as the block runs.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self.stage(str(PurePosixPath(name).parent)) as copy:
+            if self._local:
+                with self._explained(name):
+                    shutil.copyfile(self._path(name), copy)
+            else:
+                self.download(name, copy)
+            yield copy
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file if there is none, in one step; tell whether it was created.
@@ -158,14 +233,11 @@ class Storage:
         """
         with self._explained(name, writing=True):
             if self._local:
-                fresh = self._write_hidden(name, data)
+                fresh = write_hidden(Path(self._path(name)), data)
                 try:
-                    os.link(fresh, self._path(name))
-                except FileExistsError:
-                    return False
+                    return link_first(fresh, Path(self._path(name)))
                 finally:
-                    fresh.unlink()
-                return True
+                    fresh.unlink(missing_ok=True)
             try:
                 self._fs.pipe_file(self._path(name), data, mode="create")
             except (FileExistsError, OSError) as error:
@@ -185,22 +257,28 @@ class Storage:
             else:
                 self._fs.rm(self._path(name), recursive=True)
 
+    def remove_empty(self, names: Sequence[str]) -> None:
+        """Remove the folders that held files which are gone, where nothing else is in them; object stores have none."""
+        for name in names if self._local else ():
+            for folder in PurePosixPath(name).parents[:-1]:
+                with suppress(OSError):
+                    Path(self._path(str(folder))).rmdir()
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _write_hidden(self, name: str, data: bytes) -> Path:
-        target = Path(self._path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with fresh.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
-        return fresh
+    def _find_uploads(self) -> list[tuple[str, Any, str]]:
+        """Return name, begin and number of the uploads that are not ended; other storages than S3 know none."""
+        if not self._root or not hasattr(self._fs, "list_multipart_uploads"):
+            return []
+        bucket, _, prefix = self._root.partition("/")
+        with self._explained(""):
+            found = self._fs.list_multipart_uploads(bucket)
+        return [
+            (each["Key"].removeprefix(f"{prefix}/" if prefix else ""), each["Initiated"], each["UploadId"])
+            for each in found
+            if not prefix or each["Key"].startswith(f"{prefix}/")
+        ]
 
     @contextmanager
     def _explained(self, name: str, writing: bool = False) -> Iterator[None]:

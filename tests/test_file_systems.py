@@ -14,7 +14,7 @@ import s3fs
 from mzsane.artifacts import ArtifactStore, Work
 from mzsane.errors import ConfigError, StoreError
 from mzsane.file_systems import is_away
-from mzsane.storage import Storage, find_options
+from mzsane.storage import Storage
 
 AWAY_SECONDS = 5.0
 
@@ -87,7 +87,7 @@ def relay(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
 
 
 def open_storage(root: str) -> Storage:
-    return Storage(root, find_options(root))
+    return Storage(root)
 
 
 def test_a_run_waits_for_a_server_that_is_away(relay: Relay, tmp_path) -> None:
@@ -118,9 +118,7 @@ def test_a_run_waits_for_a_server_that_is_away(relay: Relay, tmp_path) -> None:
 
 def test_a_store_whose_server_starts_late(relay: Relay) -> None:
     threading.Timer(AWAY_SECONDS, relay.open).start()
-    store = (
-        ArtifactStore.from_environment() if False else ArtifactStore("s3://away/late", options=find_options("s3://"))
-    )
+    store = ArtifactStore("s3://away/late")
     store.check()
     work = Work("zoo", 1, {})
     assert store.find(work.ref) is None

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.files import load_tensors, load_torch, save_tensors, to_parquet
+from mzsane.files import load_tensor_file, load_tensors, load_torch, save_tensor_file, save_tensors, to_parquet
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,18 @@ def test_tensors_keep_bits_order_shape_and_notes(dtype):
         assert loaded[name].dtype == dtype
         assert loaded[name].shape == value.shape
         assert torch.equal(loaded[name], value)
+
+
+def test_a_file_has_the_same_bytes_and_comes_back(tmp_path):
+    tensors = {"z": torch.randn(3, 4).T, "a": torch.arange(5), "h": torch.zeros(7, dtype=torch.bfloat16)}
+    save_tensor_file(tmp_path / "x", tensors, {"epochs": [1, 2]})
+    assert (tmp_path / "x").read_bytes() == save_tensors(tensors, {"epochs": [1, 2]})
+    loaded, notes = load_tensor_file(tmp_path / "x")
+    assert notes == {"epochs": [1, 2]}
+    assert list(loaded) == list(tensors)
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+    loaded["a"][0] = 9  # what is changed in memory is not changed in the file
+    assert load_tensor_file(tmp_path / "x")[0]["a"][0] == 0
 
 
 def test_special_numbers_survive():

@@ -1,11 +1,13 @@
 """Work in processes: the same results whatever their number, and a clear word when one dies."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from mzsane.errors import ConfigError, WorkerError
-from mzsane.parallel import count_cores, map_processes
+from mzsane.parallel import count_cores, map_processes, read_cpu_quota
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the children through /proc")
@@ -31,6 +33,10 @@ def sleep_then_tell(seconds: float) -> float:
 def tell_slowly(_: int) -> int:
     time.sleep(0.1)
     return os.getpid()
+
+
+def leave_mark(path: str) -> None:
+    Path(path).touch()
 
 
 def die(number: int) -> int:
@@ -68,13 +74,47 @@ def count_workers() -> int:
 
 def test_all_cores_are_ours_unless_the_environment_says_how_many(monkeypatch):
     monkeypatch.delenv("MZSANE_CORES", raising=False)
-    assert count_cores() == os.cpu_count()
+    assert 1 <= count_cores() <= len(os.sched_getaffinity(0))
     monkeypatch.setenv("MZSANE_CORES", "1")
     assert {pid for _, (_, _, pid) in map_processes(describe, range(4), None)} == {os.getpid()}
     for wrong in ("0", "-1", "two"):
         monkeypatch.setenv("MZSANE_CORES", wrong)
         with pytest.raises(ConfigError, match=f"MZSANE_CORES='{wrong}'"):
             count_cores()
+
+
+def test_cores_that_the_process_may_not_run_on_are_not_counted(monkeypatch):
+    monkeypatch.delenv("MZSANE_CORES", raising=False)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert count_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2.0),  # a limit further up
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000\n", "a/cpu.max": "200000 100000\n"}, 0.5),
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3.0),
+        ("4:cpu,cpuacct:/of-the-host", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2.0),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+        ("3:memory:/", {"memory/cpu.max": "100000 100000"}, math.inf),
+        ("0::/", {"cpu.max": "not a number"}, math.inf),
+        ("0::/gone", {}, math.inf),
+    ],
+)
+def test_limits_of_control_groups_are_read(tmp_path, membership, files, expected):
+    (tmp_path / "membership").write_text(f"{membership}\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert read_cpu_quota(tmp_path / "membership", tmp_path) == expected
+    assert read_cpu_quota(tmp_path / "no such file", tmp_path) == math.inf
 
 
 def test_one_process_works_here_in_order_on_one_thread():
@@ -134,6 +174,27 @@ class TestSeveralProcesses:
     def test_leaving_early_leaves_the_pool_usable(self):
         for _ in map_processes(sleep_then_tell, [0.0] * 20, 2):
             break
+        assert len(list(map_processes(describe, [1, 2, 3], 2))) == 3
+
+    def test_results_that_nobody_takes_do_not_pile_up(self, tmp_path):
+        """While the caller is busy with one result, no more than two items a process are begun beside it."""
+        items = [str(tmp_path / str(number)) for number in range(40)]
+        for taken, _ in enumerate(map_processes(leave_mark, items, 2), start=1):
+            time.sleep(0.3 if taken < 4 else 0)
+            assert len(list(tmp_path.iterdir())) <= taken + 4 + 2  # and a process may begin one as this looks
+        assert len(list(tmp_path.iterdir())) == 40
+
+    def test_two_threads_with_other_numbers_of_processes_leave_each_other_alone(self):
+        with ThreadPoolExecutor(2) as threads:
+            two = threads.submit(lambda: sorted(dict(map_processes(sleep_then_tell, [0.1] * 30, 2))))
+            time.sleep(0.3)
+            three = threads.submit(lambda: sorted(dict(map_processes(sleep_then_tell, [0.1] * 30, 3))))
+            assert two.result() == three.result() == list(range(30))
+
+    def test_two_threads_with_one_pool_leave_it_usable(self):
+        with ThreadPoolExecutor(2) as threads:
+            calls = [threads.submit(lambda: len(list(map_processes(describe, range(20), 2)))) for _ in range(2)]
+            assert [call.result() for call in calls] == [20, 20]
         assert len(list(map_processes(describe, [1, 2, 3], 2))) == 3
 
     @needs_proc

@@ -1,13 +1,13 @@
 """The checkpoints of a pre-training: the whole state of its loop, in the store, the newest ones and the best."""
 
-import io
+from functools import partial
 from typing import Any
 
 import torch
 
-from mzsane.artifacts import Partial
 from mzsane.errors import CorruptArtifactError
 from mzsane.files import load_torch
+from mzsane.partial import Partial
 
 _KEPT = 2
 _BEST = "best.pt"
@@ -21,7 +21,7 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after a step, and remove all but the newest."""
-        self.partial.write(f"step-{step:08d}.pt", _to_bytes(state))
+        self.partial.write(f"step-{step:08d}.pt", partial(torch.save, state))
         for old in self._list()[_KEPT:]:
             self.partial.remove(old)
 
@@ -29,7 +29,8 @@ class Checkpoints:
         """Read the newest state that can be read, or None; a damaged one costs only time."""
         for name in self._list():
             try:
-                state: dict[str, Any] = load_torch(self.partial.read(name))
+                with self.partial.fetch(name) as path:
+                    state: dict[str, Any] = load_torch(path)
             except CorruptArtifactError:
                 continue
             return state
@@ -37,7 +38,7 @@ class Checkpoints:
 
     def save_best(self, weights: dict[str, torch.Tensor]) -> None:
         """Keep the weights that are the best so far."""
-        self.partial.write(_BEST, _to_bytes(weights))
+        self.partial.write(_BEST, partial(torch.save, weights))
 
     def load_best(self) -> dict[str, torch.Tensor]:
         """Read the best weights.
@@ -45,14 +46,9 @@ class Checkpoints:
         Raises:
             CorruptArtifactError: they were damaged.
         """
-        weights: dict[str, torch.Tensor] = load_torch(self.partial.read(_BEST))
+        with self.partial.fetch(_BEST) as path:
+            weights: dict[str, torch.Tensor] = load_torch(path)
         return weights
 
     def _list(self) -> list[str]:
         return sorted((name for name in self.partial.names() if name != _BEST), reverse=True)
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()

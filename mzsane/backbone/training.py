@@ -1,8 +1,9 @@
 """The loop of pre-training: windows, two views, loss, step; and validation, checkpoints and metrics on the way."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 import torch
@@ -32,7 +33,7 @@ from mzsane.backbone.spreading import (
 from mzsane.backbone.validation import Validator
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
-from mzsane.files import save_tensors, to_parquet
+from mzsane.files import save_tensor_file, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import derive_seed, make_generator, seed_globally
 from mzsane.tokens.bank import Mixture
@@ -147,7 +148,7 @@ class Training:
                 self.clock.start()
         self.published = self._gather()
 
-    def make_files(self) -> dict[str, bytes]:
+    def make_files(self) -> dict[str, bytes | Callable[[Path], None]]:
         """Return the files of the artifact, but for the composition; in the first process."""
         curves = pl.DataFrame(self.curves, schema=_CURVE_SCHEMA, orient="row")
         if self.config.publish == "best" and self.best is not None:
@@ -158,7 +159,7 @@ class Training:
         draw_validation = partial(self.validator.draw, model)
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
         return {
-            "weights.safetensors": save_tensors(weights, {"token_dim": self.token_dim}),
+            "weights.safetensors": partial(save_tensor_file, tensors=weights, notes={"token_dim": self.token_dim}),
             "curves.parquet": to_parquet(curves),
             "curves.png": draw_png(lambda: draw_curves(curves)),
             "scales.png": draw_png(lambda: draw_scales(self.chosen, self.config)),

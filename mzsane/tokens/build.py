@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from mzsane.appearance import draw_png
-from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
+from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.files import load_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
+from mzsane.partial import Partial
 from mzsane.steady import steady
 from mzsane.tokens.agreement import choose_token_dim
 from mzsane.tokens.alignment import Alignment, measure_barriers
@@ -208,13 +209,13 @@ class _Build:
                 "no model is in the train split, so there is no reference for the canonical form: raise "
                 "tokens.train_fraction or the zoo's models"
             )
-        reference_P = self._load_rows(training[:1])[0]
+        reference = self.shards[training["shard"][0]], int(training["row"][0])
         jobs = {}
         for name, shard in self.shards.items():
             rows = tuple(last.filter(pl.col("shard") == name).sort("row")["row"].to_list())
             if rows:
                 groups = self.symmetry.groups
-                jobs[name] = AlignmentJob(shard, rows, groups, reference_P, self.config.signs, self.config.scales)
+                jobs[name] = AlignmentJob(shard, rows, groups, reference, self.config.signs, self.config.scales)
         results = self._work_off("match", jobs, align_models, "shards aligned")
         matching = Matching.join([Matching.from_tensors(load_tensors(data)[0]) for data in results.values()])
         places = [pl.DataFrame({"shard": name, "row": jobs[name].rows}, schema=_PLACE_TYPES) for name in results]

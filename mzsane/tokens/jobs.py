@@ -5,6 +5,7 @@ Suffixes: N checkpoints, P weights of a model.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import polars as pl
 import torch
@@ -71,12 +72,12 @@ class ShardWeights:
 
 @dataclass(frozen=True)
 class AlignmentJob:
-    """Models of one shard to align, by the rows of one epoch of each, and what to align them with."""
+    """Models of one shard to align, by the rows of one epoch of each, and the place of what to align them with."""
 
     shard: ShardWeights
     rows: tuple[int, ...]
     groups: tuple[PermutationGroup, ...]
-    reference_P: Tensor
+    reference: tuple[ShardWeights, int]
     signs: bool
     scales: bool
 
@@ -110,8 +111,8 @@ def scan_shard(shard: ShardWeights) -> bytes:
 def align_models(job: AlignmentJob) -> bytes:
     """Return what brings the models to canonical form, as the bytes of safetensors."""
     flat_NP = job.shard.load()[list(job.rows)].float()
-    layout = job.shard.layout
-    matching = match_population(layout, job.groups, flat_NP, job.reference_P, signs=job.signs, scales=job.scales)
+    layout, reference_P = job.shard.layout, _load_reference(job.reference)
+    matching = match_population(layout, job.groups, flat_NP, reference_P, signs=job.signs, scales=job.scales)
     return save_tensors(matching.to_tensors())
 
 
@@ -120,5 +121,19 @@ def write_part(job: PartJob) -> bytes:
     flat_NP = torch.cat([shard.load()[list(rows)] for shard, rows in job.pieces])
     if job.matching is not None:
         flat_NP = apply_matching(job.pieces[0][0].layout, job.groups, flat_NP, job.matching)
-    entry = job.store.upload(job.work, name_part(job.number), write_weights(job.index, flat_NP))
+    entry = job.store.upload(job.work, name_part(job.number), partial(write_weights, job.index, flat_NP))
     return entry.model_dump_json().encode()
+
+
+_reference: dict[tuple[str, str, int, str], Tensor] = {}  # the last one that this process has read
+
+
+def _load_reference(place: tuple[ShardWeights, int]) -> Tensor:
+    """Return the weights that all models are aligned with, (P,): read once a process, as they may be large to send."""
+    shard, row = place
+    key = shard.zoo.address, shard.shard, row, shard.layout.digest
+    if key not in _reference:
+        flat_P = shard.load("float32")[row].clone()
+        _reference.clear()
+        _reference[key] = flat_P
+    return _reference[key]

@@ -11,22 +11,47 @@ from torch import Tensor
 
 from mzsane.artifacts import Artifact
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.store import TokenTable, count_parts, name_part, read_tokens
+from mzsane.tokens.store import TokenTable, name_part, read_tokens
 
 _KEYS = ("model", "epoch", "split")
+_WEIGHTS, _PLACE = "weights", "place in the part"
 
 
 def scan_checkpoints(tokens: Artifact) -> pl.LazyFrame:
-    """Scan the rows of a TOKENS artifact where they lie, locally or on S3: nothing is read that is not asked for.
+    """Scan the rows of a TOKENS artifact, locally or on S3; every file that is read is verified against the manifest.
 
     A row a checkpoint: zoo, model, epoch, split, the metrics, the layout's digest, and `weights`, the bytes of its flat
-    weights; `decode_weights` turns them into numbers. Filters on the other columns read no weights:
+    weights; `decode_weights` turns them into numbers. Parts are read only where weights are asked for, those without a
+    row that passes a filter on the other columns not at all:
 
         scan_checkpoints(tokens).filter(pl.col("epoch") == 5, pl.col("test_accuracy") > 0.9).select("model")
+
+    Raises:
+        CorruptArtifactError: a file is missing or damaged; for the parts, when the frame is collected.
     """
-    names = [name_part(part) for part in range(count_parts(tokens))]
-    urls = [f"{tokens.address}/{tokens.manifest.files[name].path}" for name in names]
-    return pl.scan_parquet(urls, storage_options=tokens.store.files.polars_options() or None)
+    index = pl.read_parquet(tokens.read("index.parquet"))
+    schema = {**index.drop("part").schema, _WEIGHTS: pl.Binary()}
+
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, batch_rows: int | None
+    ) -> Iterator[pl.DataFrame]:
+        wanted = list(schema) if columns is None else columns
+        asked = set(wanted) if predicate is None else {*wanted, *predicate.meta.root_names()}
+        early = predicate is not None and _WEIGHTS not in predicate.meta.root_names()
+        chosen = index.with_columns(pl.int_range(pl.len()).over("part").alias(_PLACE))
+        chosen = chosen.filter(predicate) if early and predicate is not None else chosen
+        blocks = chosen.partition_by("part", maintain_order=True) if _WEIGHTS in asked else [chosen]
+        for block in blocks or [chosen]:
+            frame = block if _WEIGHTS not in asked else _attach_weights(tokens, block)
+            frame = frame if predicate is None or early else frame.filter(predicate)
+            frame = frame.select(wanted)
+            frame = frame if rows is None else frame.head(rows)
+            rows = None if rows is None else rows - len(frame)
+            yield frame
+            if rows == 0:
+                return
+
+    return register_io_source(read, schema=schema, validate_schema=True)
 
 
 def decode_weights(table: TokenTable) -> pl.Expr:
@@ -100,6 +125,14 @@ def describe_tokens(layout: TokenLayout) -> pl.DataFrame:
         for layer in layout.layers
     ]
     return pl.concat(frames).with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
+
+
+def _attach_weights(tokens: Artifact, block: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of one part, or none, with their weights."""
+    if block.is_empty():
+        return block.with_columns(pl.lit(None, pl.Binary).alias(_WEIGHTS))
+    data = tokens.read(name_part(block["part"][0]))
+    return block.with_columns(pl.read_parquet(data, columns=[_WEIGHTS])[_WEIGHTS].gather(block[_PLACE]))
 
 
 def _list_tokens(table: TokenTable, places: pl.DataFrame, row: int, flat_P: Tensor) -> pl.DataFrame:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -110,8 +111,8 @@ def name_part(part: int) -> str:
     return f"weights-{part:05d}.parquet"
 
 
-def write_weights(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
-    """Return rows of an index and their weights as the bytes of a parquet file of one row group.
+def write_weights(index: pl.DataFrame, flat_NP: Tensor, path: Path) -> None:
+    """Write rows of an index and their weights to a parquet file of one row group.
 
     The weights are a column of fixed-size binary, little-endian, not compressed: read several times as fast as lists of
     numbers, which parquet assembles one by one, and bfloat16 is no parquet type.
@@ -123,16 +124,14 @@ def write_weights(index: pl.DataFrame, flat_NP: Tensor) -> bytes:
     )
     table = index.to_arrow()
     table = table.append_column(pa.field("weights", values.type, nullable=False), values)
-    sink = pa.BufferOutputStream()
     pq.write_table(
         table,
-        sink,
+        path,
         row_group_size=max(1, len(index)),
         compression={name: "none" if name == "weights" else "zstd" for name in table.column_names},
         use_dictionary=index.columns,
         write_statistics=index.columns,
     )
-    return bytes(sink.getvalue())
 
 
 def read_weights(data: bytes, dtype: torch.dtype) -> Tensor:

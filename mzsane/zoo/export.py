@@ -18,7 +18,7 @@ from mzsane.artifacts import Artifact
 from mzsane.config import ImagesConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.storage import Storage, find_options
+from mzsane.storage import Storage
 from mzsane.zoo.images import load_images
 from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
 from mzsane.zoo.readers.listing import is_litter
@@ -41,7 +41,7 @@ def export_zoo(zoo: Artifact, target: str, sink: MetricSink = NO_SINK) -> int:
         ConfigError: the target has other files, or two models would share a folder.
         StoreError: the target cannot be written.
     """
-    storage = Storage(target, find_options(target), setting="the export's target")
+    storage = Storage(target, setting="the export's target")
     index = read_index(zoo)
     folders = name_folders(index["model"].unique(maintain_order=True))
     _check_target(storage, set(folders.values()), index, folders)

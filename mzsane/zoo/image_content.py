@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from mzsane.cache import Cache
 from mzsane.config import FilesConfig
 from mzsane.config.base import Config
 from mzsane.errors import ConfigError
-from mzsane.storage import default_cache
 from mzsane.zoo.image_folders import list_images
 from mzsane.zoo.pixels import show_path
 
@@ -71,8 +71,7 @@ def locate_data(path: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the folder for what is made of image files, which is there."""
-    cache = os.environ.get("MZSANE_CACHE")
-    folder = (Path(cache) if cache else default_cache()) / "images"
+    folder = Cache().folder / "images"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

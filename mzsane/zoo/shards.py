@@ -9,20 +9,24 @@ the same tensor names and shapes.
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Partial, Work
+from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
-from mzsane.files import load_tensors, save_tensors, to_parquet
+from mzsane.files import load_tensor_file, load_tensors, save_tensor_file, save_tensors, to_parquet
 from mzsane.metrics import MetricSink
 from mzsane.parallel import map_processes
+from mzsane.partial import Partial
+from mzsane.zoo.rows import Rows
 
 Chunk = TypeVar("Chunk")
 SHARD_BYTES = 32 * 2**20  # small chunks in a row are joined up to this; a chunk of half of it is a shard by itself
@@ -51,22 +55,45 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ShardJob(Generic[Chunk]):
-    """A chunk of work for a process, and the function that does it."""
+    """A chunk of work for a process, the function that does it, and where its results go."""
 
+    work: Work
+    store: ArtifactStore
+    name: str
     make: Callable[[Chunk], ShardContent]
     chunk: Chunk
 
-    def run(self) -> tuple[bytes, dict[str, Any]]:
-        """Return the chunk's weights as the bytes of a file, and a note of the rest for `Partial`."""
+    def run(self) -> bytes:
+        """Make the chunk and put it into the store, from this process; return its note, packed (see `_unpack`)."""
         content = self.make(self.chunk)
         note = {
             "rows": content.rows,
             "history": content.history,
             "rejected": content.rejected,
             "metrics": content.metrics,
-            "entry": None,
+            "entry": self._store_weights(content),
         }
-        return save_tensors(content.weights) if content.rows else b"", note
+        text = json.dumps(note).encode()
+        self.store.partial(self.work).write(f"{self.name}.json", text)
+        return zlib.compress(text)
+
+    def make_weights(self) -> bytes:
+        """Make the chunk again and return its weights as the bytes of a file; nothing is stored."""
+        return save_tensors(self.make(self.chunk).weights)
+
+    def _store_weights(self, content: ShardContent) -> dict[str, Any] | None:
+        """Upload the weights as a shard when they are large enough for one by themselves, or keep them as a part."""
+        name = f"weights-{self.name}.safetensors"
+        if not content.rows:
+            return None
+        data = b""
+        if 2 * sum(value.nbytes for value in content.weights.values()) <= SHARD_BYTES:
+            data = save_tensors(content.weights)
+        if data and 2 * len(data) <= SHARD_BYTES:
+            self.store.partial(self.work).write(_data_name(self.name), data)
+            return None
+        entry = self.store.upload(self.work, name, partial(save_tensor_file, tensors=content.weights))
+        return entry.model_dump()
 
 
 class ZooParts:
@@ -74,10 +101,7 @@ class ZooParts:
 
     def __init__(self, work: Work, store: ArtifactStore) -> None:
         self._work, self._store = work, store
-        self._rows: list[dict[str, Any]] = []
-        self._index: pl.DataFrame | None = None
-        self._history: list[dict[str, Any]] = []
-        self._rejected: list[dict[str, Any]] = []
+        self._rows, self._history, self._rejected = Rows(), Rows(), Rows(_REJECTED_SCHEMA)
         self._shards: list[FileEntry] = []
         self._open: list[dict[str, Tensor]] = []
         self._open_bytes = 0
@@ -90,10 +114,9 @@ class ZooParts:
             self.close()
         first = sum(len(next(iter(part.values()))) for part in self._open)
         shard = f"{len(self._shards):05d}"
-        self._index = None
-        self._rows += [{**row, "shard": shard, "row": first + i} for i, row in enumerate(note["rows"])]
-        self._history += note["history"]
-        self._rejected += note["rejected"]
+        self._rows.add([{**row, "shard": shard, "row": first + i} for i, row in enumerate(note["rows"])])
+        self._history.add(note["history"])
+        self._rejected.add(note["rejected"])
         if note["entry"] is not None:
             self._shards.append(FileEntry(**note["entry"]))
         elif data:
@@ -106,31 +129,30 @@ class ZooParts:
             # Taken out one by one, so that the parts and the whole are not both in memory.
             joined = {name: torch.cat([part.pop(name) for part in self._open]) for name in list(self._open[0])}
             name = f"weights-{len(self._shards):05d}.safetensors"
-            self._shards.append(self._store.upload(self._work, name, save_tensors(joined)))
+            self._shards.append(self._store.upload(self._work, name, partial(save_tensor_file, tensors=joined)))
             self._open, self._open_bytes = [], 0
 
     @property
     def index(self) -> pl.DataFrame:
         """The index."""
-        if self._index is None:
-            frame = pl.DataFrame(self._rows, infer_schema_length=None)
-            self._index = frame.with_columns(pl.col(pl.Null).cast(pl.String))  # parquet knows no column without a type
-        return self._index
+        return self._rows.frame().with_columns(pl.col(pl.Null).cast(pl.String))  # parquet knows no untyped column
 
     @property
     def rejected(self) -> pl.DataFrame:
         """What was set aside, and why."""
-        return pl.DataFrame(self._rejected, schema=_REJECTED_SCHEMA, orient="row")
+        return self._rejected.frame()
 
     @property
     def history(self) -> pl.DataFrame:
         """Metrics of every model and epoch."""
-        return pl.DataFrame(self._history, infer_schema_length=None)
+        return self._history.frame()
 
     def read_shard(self, shard: str) -> dict[str, Tensor]:
         """Return the stacked weights of a finished shard."""
-        weights, _ = load_tensors(self._store.files.read(f"{self._work.ref}/{self._shards[int(shard)].path}"))
-        return weights
+        name = f"{self._work.ref}/{self._shards[int(shard)].path}"
+        if path := self._store.files.local_path(name):
+            return load_tensor_file(path)[0]
+        return load_tensors(self._store.files.read(name))[0]
 
     def files(self) -> dict[str, bytes | FileEntry]:
         """Return the files of the artifact."""
@@ -143,8 +165,9 @@ class ZooParts:
 
     def counts(self) -> dict[str, int]:
         """Return the counts for the manifest."""
-        models = {row["model"] for row in self._rows}
-        return {"models": len(models), "checkpoints": len(self._rows), "rejected": len(self._rejected)}
+        index = self._rows.frame()
+        models = index["model"].n_unique() if len(index) else 0
+        return {"models": models, "checkpoints": len(index), "rejected": len(self.rejected)}
 
 
 def write_shards(
@@ -160,8 +183,8 @@ def write_shards(
 ) -> ZooParts:
     """Make all chunks of a zoo that are not there yet, a process a core, and join them to shards.
 
-    Killed at any point, the next call continues after the last finished chunk. Two calls
-    at once each do all the work that is not done when they begin; the first one to end publishes.
+    Killed at any point, the next call continues after the last finished chunk. A call uses the chunks that are there
+    when it begins; two calls at once both make the rest, with the same bits, and the first to publish wins.
 
     Args:
         work: the work of making the zoo.
@@ -178,28 +201,23 @@ def write_shards(
         WorkerError: a worker process was killed.
     """
     names = names or [f"{number:05d}" for number in range(len(chunks))]
-    partial = store.partial(work)
     notes = {name: note for name in names if (note := _find_note(name, work, store)) is not None}
     missing = [number for number, name in enumerate(names) if name not in notes]
     done = sum(sizes) - sum(sizes[number] for number in missing)
     sink.progress(done, sum(sizes), unit)
-    jobs = [ShardJob(make, chunks[number]) for number in missing]
-    for position, (data, note) in map_processes(ShardJob.run, jobs, execution.processes):
-        name = names[missing[position]]
-        if 2 * len(data) > SHARD_BYTES:
-            note["entry"] = store.upload(work, f"weights-{name}.safetensors", data).model_dump()
-        elif data:
-            partial.write(_data_name(name), data)
-        partial.write(f"{name}.json", json.dumps(note).encode())
-        notes[name] = note
+    jobs = [ShardJob(work, store, name, make, chunk) for name, chunk in zip(names, chunks, strict=True)]
+    for position, packed in map_processes(ShardJob.run, [jobs[number] for number in missing], execution.processes):
+        notes[names[missing[position]]] = packed
+        metrics = _unpack(packed)["metrics"]
         done += sizes[missing[position]]
-        said = "".join(f", {key.replace('_', ' ')} {value:.3f}" for key, value in note["metrics"].items())
+        said = "".join(f", {key.replace('_', ' ')} {value:.3f}" for key, value in metrics.items())
         sink.progress(done, sum(sizes), unit + said)
-        if note["metrics"]:
-            sink.metrics({f"zoo/{key}": value for key, value in note["metrics"].items()}, step=done)
+        if metrics:
+            sink.metrics({f"zoo/{key}": value for key, value in metrics.items()}, step=done)
     parts = ZooParts(work, store)
-    for name, chunk in zip(names, chunks, strict=True):
-        parts.add(notes[name], _read_data(name, notes[name], ShardJob(make, chunk), partial))
+    for job in jobs:
+        content = _unpack(notes.pop(job.name))
+        parts.add(content, _read_data(content, job))
     parts.close()
     return parts
 
@@ -218,8 +236,7 @@ def iterate_weights(zoo: Artifact) -> Iterator[tuple[pl.DataFrame, dict[str, Ten
 
 def read_shard(zoo: Artifact, shard: str) -> dict[str, Tensor]:
     """Return the stacked weights of a shard, by its name in the index."""
-    weights, _ = load_tensors(zoo.path(f"weights-{shard}.safetensors").read_bytes())
-    return weights
+    return load_tensor_file(zoo.path(f"weights-{shard}.safetensors"))[0]
 
 
 def load_weights(zoo: Artifact) -> tuple[pl.DataFrame, dict[str, Tensor]]:
@@ -251,28 +268,36 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _find_note(name: str, work: Work, store: ArtifactStore) -> dict[str, Any] | None:
-    """Return the note of a finished chunk whose weights are where they should be."""
-    partial = store.partial(work)
+def _find_note(name: str, work: Work, store: ArtifactStore) -> bytes | None:
+    """Return the packed note of a finished chunk whose weights are where they should be."""
+    unfinished = store.partial(work)
     try:
-        note: dict[str, Any] = json.loads(partial.read(f"{name}.json"))
+        text = unfinished.read(f"{name}.json")
+        note: dict[str, Any] = json.loads(text)
         if note["entry"] is None and note["rows"]:
-            partial.read(_data_name(name))
+            unfinished.read(_data_name(name))
     except (CorruptArtifactError, FileNotFoundError):
         return None
     entry = note["entry"]
     if entry is not None and store.files.size(f"{work.ref}/{entry['path']}") != entry["bytes"]:
         return None
+    return zlib.compress(text)
+
+
+def _unpack(packed: bytes) -> dict[str, Any]:
+    """Return a note. Packed it takes a tenth of the memory of its text, and its rows as dicts ten times that."""
+    note: dict[str, Any] = json.loads(zlib.decompress(packed))
     return note
 
 
-def _read_data(name: str, note: Mapping[str, Any], job: ShardJob, partial: Partial) -> bytes:
+def _read_data(note: Mapping[str, Any], job: ShardJob) -> bytes:
     if note["entry"] is not None or not note["rows"]:
         return b""
+    unfinished: Partial = job.store.partial(job.work)
     try:
-        return partial.read(_data_name(name))
+        return unfinished.read(_data_name(job.name))
     except (CorruptArtifactError, FileNotFoundError):  # damaged since, or cleared by a run that was first
-        return job.run()[0]
+        return job.make_weights()
 
 
 def _data_name(name: str) -> str:

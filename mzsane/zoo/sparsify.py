@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,7 +29,7 @@ from mzsane.zoo.card import draw_card
 from mzsane.zoo.factories import say_error
 from mzsane.zoo.fit import fit_epochs, measure_splits
 from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
-from mzsane.zoo.shards import ShardContent, hash_weights, iterate_weights, write_shards
+from mzsane.zoo.shards import ShardContent, hash_weights, read_index, read_shard, write_shards
 from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo
 
@@ -42,7 +43,8 @@ _INITIAL_LOG_VARIANCE = -10.0
 @dataclass(frozen=True)
 class _Chunk:
     config: TwinsConfig
-    models: tuple[tuple[int, NetworkConfig, dict[str, Tensor]], ...]  # number, network, weights
+    source: Artifact
+    models: tuple[tuple[int, NetworkConfig, str, int], ...]  # number, network, shard and row of the weights
 
 
 def plan_twins(config: TwinsConfig) -> Work:
@@ -70,13 +72,13 @@ def sparsify_zoo(
     images = load_images(config.zoo.images)
     check_twins(config, images)
     networks = {f"{plan.number:06d}": (plan.number, plan.network) for plan in plan_models(config.zoo)}
-    last: dict[str, dict[str, Tensor]] = {}
-    for rows, weights in iterate_weights(store.open(work.inputs["zoo"])):
-        for position, row in enumerate(rows.iter_rows(named=True)):
-            if row["epoch"] == config.zoo.epochs:
-                last[row["model"]] = {name: value[position].clone() for name, value in weights.items()}
-    models = [(*networks[label], last[label]) for label in sorted(last)]
-    chunks = [_Chunk(config, tuple(models[i : i + _CHUNK_MODELS])) for i in range(0, len(models), _CHUNK_MODELS)]
+    source = store.open(work.inputs["zoo"])
+    last = read_index(source).filter(pl.col("epoch") == config.zoo.epochs).sort("model")
+    models = [(*networks[label], shard, row) for label, shard, row in last.select("model", "shard", "row").iter_rows()]
+    chunks = [
+        _Chunk(config, source, tuple(models[first : first + _CHUNK_MODELS]))
+        for first in range(0, len(models), _CHUNK_MODELS)
+    ]
     sizes = [len(chunk.models) for chunk in chunks]
     execution = execution or ExecutionConfig()
     parts = write_shards(work, chunks, sizes, _sparsify_chunk, store, execution, sink, "models")
@@ -131,7 +133,8 @@ def _sparsify_chunk(chunk: _Chunk) -> ShardContent:
     sparsify = prune_steps if config.method == "magnitude" else drop_epochs
     content = ShardContent()
     states = []
-    for number, network_config, weights in chunk.models:
+    for number, network_config, shard, place in chunk.models:
+        weights = {name: value[place].clone() for name, value in read_shard(chunk.source, shard).items()}
         network = build_network(network_config, images.channels, images.classes, images.size)
         network.load_state_dict(weights)
         generator = make_generator(config.seed, "twins", number)

@@ -98,8 +98,8 @@ def train_zoo(
 ) -> Artifact:
     """Train a population, or open it when it was trained before.
 
-    Killed at any point, the next call continues after the last finished chunk. Two calls
-    at once each do all the work that is not done when they begin; the first one to end publishes.
+    Killed at any point, the next call continues after the last finished chunk; of two calls at once the first to
+    publish wins, with the same bits.
 
     Raises:
         ConfigError: the images or the architecture cannot be had, or do not fit each other, or the architecture has

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from mzsane.tokens.scan import decode_weights, scan_checkpoints, scan_tokens
 from mzsane.tokens.store import read_tokens, read_weights, write_weights
 from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.shards import load_weights
+from mzsane.zoo.shards import iterate_weights, load_weights
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -33,21 +34,24 @@ class TestFile:
         assert raw_table.layout.token_dim == 51
 
     @pytest.mark.parametrize("dtype", BITS)
-    def test_any_bits_come_back(self, dtype):
+    def test_any_bits_come_back(self, dtype, tmp_path):
         bits = torch.randint(-(2**15), 2**15, (5, 333)).to(BITS[dtype])
         flat = (bits * (2 ** (8 * bits.itemsize - 16))).view(dtype)
         index = pl.DataFrame({"model": [f"m{i}" for i in range(5)], "accuracy": [0.1 * i for i in range(5)]})
-        data = write_weights(index, flat)
-        assert torch.equal(read_weights(data, dtype).view(BITS[dtype]), flat.view(BITS[dtype]))
+        write_weights(index, flat, tmp_path / "part")
+        assert torch.equal(
+            read_weights((tmp_path / "part").read_bytes(), dtype).view(BITS[dtype]), flat.view(BITS[dtype])
+        )
 
     @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
-    def test_is_hardly_larger_than_the_weights(self, dtype, size):
+    def test_is_hardly_larger_than_the_weights(self, dtype, size, tmp_path):
         """1.03 times, from a few megabytes on; the rows' other columns are all there is beside them."""
         flat = torch.randn(1000, 2464).to(getattr(torch, dtype))
         index = pl.DataFrame(
             {"model": [f"{i:06d}" for i in range(1000)], "accuracy": np.random.default_rng(0).random(1000)}
         )
-        assert len(write_weights(index, flat)) <= 1.03 * size * flat.numel()
+        write_weights(index, flat, tmp_path / "part")
+        assert (tmp_path / "part").stat().st_size <= 1.03 * size * flat.numel()
 
     def test_layout_and_groups_are_readable_json(self, tiny_tokens, tiny_table):
         description = json.loads(tiny_tokens.path("layout.json").read_bytes())
@@ -148,6 +152,62 @@ class TestScan:
             scan_tokens(tokens, where=pl.col("epoch") == 1).select("number").collect().height
             == 6 * tiny_table.layout.length
         )
+
+
+class TestDamage:
+    """A flipped byte in any file of a zoo or its tokens is noticed by whatever reads that file."""
+
+    @staticmethod
+    def flip(store, artifact, name):
+        path = Path(store.root, str(artifact.ref), artifact.manifest.files[name].path)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def test_every_file_is_verified(self, make_store, tiny_zoo, tiny_tokens):
+        store = make_store()
+        for artifact in (store.open(tiny_zoo.ref), store.open(tiny_tokens.ref)):
+            for name in artifact.manifest.files:
+                self.flip(store, artifact, name)
+                for read in (artifact.read, artifact.path):
+                    with pytest.raises(CorruptArtifactError, match="changed after it was published"):
+                        read(name)
+
+    @pytest.mark.parametrize("name", ["index.parquet", "weights-00000.parquet"])
+    @pytest.mark.parametrize("scan", [scan_checkpoints, scan_tokens])
+    def test_scans_of_tokens_notice_it(self, make_store, tiny_tokens, scan, name):
+        store = make_store()
+        tokens = store.open(tiny_tokens.ref)
+        self.flip(store, tokens, name)
+        with pytest.raises(CorruptArtifactError, match="changed after it was published"):
+            scan(tokens).collect()
+
+    @pytest.mark.parametrize("name", ["index.parquet", "weights-00000.safetensors"])
+    def test_readers_of_zoos_notice_it(self, make_store, tiny_zoo, name):
+        store = make_store()
+        zoo = store.open(tiny_zoo.ref)
+        self.flip(store, zoo, name)
+        with pytest.raises(CorruptArtifactError, match="changed after it was published"):
+            list(iterate_weights(zoo))
+
+    def test_rows_are_scanned_without_the_parts(self, make_store, tiny_tokens, tiny_table):
+        store = make_store()
+        tokens = store.open(tiny_tokens.ref)
+        Path(store.root, str(tokens.ref), tokens.manifest.files["weights-00000.parquet"].path).unlink()
+        rows = scan_checkpoints(tokens).filter(pl.col("epoch") == 2).select("model").collect()
+        assert rows["model"].to_list() == tiny_table.index.filter(pl.col("epoch") == 2)["model"].to_list()
+        none = scan_checkpoints(tokens).filter(pl.col("epoch") == 99).collect()
+        assert none.is_empty()
+        assert none.schema["weights"] == pl.Binary
+
+    def test_filters_on_weights_and_limits_hold(self, tiny_tokens, tiny_table):
+        whole = scan_checkpoints(tiny_tokens).collect()
+        assert whole.drop("weights").equals(tiny_table.index.drop("part"))
+        assert [len(value) for value in whole["weights"]] == [4 * tiny_table.layout.weights] * 12
+        wanted = whole["weights"][5]
+        found = scan_checkpoints(tiny_tokens).filter(pl.col("weights") == wanted, pl.col("epoch") > 0).collect()
+        assert found.equals(whole[5])
+        assert scan_checkpoints(tiny_tokens).head(5).collect().equals(whole[:5])
 
 
 class TestPickRows:

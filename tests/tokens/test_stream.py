@@ -178,17 +178,16 @@ class StoredParts:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_of_a_stored_table_are_streamed(dtype):
+def test_rows_of_a_stored_table_are_streamed(dtype, tmp_path):
     layout = make_layout(MIDDLE)
     parts = [0, 0, 0, 1, 1, 2, 2, 2]
     index = pl.DataFrame({"model": [f"{row}" for row in range(8)], "part": parts})
     flat_NP = torch.randn(8, layout.weights, generator=torch.Generator().manual_seed(0)).to(dtype)
-    files = {
-        f"weights-{part:05d}.parquet": write_weights(
-            index.filter(pl.col("part") == part).drop("part"), flat_NP[torch.tensor(parts) == part]
-        )
-        for part in range(3)
-    }
+    files = {}
+    for part in range(3):
+        inside = torch.tensor(parts) == part
+        write_weights(index.filter(pl.col("part") == part).drop("part"), flat_NP[inside], tmp_path / "part")
+        files[f"weights-{part:05d}.parquet"] = (tmp_path / "part").read_bytes()
     table = TokenTable(index, layout, (), dtype, StoredParts(files))
     rows_N = torch.tensor([1, 2, 5, 7])
     source = stream_table(table, rows_N)

@@ -181,7 +181,7 @@ def test_killed_at_any_point_it_goes_on_at_the_piece(server, store, tmp_path, fi
             time.sleep(0.005)
         process.send_signal(how)
         process.wait(timeout=10)
-    there = [json.loads(path.read_bytes()[32:])["entry"]["bytes"] for path in notes.glob("[mp]*.json")]
+    there = [json.loads(path.read_bytes()[:-32])["entry"]["bytes"] for path in notes.glob("[mp]*.json")]
     assert sum(there) > 0
     while server.busy:  # until it notices that nobody listens
         time.sleep(0.005)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError, MzsaneError, StoreError
-from mzsane.storage import Storage, find_options
+from mzsane.storage import Storage
 from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
 from mzsane.zoo.readers.walking import walk_folder
 
@@ -205,7 +205,7 @@ def open_storage(address: str) -> Storage:
         protocol, _, rest = address.partition("://")
         bucket, slash, key = rest.partition("/")
         address = f"{protocol.lower()}://{bucket}{slash}{key.lstrip('/')}"
-    return Storage(address, find_options(address), setting="source")
+    return Storage(address, setting="source")
 
 
 def find_advice(address: str) -> str:
