@@ -108,6 +108,8 @@ class PatientFileSystem:
         self._address = show_address(address)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for by pickle before there is a file system
+            raise AttributeError(name)
         value = getattr(self._file_system, name)
         if not callable(value):
             return value

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mzsane import cache
 from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.errors import CorruptArtifactError
+from mzsane.errors import CorruptArtifactError, NewerArtifactError
 from mzsane.manifest import MANIFEST
 from mzsane.partial import FOLDER
 from mzsane.storage import StoredFile
@@ -100,7 +100,7 @@ def _judge(store: ArtifactStore, work: str, members: Sequence[StoredFile]) -> It
     if published:
         try:
             manifest = store.open(ArtifactRef.parse(work)).manifest
-        except CorruptArtifactError:  # damaged, or of a newer version: not ours to judge
+        except (CorruptArtifactError, NewerArtifactError):  # damaged, or of a newer version: not ours to judge
             return
         named |= {f"{work}/{entry.path}" for entry in manifest.files.values()}
     unfinished = f"{FOLDER}/{work}/"

@@ -97,7 +97,7 @@ class Origins:
             "name": "matrix",
             kind: [zoo],
             "tokens": TOKENS,
-            "compositions": [{"name": "all", "slices": [{"zoo": "zoo", "models": 4}]}],
+            "compositions": [{"name": "all", "slices": [{"zoo": "zoo", "models": 3}]}],
             "backbone": BACKBONE,
             "targets": [target],
             "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 3, "keep": 2},
@@ -141,7 +141,9 @@ class Origins:
 
     def _write_files(self) -> str:
         folder = self.folder / "files"
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # a source whose files are written again is another one
+            return str(folder)
+        folder.mkdir()
         for index, weights in iterate_weights(self.open_zoo("trained")):
             for place, model in enumerate(index["model"]):
                 state = {name: value[place].clone() for name, value in weights.items()}

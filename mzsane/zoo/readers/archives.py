@@ -177,13 +177,13 @@ def refuse_name(name: str) -> str | None:
 
 
 def explain_file(name: str) -> str | None:
-    """Return what to do with a file that is given as a source and is no archive that is read."""
+    """Return what to do with an archive that is given as a source and is of no kind that is read; None for others."""
     read = "archives that are read end with .zip, .tar, .tar.gz or .tgz"
     if _PART.search(name):
         return f"it is a part of a split archive: join or unpack the parts, and give the folder; {read}"
     if _INNER.search(name):
         return f"it is an archive of a kind that is not read: unpack it, and give the folder; {read}"
-    return f"it is one file: give the folder that it is in, and choose it by pattern; {read}"
+    return None
 
 
 class _Bounded(io.FileIO):

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from mzsane.addresses import show_address, split_query
+from mzsane.addresses import check_openable, show_address, split_query
 from mzsane.errors import ConfigError, MzsaneError, StoreError
 from mzsane.storage import Storage
-from mzsane.zoo.readers.archives import TarSource, ZipSource, unpack_gzip
+from mzsane.zoo.readers.archives import TarSource, ZipSource, explain_file, unpack_gzip
 from mzsane.zoo.readers.walking import walk_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -100,8 +100,14 @@ class FolderSource:
         return names
 
     def _move_up(self) -> list[str]:
-        """Make this a source of one file, below the folder in which it lies."""
+        """Make this a source of one file, below the folder in which it lies.
+
+        Raises:
+            ConfigError: the file is an archive of a kind that is not read.
+        """
         folder, _, name = self.address.rpartition("/")
+        if advice := explain_file(name):
+            raise ConfigError(f"source {self.address} cannot be read: {advice}")
         self.address = folder
         self._storage = open_storage(folder or "/")
         return [name]
@@ -150,7 +156,10 @@ def open_source(address: str, max_file_bytes: int) -> Iterator[Source]:
         ConfigError: the address cannot be opened, or the archive is damaged or not safe to unpack.
         StoreError: it cannot be reached.
     """
-    plain, query = split_query(address)
+    try:
+        plain, query = split_query(check_openable(address))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not (plain.lower().endswith(ARCHIVES) or query):
         yield FolderSource(address, max_file_bytes)
         return

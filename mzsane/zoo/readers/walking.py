@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.archives import explain_file
 
 
 @dataclass
@@ -32,8 +31,7 @@ def walk_folder(folder: Path, address: str) -> FolderList:
         ConfigError: there is no such folder, or it may not be listed.
     """
     if not folder.is_dir():
-        advice = f": {explain_file(address)}" if folder.is_file() else ""
-        raise ConfigError(f"source {address} is not a folder{advice}")
+        raise ConfigError(f"source {address} is not a folder")
     found = FolderList()
     seen = {os.path.realpath(folder): ""}
     pending, links = [(str(folder), "")], list[tuple[str, str]]()

@@ -285,7 +285,6 @@ def test_zips_of_other_tools_are_read_or_explained(tmp_path):
         ("z.zip.001", "join or unpack the parts"),
         ("z.z01", "join or unpack the parts"),
         ("z.part1.rar", "join or unpack the parts"),
-        ("model.pt", "give the folder that it is in"),
     ],
 )
 def test_a_file_that_is_no_source_says_what_to_do(name, advice, tmp_path):
