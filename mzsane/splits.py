@@ -5,10 +5,10 @@ model or leaving one out moves no other, zoos that are read from one source with
 other, and sparse twins are where their originals are.
 
 Names that differ in their last number alone are one family (`000003`, `run_3/model`, `trial_3_seed=3`). The numbers of
-a family are dealt in blocks: the first block is the smallest in which every split has a model, later ones double up to
-20 numbers. A block gets as many models of each split as keep the shares nearest to their fractions; which of its
-numbers they are is drawn by the seed, so that a grid of factors never runs in step with the splits. A name without a
-number is drawn by itself.
+a family are dealt in blocks of 20. A block gets as many models of each split as keep the shares nearest to their
+fractions; which of its numbers they are is drawn by the seed, so that a grid of factors never runs in step with the
+splits. The first block holds the shares for small zoos too: its first numbers have a model of every split, and each
+later one is drawn from the splits that are behind their shares. A name without a number is drawn by itself.
 """
 
 import hashlib
@@ -47,8 +47,11 @@ def assign_split(root: str, shares: Shares, seed: int) -> str:
     else:
         *_, place = _NUMBER.finditer(root)
         family = f"{root[: place.start()]}#{root[place.end() :]}"
-    start, end = _find_block(int(last), _first_block(shares))
-    return _deal_block(start, end, family, shares, seed)[int(last)]
+    number, first = int(last), max(_first_block(shares), _BLOCK)
+    if number < first:
+        return _deal_first(first, family, shares, seed)[number]
+    start = max(number // _BLOCK * _BLOCK, first)
+    return _deal_block(start, number // _BLOCK * _BLOCK + _BLOCK, family, shares, seed)[number]
 
 
 def count_splits(models: int, shares: Shares, seed: int) -> dict[str, int]:
@@ -91,15 +94,34 @@ def _first_block(shares: Shares) -> int:
     return max(sequence.index(split) + 1 if split in sequence else _FIRST_BLOCK for split in used)
 
 
-def _find_block(number: int, first: int) -> tuple[int, int]:
-    """Return the first number of a number's block, and the one after its last."""
-    if number >= max(first, _BLOCK):
-        start = number // _BLOCK * _BLOCK
-        return max(start, first), start + _BLOCK
-    start, end = 0, first
-    while number >= end:
-        start, end = end, min(2 * end, _BLOCK)
-    return start, end
+@lru_cache(maxsize=4096)
+def _deal_first(end: int, family: str, shares: Shares, seed: int) -> list[str]:
+    """Return the splits of the numbers below `end`, of which any first ones hold the shares nearly."""
+    sequence = _sequence(shares, _FIRST_BLOCK)[:end]
+    first = _first_block(shares)
+    left = Counter(sequence)
+    dealt: list[str] = [""] * first
+    shuffled = sorted(range(first), key=lambda number: _hash(seed, family, number))
+    for number, split in zip(shuffled, sequence, strict=False):
+        dealt[number] = split
+        left[split] -= 1
+    for number in range(first, end):
+        late = {}
+        for split, share in zip(SPLITS, shares, strict=True):
+            behind = share * (number + 1) - dealt.count(split)
+            if left[split] and behind > 0:
+                late[split] = behind
+        total = sum(late.values())
+        place = _hash(seed, family, number) / 2**64 * total
+        chosen = next(split for split in SPLITS if left[split])
+        for split, value in late.items():
+            chosen = split
+            place -= value
+            if place < 0:
+                break
+        dealt.append(chosen)
+        left[chosen] -= 1
+    return dealt
 
 
 @lru_cache(maxsize=4096)

@@ -134,7 +134,7 @@ def test_full_disk_is_reported(mini, served_environment, tmp_path):
     enter = ["unshare", "--mount", "sh", "-c"]
     root = tmp_path / "small"
     root.mkdir()
-    mount = f"mount -t tmpfs -o size=48k tmpfs {root}"
+    mount = f"mount -t tmpfs -o size=60k tmpfs {root}"
     if not shutil.which("unshare") or subprocess.run([*enter, mount], capture_output=True).returncode:
         pytest.skip("no rights to mount a small file system")
     process = subprocess.Popen(

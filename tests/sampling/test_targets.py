@@ -175,7 +175,7 @@ def resnets(make_store, tiny_tokens_config, tiny_backbone_config):
         keep_epochs=1,
     )
     train_zoo(zoo, store, SERIAL)
-    fractions = {"train_fraction": 0.5, "validation_fraction": 0.25}
+    fractions = {"train_fraction": 0.7, "validation_fraction": 0.15}  # two, one and one
     tokens = build_tokens(tiny_tokens_config.model_copy(update=fractions), zoo, store)
     slices = [TokenSlice(tokens.ref, SliceConfig(zoo="resnets", models=2))]
     anywhere = tiny_backbone_config.model_copy(update={"positions": "sinusoidal"})
