@@ -58,10 +58,10 @@ def check_layouts(config: AblationConfig, read_files: bool = False) -> None:
 
 
 def try_networks(config: AblationConfig, execution: ExecutionConfig) -> None:
-    """Try the networks that users' factories make, as zoos train and read them and targets tune them.
+    """Load the images of every target, and try what users' factories make as zoos train it and targets tune it.
 
     Raises:
-        ConfigError: one cannot be used (see `mzsane.zoo.trial`), or images cannot be had.
+        ConfigError: a network cannot be used (see `mzsane.zoo.trial`), or images cannot be had.
     """
     device = choose_device(execution.device).type
     for zoo in config.all_zoos:
@@ -69,8 +69,11 @@ def try_networks(config: AblationConfig, execution: ExecutionConfig) -> None:
     evaluation = config.evaluation
     for target in config.targets:
         network, images = config.resolve_target(target)
-        if network.is_factory:
+        try:
             dataset = load_images(images)
+        except ConfigError as error:
+            raise ConfigError(f"target {target.name!r}: {error}") from None
+        if network.is_factory:
             try_evaluation(network, dataset)
             if evaluation.finetune_epochs[-1]:
                 per_class = evaluation.images_per_class

@@ -93,6 +93,12 @@ def test_valid_ablation_is_accepted_and_frozen():
         ({"sampling": {"bandwidth": [0.1, 0.1]}}, "bandwidth must be one number or a list of different ones"),
         ({"sampling": {"bandwidth": [0.1]}}, "bandwidth must be one number or a list of different ones, not [0.1]"),
         ({"sampling": {"bandwidth": 1, "least_novelty": 0.2}}, "least_novelty has no meaning for one bandwidth"),
+        ({"sampling": {"guidance_rate": 0.1}}, "guidance_rate has no meaning without guidance_steps"),
+        ({"sampling": {"guidance_images": 8}}, "guidance_images has no meaning without guidance_steps"),
+        (
+            {"evaluation": {"distillation_steps": [], "distilled_models": 2}},
+            "distilled_models has no meaning without distillation_steps",
+        ),
         ({"sampling": {"anchors": 1, "sampler": "neighbourhood"}}, "neighbourhood needs at least 2 anchors, not 1"),
         ({"sampling": {"anchors": 1, "sampler": "interpolation"}}, "interpolation needs at least 2 anchors, not 1"),
         ({"sampling": {"anchors": 0}}, "anchors 0 needs sampler gaussian and anchor_choice random"),

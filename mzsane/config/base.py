@@ -54,6 +54,17 @@ class Config(BaseModel):
         return self.model_dump(mode="json", exclude=_NAMES)
 
 
+def refuse_unused(config: Config, names: tuple[str, ...], why: str) -> None:
+    """Refuse settings that another setting leaves without meaning, unless they have their default.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name in names:
+        if getattr(config, name) != type(config).model_fields[name].default:
+            raise ValueError(f"{name} has no meaning {why}")
+
+
 class ShownAsAnyOf:
     """Annotation of a union: describes it in the way that Prefect's form can show; what is accepted stays the same."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mzsane.config.base import Config, ShownAsAnyOf
+from mzsane.config.base import Config, ShownAsAnyOf, refuse_unused
 
 _Bandwidth = Annotated[float, Field(ge=0, le=10)]
 Bandwidths = Annotated[
@@ -113,10 +113,13 @@ class SamplingConfig(Config):
 
     @model_validator(mode="after")
     def _check_bandwidth(self) -> "SamplingConfig":
+        if not self.guidance_steps:
+            refuse_unused(
+                self, ("guidance_rate", "guidance_images"), "without guidance_steps: leave it out, or set them"
+            )
         if isinstance(self.bandwidth, float):
-            for name in ("bandwidth_samples", "least_novelty"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} has no meaning for one bandwidth: leave it out, or give a list of them")
+            unused = ("bandwidth_samples", "least_novelty")
+            refuse_unused(self, unused, "for one bandwidth: leave it out, or give a list of them")
         elif len(set(self.bandwidth)) != len(self.bandwidth) or len(self.bandwidth) < 2:
             raise ValueError(f"bandwidth must be one number or a list of different ones, not {list(self.bandwidth)}")
         return self
@@ -175,6 +178,8 @@ class EvaluationConfig(Config):
         steps = self.distillation_steps
         if list(steps) != sorted(set(steps)):
             raise ValueError(f"distillation_steps must rise, not {list(steps)}")
+        if not steps:
+            refuse_unused(self, ("distilled_models",), "without distillation_steps: leave it out, or set them")
         sizes = self.ensembles
         if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 2):
             raise ValueError(f"ensembles must rise from at least 2 models, not {list(sizes)}")

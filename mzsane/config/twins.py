@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mzsane.config.base import Config, Name
+from mzsane.config.base import Config, Name, refuse_unused
 from mzsane.config.images import AnyImagesConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
 
@@ -67,9 +67,7 @@ class TwinsConfig(Config):
     @model_validator(mode="after")
     def _check_use(self) -> "TwinsConfig":
         unused = ("threshold",) if self.method == "magnitude" else ("scope", "sparsity")
-        for name in unused:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no meaning for method {self.method}: leave it out")
+        refuse_unused(self, unused, f"for method {self.method}: leave it out")
         if self.zoo.factors.width:
             raise ValueError("twins are made of a zoo of one width: leave zoo.factors.width out, set zoo.network.width")
         return self

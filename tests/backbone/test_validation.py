@@ -11,17 +11,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mzsane.artifacts import Artifact
 from mzsane.backbone import judge
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.validation import Validator
-from mzsane.config import GlyphsConfig, NetworkConfig
+from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.origin import Origin
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.images import load_images
+from mzsane.zoo.train import train_zoo
+from tests.conftest import SERIAL
 
 FAMILIES = ("val_r2", "val_accuracy", "val_sample_accuracy", "val_agreement", "probe_r2")
 
@@ -57,6 +59,14 @@ def hold(table, index=None, flat_NP=None, layout=None):
     fields |= {"flat_NP": table.load() if flat_NP is None else flat_NP}
     fields |= {"index": table.index if index is None else index, "layout": layout or table.layout}
     return HeldTable(**fields)
+
+
+def tell(table, zoo):
+    """Return the table as if it were of another zoo, or of one that is not told."""
+    inputs = {} if zoo is None else {"zoo": str(zoo.ref)}
+    manifest = table.artifact.manifest.model_copy(update={"inputs": inputs})
+    held = hold(table)
+    return dataclasses.replace(held, artifact=Artifact(table.artifact.store if zoo is None else zoo.store, manifest))
 
 
 def take(table):
@@ -168,10 +178,14 @@ def test_a_model_is_run_with_its_own_activation_where_the_zoo_varies_it(tiny_tab
     assert values["val_accuracy/0"] == pytest.approx(float((classes_N == split.labels_N).double().mean()))
 
 
-def test_batch_norm_is_conditioned_on_training_images(tiny_table, config, monkeypatch):
+def test_batch_norm_is_conditioned_on_training_images(tiny_table, config, store):
     network_config = NetworkConfig(architecture="resnet18", width=4)
     dataset = GlyphsConfig(source="glyphs", characters="AB", images=60)
-    monkeypatch.setattr(judge, "find_origin", lambda tokens: Origin(network_config, dataset))
+    zoo = train_zoo(
+        ZooConfig(name="resnets", images=dataset, network=network_config, models=2, epochs=1, keep_epochs=1),
+        store,
+        SERIAL,
+    )
     images = load_images(dataset)
     network = build_network(network_config, images.channels, images.classes, images.size)
     layout = TokenLayout.from_network(network, 51)
@@ -179,7 +193,7 @@ def test_batch_norm_is_conditioned_on_training_images(tiny_table, config, monkey
     for number in range(len(flat_NP)):
         initialise_network(network, "kaiming_normal", torch.Generator().manual_seed(number))
         flat_NP[number] = layout.flatten({name: value.detach() for name, value in network.named_parameters()})
-    table = hold(tiny_table, flat_NP=flat_NP, layout=layout)
+    table = hold(tell(tiny_table, zoo), flat_NP=flat_NP, layout=layout)
     values = Validator([take(table)], config, 0).measure(Copier(noise=0.05))
 
     flat_BP = table.load(table.pick_rows("val", last_epochs=1))
@@ -299,9 +313,8 @@ def test_metrics_of_test_images_are_not_probed(tiny_table, config):
     assert probed == {"probe_r2_planted/0", "probe_r2_chance/0", "probe_r2_val_accuracy/0"}
 
 
-def test_unknown_origin_leaves_accuracies_out_and_says_so(tiny_table, config, monkeypatch):
-    monkeypatch.setattr(judge, "find_origin", lambda tokens: None)
-    validator = Validator([take(tiny_table)], config, 0, names=["bought"])
+def test_unknown_origin_leaves_accuracies_out_and_says_so(tiny_table, config):
+    validator = Validator([take(tell(tiny_table, None))], config, 0, names=["bought"])
     values = validator.measure(Copier())
     assert values["val_r2/0"] == 1
     assert not any("accuracy" in name or "agreement" in name for name in values)
@@ -318,10 +331,10 @@ def test_missing_images_leave_accuracies_out_and_say_which(tiny_table, config, m
     assert "val_accuracy/0" not in validator.measure(Copier())
 
 
-def test_tokens_of_another_network_are_not_run(tiny_table, tiny_zoo_config, config, monkeypatch):
-    origin = Origin(NetworkConfig(architecture="mlp"), tiny_zoo_config.images)
-    monkeypatch.setattr(judge, "find_origin", lambda tokens: origin)
-    validator = Validator([take(tiny_table)], config, 0)
+def test_tokens_of_another_network_are_not_run(tiny_table, tiny_zoo_config, config, store):
+    update = {"network": NetworkConfig(architecture="mlp"), "models": 2, "epochs": 1, "keep_epochs": 1}
+    zoo = train_zoo(tiny_zoo_config.model_copy(update=update), store, SERIAL)
+    validator = Validator([take(tell(tiny_table, zoo))], config, 0)
     assert "the tokens are not those of the zoo's network, mlp" in validator.notes[0]
 
 

@@ -9,8 +9,10 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from flows.presets import list_presets, load_preset
 from infra import processes
@@ -31,6 +33,7 @@ from tests.pipeline.harness import (
     wait_until,
     write_config,
 )
+from tests.zoo.test_stored_images import write_idx
 
 
 @pytest.mark.parametrize("name", list_presets())
@@ -230,6 +233,19 @@ def test_arms_that_fail_at_the_same_time_are_told_in_one_line(mini, served_envir
     settings = ["--set", "backbone.learning_rate=10", "--set", "seeds=[0, 1]"]
     output = run_command([str(mini), "--processes", "1", "--arms", "2", *settings], served_environment)
     output.assert_refused("2 of 2", "exploded", "backbone.learning_rate")
+
+
+def test_images_of_targets_are_looked_at_before_any_work(mini, served_environment, tmp_path):
+    write_idx(tmp_path / "data" / "KMNIST" / "raw", "t10k", np.zeros((40, 28, 28), np.uint8), np.arange(40) % 10)
+    config = yaml.safe_load(mini.read_text())
+    network = {"architecture": "cnn-s", "activation": "tanh"}
+    config["targets"].append({"name": "late", "images": {"source": "kmnist"}, "network": network})
+    path = tmp_path / "late.yaml"
+    path.write_text(yaml.safe_dump(config))
+    variables = served_environment | {"MZSANE_DATA": str(tmp_path / "data")}
+    output = run_command([str(path), "--processes", "1"], variables)
+    output.assert_refused("target 'late'", "kmnist has no train images")
+    assert not [name for name in ArtifactStore(served_environment["MZSANE_ROOT"]).files.walk() if "zoo" in name]
 
 
 @pytest.mark.slow
