@@ -51,7 +51,7 @@ CONFIG = {
         {
             "name": "letters",
             "images": {"source": "glyphs", "characters": "ABCD", "images": 120},
-            "models": 6,
+            "models": 8,
             "epochs": 2,
             "keep_epochs": 2,
             "batch_size": 64,
