@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from measuring import make_row, report_rows
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, ReadConfig, TokensConfig, ZooConfig
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens import build
 from mzsane.zoo import shards
 from mzsane.zoo.architectures import build_network

@@ -17,10 +17,10 @@ import torch
 from measuring import make_row, report_rows, time_in_turns
 from torch import Tensor
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import GlyphsConfig, TokensConfig, ZooConfig
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import read_tokens
 from mzsane.tokens.symmetry.canonical import apply_matching, match_population

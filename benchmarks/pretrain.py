@@ -23,9 +23,9 @@ from pretrain_loops import Reply, Request, take_turns, write_models
 from tokens_windows import lay_out
 
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, style_axes, to_png
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig
+from mzsane.store.artifacts import ArtifactStore
 
 TURNS, QUICK_TURNS = 5, 2
 PADDED_TURNS = 3  # fewer, because a step takes several times as long

@@ -16,13 +16,13 @@ import torch
 from pretrain_plain import PlainLoop
 from tokens_windows import ARCHITECTURES, lay_out, publish_random, read_peak
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.machine import measure_matrix_peak
 from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
 from mzsane.config import BackboneConfig, ExecutionConfig, NetworkConfig, SliceConfig
 from mzsane.metrics import NO_SINK
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 from mzsane.zoo.architectures import build_network, initialise_network
 

@@ -19,8 +19,8 @@ from measuring import make_row, report_rows, time_in_turns
 from tokens_symmetry import measure_symmetry
 from tokens_windows import PART_BYTES, measure_windows, stream_epochs, write_tokens
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import NetworkConfig
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network

@@ -24,9 +24,9 @@ import torch
 from measuring import make_row
 from torch import Tensor
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.backbone import machine
 from mzsane.config import NetworkConfig
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.row_groups import stream_table

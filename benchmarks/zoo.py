@@ -15,10 +15,10 @@ import torch
 from measuring import make_row, report_rows
 from torch.nn import functional
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, GlyphsConfig, RecipeConfig, ZooConfig
 from mzsane.parallel import limit_threads, map_processes
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs
 from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched

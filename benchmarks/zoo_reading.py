@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, NetworkConfig
 from mzsane.config.reading import ReadConfig
-from mzsane.files import load_torch
+from mzsane.store.artifacts import ArtifactStore
+from mzsane.store.serialisation import load_torch
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.readers.read import read_zoo
 

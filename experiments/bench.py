@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from experiments.reconstruction import COMMON, RECIPES, train
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge
 from mzsane.backbone.noise_images import draw_noise_images
@@ -26,6 +25,7 @@ from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network

@@ -33,11 +33,11 @@ from experiments.bench import Bench
 from experiments.draws import Made
 from experiments.generation_figures import draw_costs, draw_curves
 from flows.presets import load_zoo_preset
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.judge import Judge
 from mzsane.evaluation.distillation import STEPS
 from mzsane.evaluation.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.origin import read_activations
 
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)

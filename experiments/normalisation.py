@@ -16,10 +16,10 @@ import polars as pl
 from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.plan import Arm, ArmPlan, plan_comparison_stage, plan_tokens_stage, plan_zoo_stage
+from mzsane.store.artifacts import ArtifactStore
 from tasks.terminal import TerminalSink
 
 MODES = ("token", "layer", "window", "batch", "none")

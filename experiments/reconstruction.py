@@ -24,7 +24,6 @@ import yaml
 from benchmarks.measuring import make_row, report_rows
 from flows.presets import load_zoo_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge
@@ -35,6 +34,7 @@ from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import read_activations

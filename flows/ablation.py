@@ -15,7 +15,6 @@ from flows.arm import arm
 from flows.dispatch import run_parts
 from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
@@ -23,6 +22,7 @@ from mzsane.estimate import check_ablation, check_processes
 from mzsane.feasibility import check_layouts, try_networks
 from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.zoo.readers.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors

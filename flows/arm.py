@@ -6,9 +6,9 @@ from prefect import flow, get_run_logger
 
 from flows.chain import make_backbone, make_probes, make_scores
 from flows.presets import DEMO
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.plan import find_arm
+from mzsane.store.artifacts import ArtifactStore
 from tasks.logs import quiet_expected_errors
 from tasks.terminal import refuse_command
 from tasks.tracking import Tracker

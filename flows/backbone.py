@@ -6,8 +6,8 @@ from prefect import flow
 
 from flows.chain import make_backbone
 from flows.presets import DEMO
-from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.store.artifacts import ArtifactRef
 from tasks.logs import quiet_expected_errors
 from tasks.terminal import refuse_command
 

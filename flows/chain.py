@@ -1,9 +1,9 @@
 """The chain of stages that leads to an arm's backbone, samples and scores; what is there already is only looked up."""
 
-from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig, ExecutionConfig, TargetConfig
 from mzsane.errors import ConfigError
 from mzsane.plan import find_arm, resolve_ablation
+from mzsane.store.artifacts import ArtifactRef
 from tasks import stages
 
 

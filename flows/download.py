@@ -4,8 +4,8 @@ import sys
 
 from prefect import flow
 
-from mzsane.artifacts import ArtifactRef
 from mzsane.config import DownloadConfig, ExecutionConfig
+from mzsane.store.artifacts import ArtifactRef
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.terminal import refuse_command

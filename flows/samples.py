@@ -7,11 +7,11 @@ from prefect import flow
 
 from flows.chain import find_target, make_backbone, make_samples
 from flows.presets import DEMO, list_presets, load_preset
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.estimate import check_ablation, check_processes
 from mzsane.plan import ArmPlan, find_arm
 from mzsane.sampling.export import export_samples
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from tasks.logs import quiet_expected_errors
 from tasks.terminal import TerminalSink, report_errors
 

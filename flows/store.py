@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from mzsane.artifacts import ArtifactStore
-from mzsane.garbage import AGE_HOURS, collect_garbage
+from mzsane.store.artifacts import ArtifactStore
+from mzsane.store.garbage import AGE_HOURS, collect_garbage
 from tasks.terminal import report_errors
 
 

@@ -7,11 +7,11 @@ import sys
 from prefect import flow, get_run_logger
 
 from flows.presets import list_presets, load_zoo_preset
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, ReadConfig, validate_config
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_processes, check_zoo
 from mzsane.plan import plan_zoo_stage
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.zoo.catalog import catalog_table
 from mzsane.zoo.download import download
 from mzsane.zoo.export import export_zoo

@@ -7,7 +7,6 @@ inputs made.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import (
     AblationConfig,
@@ -26,6 +25,7 @@ from mzsane.feasibility import check_layouts
 from mzsane.metrics import MetricSink
 from mzsane.report.compare import ArmParts, compare, plan_comparison
 from mzsane.sampling.draw import Target, draw_samples, plan_samples
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.download import download, plan_download

@@ -10,9 +10,9 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from mzsane.addresses import show_address
-from mzsane.artifacts import Artifact
 from mzsane.report.compare import read_answers
 from mzsane.report.table import comparison_markdown
+from mzsane.store.artifacts import Artifact
 
 # What people look for first: the page cuts off what does not fit.
 _TABLE_COLUMNS = (

@@ -6,7 +6,6 @@ from functools import partial
 
 from prefect import get_run_logger, task
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, AnyZooConfig, DownloadConfig, ExecutionConfig, TargetConfig, TokensConfig
 from mzsane.plan import (
     ArmPlan,
@@ -17,6 +16,7 @@ from mzsane.plan import (
     plan_tokens_stage,
     plan_zoo_stage,
 )
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from tasks.sink import StageSink
 from tasks.tracking import Tracker, name_points
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from mzsane.artifacts import Artifact
 from mzsane.parallel import end_workers
 from mzsane.report.compare import read_answers
 from mzsane.report.table import comparison_table
+from mzsane.store.artifacts import Artifact
 from tasks.failures import explain_failure, print_without_secrets
 
 _WIDTH = 100  # of the table when the output is not a terminal

@@ -22,11 +22,11 @@ import polars as pl
 
 from mzsane.addresses import hide_secrets, show_address, split_user
 from mzsane.appearance import draw_png
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
 from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, arm_scores, name_curve, read_answers
 from mzsane.report.plots import plot_curves
+from mzsane.store.artifacts import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

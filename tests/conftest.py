@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from xdist.scheduler import LoadScopeScheduling
 
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, TokensConfig, ZooConfig
+from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.train import train_zoo

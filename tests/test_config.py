@@ -8,7 +8,6 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mzsane.artifacts import Work
 from mzsane.config import (
     AblationConfig,
     BackboneConfig,
@@ -28,6 +27,7 @@ from mzsane.config import (
     validate_config,
 )
 from mzsane.errors import ConfigError, MzsaneError
+from mzsane.store.artifacts import Work
 
 GLYPHS = {"source": "glyphs", "characters": "ABCDEFGHIJ"}
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import AblationConfig, AnyZooConfig, BackboneConfig, ExecutionConfig, ReadConfig, TokensConfig
 from mzsane.config.loading import validate_config
 from mzsane.errors import ConfigError
-from mzsane.files import save_tensors
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
 from mzsane.sampling.export import export_samples
+from mzsane.store.artifacts import Artifact, ArtifactStore
+from mzsane.store.serialisation import save_tensors
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin, read_activations

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from mzsane.errors import CorruptArtifactError
-from mzsane.files import load_torch
-from mzsane.partial import Partial
+from mzsane.store.partial import Partial
+from mzsane.store.serialisation import load_torch
 
 _KEPT = 2
 _BEST = "best.pt"

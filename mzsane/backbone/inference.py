@@ -6,11 +6,11 @@ Suffixes: B models, P weights of a model, T tokens, L latent width.
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder, cap_latents
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig
-from mzsane.files import load_tensors
+from mzsane.store.artifacts import Artifact
+from mzsane.store.serialisation import load_tensors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.windows import map_windows
 

@@ -19,12 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from mzsane import errors
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError, MzsaneError, WorkerError
 from mzsane.metrics import MetricSink
 from mzsane.parallel import count_cores
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import TokenSlice
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import polars as pl
 import torch
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.launch import launch_ranks
 from mzsane.backbone.ranks import Ranks
@@ -18,9 +17,10 @@ from mzsane.backbone.training import Training
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.device import choose_device
 from mzsane.errors import OutOfMemoryError
-from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
+from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 from mzsane.tokens.windows import check_positions

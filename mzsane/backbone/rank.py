@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone.launch import ERROR, EVENTS, Request
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.ranks import join_ranks
 from mzsane.device import choose_device
 from mzsane.errors import MzsaneError
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.composition import TokenSlice
 
 _FAILED = 3  # exit code of a process that has left its error

@@ -33,9 +33,9 @@ from mzsane.backbone.spreading import (
 from mzsane.backbone.validation import Validator
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
-from mzsane.files import save_tensor_file, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import derive_seed, make_generator, seed_globally
+from mzsane.store.serialisation import save_tensor_file, to_parquet
 from mzsane.tokens.bank import Mixture
 from mzsane.tokens.composition import ChosenSlice
 

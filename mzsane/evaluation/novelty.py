@@ -16,9 +16,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.evaluation.nearest import NearestSearch
 from mzsane.evaluation.quotient import Quotient
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.fitting import cut_head, find_columns
 from mzsane.tokens.layout import TokenLayout

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from mzsane.appearance import draw_png
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.inference import load_backbone
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError
@@ -33,10 +32,11 @@ from mzsane.evaluation.probing import (
     score_property,
 )
 from mzsane.evaluation.trajectory import LEAST_EPOCHS, MOST_EPOCHS, count_paths, score_trajectories
-from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable, read_tokens

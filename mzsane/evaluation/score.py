@@ -11,7 +11,6 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.device import choose_device
@@ -24,12 +23,13 @@ from mzsane.evaluation.pseudo_images import draw_pseudo_images
 from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
-from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import lay_out_target
 from mzsane.sampling.draw import Target, read_populations
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations

@@ -18,9 +18,7 @@ from typing import Any
 import polars as pl
 
 from mzsane.appearance import assign_looks
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import AblationConfig, CompositionConfig, TargetConfig
-from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
@@ -35,6 +33,8 @@ from mzsane.report.pictures import draw_pictures
 from mzsane.report.run_facts import describe_run
 from mzsane.report.shares import SHARE_SCHEMA, measure_shares
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 

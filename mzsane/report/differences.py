@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore
-from mzsane.manifest import Manifest
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
+from mzsane.store.manifest import Manifest
 
 # What an artifact's manifest says of how it was computed, as far as that changes what is computed.
 FACTS = ("engine", "device", "precision", "threads", "processes", "chunk_models")

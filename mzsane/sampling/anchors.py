@@ -10,7 +10,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import refine_latents
@@ -20,6 +19,7 @@ from mzsane.evaluation.novelty import list_trained
 from mzsane.metrics import MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights, map_tokens
 from mzsane.tokens.origin import find_origin, read_activations

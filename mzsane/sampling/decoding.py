@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.config.zoo import OWN
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.fitting import needs_head
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import find_buffers

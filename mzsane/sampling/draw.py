@@ -32,12 +32,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.evaluation.memorisation import Memorisation
 from mzsane.evaluation.novelty import find_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
-from mzsane.files import load_tensors, save_tensors, to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.anchors import (
@@ -54,6 +52,8 @@ from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.serialisation import load_tensors, save_tensors, to_parquet
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations

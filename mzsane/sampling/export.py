@@ -11,13 +11,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from mzsane.artifacts import Artifact
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.errors import ConfigError, StoreError
 from mzsane.evaluation.scoring import ModelSet, load_model
-from mzsane.files import save_tensors
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.sampling.draw import read_populations
+from mzsane.store.artifacts import Artifact
+from mzsane.store.serialisation import save_tensors
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.images import load_images
 

@@ -13,10 +13,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import SliceConfig
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.tokens.store import TokenTable, read_tokens
 
 

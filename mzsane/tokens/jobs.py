@@ -11,9 +11,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.errors import ConfigError
-from mzsane.files import save_tensors
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
+from mzsane.store.serialisation import save_tensors
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.store import name_part, write_weights
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mzsane.artifacts import Artifact, ArtifactRef
 from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import StoreError
+from mzsane.store.artifacts import Artifact, ArtifactRef
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.subject import read_subject

@@ -17,9 +17,9 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact
 from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import ConfigError
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.layout import Statistics, TokenLayout
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.running import find_buffers, share_buffers

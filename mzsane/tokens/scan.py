@@ -9,7 +9,7 @@ import torch
 from polars.io.plugins import register_io_source
 from torch import Tensor
 
-from mzsane.artifacts import Artifact
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, name_part, read_tokens
 

@@ -21,7 +21,7 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from mzsane.artifacts import Artifact
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 

@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mzsane.addresses import store_address
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config.download import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.catalog import find_entry
 from mzsane.zoo.readers.archives import ZipSource
 from mzsane.zoo.readers.sources import FolderSource, Source, open_source

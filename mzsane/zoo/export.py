@@ -14,11 +14,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from mzsane.artifacts import Artifact
 from mzsane.config import ImagesConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.storage import Storage
+from mzsane.store.artifacts import Artifact
+from mzsane.store.storage import Storage
 from mzsane.zoo.images import load_images
 from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
 from mzsane.zoo.readers.listing import is_litter

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mzsane.cache import Cache
 from mzsane.config import FilesConfig
 from mzsane.config.base import Config
 from mzsane.errors import ConfigError
+from mzsane.store.cache import Cache
 from mzsane.zoo.image_folders import list_images
 from mzsane.zoo.pixels import show_path
 

@@ -1,8 +1,8 @@
 """One way to every zoo, wherever it comes from: trained here, read from others' checkpoints, or made sparse."""
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import AnyZooConfig, ExecutionConfig, ReadConfig, TwinsConfig
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.readers.read import plan_read, read_zoo
 from mzsane.zoo.sparsify import plan_twins, sparsify_zoo
 from mzsane.zoo.train import plan_zoo as plan_training

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
-from mzsane.artifacts import FileEntry
 from mzsane.errors import StoreError
+from mzsane.store.artifacts import FileEntry
 from mzsane.zoo.remote import RemoteFile
 from mzsane.zoo.remote_pieces import Piece, PieceNotes, Progress, fetch_pieces
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from mzsane.artifacts import ArtifactStore, FileEntry, Work
 from mzsane.errors import CorruptArtifactError, StoreError
 from mzsane.metrics import MetricSink
+from mzsane.store.artifacts import ArtifactStore, FileEntry, Work
 from mzsane.zoo.remote import RemoteFile
 from mzsane.zoo.remote_access import CONNECTIONS
 

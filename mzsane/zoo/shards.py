@@ -19,13 +19,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
-from mzsane.files import load_tensor_file, load_tensors, save_tensor_file, save_tensors, to_parquet
 from mzsane.metrics import MetricSink
 from mzsane.parallel import map_processes
-from mzsane.partial import Partial
+from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
+from mzsane.store.partial import Partial
+from mzsane.store.serialisation import load_tensor_file, load_tensors, save_tensor_file, save_tensors, to_parquet
 from mzsane.zoo.rows import Rows
 
 Chunk = TypeVar("Chunk")

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator, peek_seed, seed_globally
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.factories import say_error

@@ -10,9 +10,9 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from mzsane.artifacts import Artifact
 from mzsane.config import AnyImagesConfig, AnyZooConfig, NetworkConfig
 from mzsane.config.zoo import Activation
+from mzsane.store.artifacts import Artifact
 
 FILE = "subject.json"
 _IMAGES = TypeAdapter[AnyImagesConfig](AnyImagesConfig)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact, ArtifactStore, Work
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone import network_behaviour
 from mzsane.backbone.behaviour import Behaviour, open_behaviour
 from mzsane.backbone.network_behaviour import NetworkBehaviour, Output, compare_outputs
 from mzsane.config import BackboneConfig, DigitsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens

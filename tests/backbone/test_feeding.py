@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import mzsane.backbone.feeding
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.attention import AttentionPlan
 from mzsane.backbone.feeding import Feed, Feeder, augment, open_windows
 from mzsane.backbone.ranks import Ranks
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.tokens.windows import WindowBatch

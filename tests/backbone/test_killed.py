@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
+from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.composition import TokenSlice
 
 EXECUTION = ExecutionConfig(device="cpu", checkpoint_steps=4)
@@ -22,7 +22,7 @@ SCRIPT = """
 import os
 import sys
 import torch
-from mzsane.artifacts import ArtifactRef, ArtifactStore
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.tokens.composition import TokenSlice

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.feeding import Feed, Feeder, open_windows
 from mzsane.backbone.inference import load_backbone
@@ -21,6 +20,7 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.ranks import Ranks
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.tokens.layout import TokenLayout
 

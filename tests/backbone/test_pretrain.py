@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.backbone import clock, training
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.feeding import open_windows
@@ -23,8 +22,9 @@ from mzsane.backbone.optimisation import learning_rate_at
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError, OutOfMemoryError
-from mzsane.files import load_tensors, load_torch
 from mzsane.randomness import make_generator
+from mzsane.store.artifacts import ArtifactStore
+from mzsane.store.serialisation import load_tensors, load_torch
 from mzsane.tokens import build
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mzsane.artifacts import Artifact
 from mzsane.backbone import judge
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.validation import Validator
 from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable

@@ -18,7 +18,6 @@ import pytest
 from flows.presets import DEMO, load_preset
 from infra import stack
 from infra.settings import StackSettings
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import (
     AblationConfig,
     BackboneConfig,
@@ -37,6 +36,7 @@ from mzsane.config import (
 )
 from mzsane.plan import list_arms, plan_comparison_stage
 from mzsane.report.compare import read_answers
+from mzsane.store.artifacts import Artifact, ArtifactStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -12,8 +12,8 @@ import pytest
 
 from flows.presets import load_preset
 from infra import stack
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
+from mzsane.store.artifacts import ArtifactStore
 from tests.pipeline.harness import (
     MINI,
     REPOSITORY,

@@ -21,11 +21,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
-from mzsane.files import load_tensors
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
+from mzsane.store.artifacts import Artifact, ArtifactStore
+from mzsane.store.serialisation import load_tensors
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.shards import load_weights
 

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from infra import stack
 from infra.settings import StackSettings
-from mzsane.artifacts import Artifact, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation, plan_comparison_stage
+from mzsane.store.artifacts import Artifact, ArtifactStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERIAL = ExecutionConfig(processes=1)

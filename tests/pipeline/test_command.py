@@ -16,10 +16,10 @@ import yaml
 
 from flows.presets import list_presets, load_preset
 from infra import processes
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation, plan_zoo_stage
+from mzsane.store.artifacts import ArtifactStore
 from tests.pipeline.harness import (
     MINI,
     REPOSITORY,

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_zoo_stage
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from tests.pipeline.harness import (
     RunningStack,
     have_equal_rows,

@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig, SliceConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import ArmPlan, Stage, find_arm, plan_ablation, plan_comparison_stage
+from mzsane.store.artifacts import ArtifactStore
 from tests.pipeline.harness import (
     MINI,
     REPOSITORY,
@@ -45,7 +45,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from pathlib import Path
-from mzsane.artifacts import ArtifactStore
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.config import AblationConfig, ExecutionConfig, load_config
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation

@@ -7,10 +7,10 @@ import yaml
 from safetensors.torch import load_file
 
 from flows.samples import main
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
+from mzsane.store.artifacts import ArtifactStore
 from tests.pipeline.harness import MINI, SERIAL
 
 

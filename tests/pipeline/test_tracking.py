@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import AblationConfig
 from mzsane.plan import plan_comparison_stage
+from mzsane.store.artifacts import ArtifactStore
 from tasks.tracking import Tracker
 from tests.pipeline.harness import MINI, run_command, write_config
 

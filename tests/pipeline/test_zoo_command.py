@@ -7,8 +7,8 @@ import yaml
 
 from flows.presets import list_presets, load_zoo_preset
 from flows.zoo import main
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import DownloadConfig
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.catalog import find_entry
 from mzsane.zoo.download import plan_download
 from mzsane.zoo.origins import make_zoo

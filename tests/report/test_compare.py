@@ -1,8 +1,8 @@
 """Which arms the map of latents shows."""
 
-from mzsane.artifacts import ArtifactRef
 from mzsane.config import AblationConfig
 from mzsane.report.compare import ArmParts, choose_mapped
+from mzsane.store.artifacts import ArtifactRef
 
 
 def test_of_each_diversity_the_largest_composition_is_mapped(tiny_zoo_config):

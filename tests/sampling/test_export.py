@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mzsane.artifacts import Artifact
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError, StoreError
@@ -15,6 +14,7 @@ from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.sampling import export
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.export import export_samples
+from mzsane.store.artifacts import Artifact
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.architectures import build_network

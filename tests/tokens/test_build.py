@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from mzsane.config import ExecutionConfig, NetworkConfig, ReadConfig, TokensConfig
 from mzsane.errors import ConfigError, MzsaneError
-from mzsane.files import save_tensors, to_parquet
+from mzsane.store.serialisation import save_tensors, to_parquet
 from mzsane.tokens import build
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.store import read_tokens
@@ -181,7 +181,7 @@ def rebuild(tiny_tokens_config, tiny_zoo_config, tiny_zoo, make_store, tmp_path_
     """The builder of tokens of the tiny zoo with other biases in some rows."""
 
     def rebuild(values, **settings):
-        from mzsane.artifacts import ArtifactStore
+        from mzsane.store.artifacts import ArtifactStore
 
         store = ArtifactStore(str(tmp_path_factory.mktemp("rebuilt") / "store"))
         index, weights = load_weights(tiny_zoo)

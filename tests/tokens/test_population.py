@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import (
     EvaluationConfig,
     ExecutionConfig,
@@ -23,6 +22,7 @@ from mzsane.errors import ConfigError
 from mzsane.evaluation.disagreement import classify_models
 from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.scoring import ModelSet, predict_batched, score_models, stack_models
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.running import fits_network, load_weights

@@ -10,8 +10,8 @@ import pytest
 import s3fs
 import torch
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.errors import CorruptArtifactError
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.build import build_tokens, plan_tokens
 from mzsane.tokens.scan import decode_weights, scan_checkpoints, scan_tokens
 from mzsane.tokens.store import read_tokens, read_weights, write_weights

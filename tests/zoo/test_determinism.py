@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, TwinsConfig, ZooConfig
 from mzsane.randomness import seed_globally
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo import train
 from mzsane.zoo.architectures import start_network
 from mzsane.zoo.fit import fit_epochs, measure

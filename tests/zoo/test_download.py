@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import validate_config
 from mzsane.config.download import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo import remote
 from mzsane.zoo.download import archive_paths, download, open_archive, plan_download
 from tests.zoo.http_server import serve
@@ -168,7 +168,8 @@ def test_killed_at_any_point_it_goes_on_at_the_piece(server, store, tmp_path, fi
     config = make_config(server, file, **settings)
     server.faults.seconds_a_block = 0.01
     code = (
-        "import sys; from mzsane.artifacts import ArtifactStore; from mzsane.config.download import DownloadConfig\n"
+        "import sys; from mzsane.store.artifacts import ArtifactStore\n"
+        "from mzsane.config.download import DownloadConfig\n"
         "from mzsane.zoo.download import download\n"
         "download(DownloadConfig.model_validate_json(sys.argv[1]), ArtifactStore(sys.argv[2]))"
     )

@@ -7,7 +7,7 @@ import torch
 
 from mzsane.config import ExecutionConfig, FactorsConfig, ZooConfig
 from mzsane.errors import StoreError
-from mzsane.files import load_torch
+from mzsane.store.serialisation import load_torch
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import train_zoo

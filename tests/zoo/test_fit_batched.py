@@ -109,7 +109,7 @@ def test_a_zoo_is_the_same_by_both_engines(store, tmp_path, monkeypatch):
         "_plan_chunks",
         lambda *settings: [train._Chunk(c.config, c.models, "cpu") for c in plan(*settings[:-1], "batched")],
     )
-    from mzsane.artifacts import ArtifactStore
+    from mzsane.store.artifacts import ArtifactStore
 
     other = ArtifactStore(str(tmp_path / "other"))
     batched_index, batched = load_weights(train.train_zoo(config, other, execution))

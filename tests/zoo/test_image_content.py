@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import ExecutionConfig, FilesConfig, ReadConfig, TokensConfig, TwinsConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.plan import plan_tokens_stage, plan_zoo_stage
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.images import load_images
 from mzsane.zoo.train import plan_zoo, train_zoo

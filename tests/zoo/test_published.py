@@ -11,7 +11,7 @@ from torch import nn
 
 from mzsane.config import ExecutionConfig, NetworkConfig, ReadConfig, ZooConfig
 from mzsane.errors import ConfigError
-from mzsane.files import load_torch, save_tensors, to_parquet
+from mzsane.store.serialisation import load_torch, save_tensors, to_parquet
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.images import load_images

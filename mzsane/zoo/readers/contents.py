@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mzsane.artifacts import Artifact
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError, MzsaneError
+from mzsane.store.artifacts import Artifact
 from mzsane.zoo.readers.listing import is_litter
 from mzsane.zoo.readers.sources import open_storage
 from mzsane.zoo.readers.walking import walk_folder

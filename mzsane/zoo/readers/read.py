@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 import torch
 
-from mzsane.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.config import ExecutionConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
-from mzsane.files import to_parquet
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.steady import steady
+from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
+from mzsane.store.serialisation import to_parquet
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download

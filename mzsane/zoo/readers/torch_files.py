@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.files import load_torch
+from mzsane.store.serialisation import load_torch
 from mzsane.zoo.readers.pickle_limits import check_pickles
 from mzsane.zoo.readers.states import Choice, State, find_states, is_plain
 from mzsane.zoo.readers.zip_members import HEADER_BYTES, ZipMember

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from mzsane.errors import ConfigError
-from mzsane.files import load_torch
+from mzsane.store.serialisation import load_torch
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.states import Choice
 from mzsane.zoo.readers.torch_files import TorchFiles

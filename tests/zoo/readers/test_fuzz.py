@@ -28,7 +28,7 @@ from PIL import Image
 from mzsane.config import ExecutionConfig, FilesConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
-from mzsane.files import load_torch
+from mzsane.store.serialisation import load_torch
 from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.read import read_zoo

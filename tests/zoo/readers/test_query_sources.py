@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.artifacts import ArtifactStore
 from mzsane.config import NetworkConfig, ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.readers.read import plan_read, read_zoo
 from mzsane.zoo.readers.sources import open_source

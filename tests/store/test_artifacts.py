@@ -21,9 +21,9 @@ import boto3
 import pytest
 import s3fs
 
-from mzsane.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, NewerArtifactError, StoreError
-from mzsane.storage import Storage
+from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.storage import Storage
 from mzsane.zoo.readers.sources import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -295,8 +295,8 @@ class TestLargeFiles:
 LARGE = """
     import functools, resource, sys
     import torch
-    from mzsane.artifacts import ArtifactStore, Work
-    from mzsane.files import load_tensor_file, save_tensor_file
+    from mzsane.store.artifacts import ArtifactStore, Work
+    from mzsane.store.serialisation import load_tensor_file, save_tensor_file
 
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -511,7 +511,7 @@ class TestRoot:
         assert read_all(ArtifactStore(f"file://{tmp_path}/").open(WORK.ref)) == FILES
 
     def test_unreachable_server(self, monkeypatch, tmp_path):
-        monkeypatch.setattr("mzsane.file_systems.PATIENCE", 1.0)
+        monkeypatch.setattr("mzsane.store.file_systems.PATIENCE", 1.0)
         point_to(monkeypatch, "http://127.0.0.1:1", "s3://bucket/prefix")
         store = ArtifactStore.from_environment()
         began = time.monotonic()
@@ -642,7 +642,7 @@ class TestFullDisk:
 
 WRITER = """
     import os, random, signal, sys, time
-    from mzsane.artifacts import ArtifactStore, Work
+    from mzsane.store.artifacts import ArtifactStore, Work
 
     root, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     random.seed(seed)

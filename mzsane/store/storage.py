@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mzsane.addresses import show_address
-from mzsane.cache import Cache
 from mzsane.errors import StoreError
-from mzsane.file_systems import NEEDS_KEYS, S3, PatientFileSystem, open_file_system
-from mzsane.local_files import link_first, write_hidden
+from mzsane.store.cache import Cache
+from mzsane.store.file_systems import NEEDS_KEYS, S3, PatientFileSystem, open_file_system
+from mzsane.store.local_files import link_first, write_hidden
 
 _WRITE_ATTEMPTS = 10
 # In one request: by default s3fs asks for the size first and copies ranges of 50 MB together, twice.

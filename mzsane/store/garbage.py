@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mzsane import cache
-from mzsane.artifacts import ArtifactRef, ArtifactStore
 from mzsane.errors import CorruptArtifactError, NewerArtifactError
-from mzsane.manifest import MANIFEST
-from mzsane.partial import FOLDER
-from mzsane.storage import StoredFile
+from mzsane.store import cache
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
+from mzsane.store.manifest import MANIFEST
+from mzsane.store.partial import FOLDER
+from mzsane.store.storage import StoredFile
 
 AGE_HOURS = 24.0
 # What lies at a root that the store shares with others' files is told by the names that only we give.

@@ -23,13 +23,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mzsane.cache import Cache
 from mzsane.errors import CorruptArtifactError
-from mzsane.manifest import MANIFEST, REMEDY, SCHEMA_VERSION, Manifest, read_manifest
-from mzsane.manifest import FileEntry as FileEntry
-from mzsane.partial import FOLDER, Partial
-from mzsane.storage import Storage
-from mzsane.verified import VerifiedFiles, hash_file
+from mzsane.store.cache import Cache
+from mzsane.store.manifest import MANIFEST, REMEDY, SCHEMA_VERSION, Manifest, read_manifest
+from mzsane.store.manifest import FileEntry as FileEntry
+from mzsane.store.partial import FOLDER, Partial
+from mzsane.store.storage import Storage
+from mzsane.store.verified import VerifiedFiles, hash_file
 
 _KEPT_MANIFESTS = 8
 _LIBRARIES = ("mzsane", "torch", "numpy", "polars", "pyarrow", "safetensors", "scikit-learn", "matplotlib", "pillow")

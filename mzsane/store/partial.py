@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mzsane.errors import CorruptArtifactError
-from mzsane.storage import Storage
+from mzsane.store.storage import Storage
 
 FOLDER = "partial"  # of all unfinished files, below the root of a store
 _DIGEST_BYTES = 32  # of sha256

@@ -17,9 +17,9 @@ import boto3
 import pytest
 
 from flows.store import main
-from mzsane.artifacts import ArtifactStore, Work
 from mzsane.errors import ConfigError, NewerArtifactError
-from mzsane.garbage import collect_garbage
+from mzsane.store.artifacts import ArtifactStore, Work
+from mzsane.store.garbage import collect_garbage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORK = Work("zoo", 1, {"models": 3})
@@ -85,8 +85,9 @@ def place(request, own_folders, monkeypatch) -> Place:
 RUNS = """
     import functools, json, os, shutil, signal, sys
     import torch
-    from mzsane import partial, storage
-    from mzsane.artifacts import ArtifactStore, Work
+    from mzsane.store import partial
+    from mzsane.store import storage
+    from mzsane.store.artifacts import ArtifactStore, Work
     from mzsane.config import ExecutionConfig
     from mzsane.metrics import NO_SINK
     from mzsane.zoo import shards
@@ -310,7 +311,7 @@ class TestCache:
         return folder
 
     def test_the_least_recently_used_copies_go(self, copies, monkeypatch):
-        from mzsane.cache import Cache
+        from mzsane.store.cache import Cache
 
         monkeypatch.setenv("MZSANE_CACHE_GIB", str(2048 / 2**30))
         Cache().touch(copies / "a")
@@ -318,7 +319,7 @@ class TestCache:
         assert sorted(path.name for path in copies.iterdir()) == ["a", "c"]
 
     def test_what_was_used_just_now_stays_whatever_the_limit(self, copies, monkeypatch):
-        from mzsane.cache import Cache
+        from mzsane.store.cache import Cache
 
         monkeypatch.setenv("MZSANE_CACHE_GIB", "0")
         Cache().touch(copies / "b")
@@ -329,8 +330,8 @@ class TestCache:
             Cache().trim()
 
     def test_the_default_is_for_its_user_alone(self, own_folders, monkeypatch):
-        from mzsane.cache import Cache, default_cache
         from mzsane.errors import StoreError
+        from mzsane.store.cache import Cache, default_cache
 
         monkeypatch.delenv("MZSANE_CACHE")
         folder = Cache().folder

@@ -3,10 +3,10 @@
 import hashlib
 from pathlib import Path, PurePosixPath
 
-from mzsane.cache import Cache
 from mzsane.errors import CorruptArtifactError
-from mzsane.manifest import REMEDY
-from mzsane.storage import Storage
+from mzsane.store.cache import Cache
+from mzsane.store.manifest import REMEDY
+from mzsane.store.storage import Storage
 
 
 class VerifiedFiles:

@@ -8,7 +8,14 @@ import polars as pl
 import pytest
 import torch
 
-from mzsane.files import load_tensor_file, load_tensors, load_torch, save_tensor_file, save_tensors, to_parquet
+from mzsane.store.serialisation import (
+    load_tensor_file,
+    load_tensors,
+    load_torch,
+    save_tensor_file,
+    save_tensors,
+    to_parquet,
+)
 
 
 @pytest.mark.parametrize(

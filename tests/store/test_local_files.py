@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mzsane.artifacts import ArtifactStore, Work
-from mzsane.storage import Storage
+from mzsane.store.artifacts import ArtifactStore, Work
+from mzsane.store.storage import Storage
 
 
 @pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -11,10 +11,10 @@ import boto3
 import pytest
 import s3fs
 
-from mzsane.artifacts import ArtifactStore, Work
 from mzsane.errors import ConfigError, StoreError
-from mzsane.file_systems import is_away
-from mzsane.storage import Storage
+from mzsane.store.artifacts import ArtifactStore, Work
+from mzsane.store.file_systems import is_away
+from mzsane.store.storage import Storage
 
 AWAY_SECONDS = 5.0
 

@@ -1,0 +1,1 @@
+"""Where artifacts are kept: storage, manifests, partial work, verified copies, what killed runs leave."""
