@@ -21,13 +21,13 @@ from mzsane.backbone.inference import decode_models
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, NetworkConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.samplers.kde import sample_joint
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import load_images
 
 IMAGES = GlyphsConfig(source="glyphs", images=50_000)  # a fifth of them is the test split
 CNN_S, RESNET18 = NetworkConfig(), NetworkConfig(architecture="resnet18", activation="relu")

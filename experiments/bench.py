@@ -15,12 +15,13 @@ from torch import Tensor
 from experiments.reconstruction import COMMON, RECIPES, train
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge
-from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons
 from mzsane.evaluation.novelty import KnownModels
-from mzsane.evaluation.pseudo_images import draw_pseudo_images
+from mzsane.problems.images.dataset import load_images
+from mzsane.problems.images.noise import draw_noise_images
+from mzsane.problems.images.pseudo import draw_pseudo_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
@@ -29,7 +30,6 @@ from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 
 LATENTS = 48
 NOISE_FROM = "joint"  # the sampler whose samples say how far noise goes

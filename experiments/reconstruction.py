@@ -28,11 +28,11 @@ from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
 from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
-from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage
+from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.build import build_tokens

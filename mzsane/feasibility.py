@@ -15,10 +15,10 @@ from mzsane.config import (
 )
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.windows import check_positions
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 from mzsane.zoo.shapes import find_shape
 from mzsane.zoo.sparsify import check_twins
 from mzsane.zoo.train import plan_models

@@ -22,6 +22,7 @@ from mzsane.config.loading import validate_config
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
+from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.export import export_samples
 from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.store.serialisation import save_tensors
@@ -32,7 +33,6 @@ from mzsane.tokens.running import load_weights
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.export import export_zoo
-from mzsane.zoo.images import load_images
 from mzsane.zoo.origins import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index
 from mzsane.zoo.subject import choose_network, read_subject

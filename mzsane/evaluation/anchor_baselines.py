@@ -15,7 +15,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import SamplingConfig
 from mzsane.evaluation.baselines import (
     add_decoded_noise,
@@ -27,11 +26,12 @@ from mzsane.evaluation.baselines import (
 )
 from mzsane.evaluation.curvature import count_images, flatten_noise
 from mzsane.evaluation.scorer import SEES, Provenance, Scorer
+from mzsane.problems.images.dataset import load_images
+from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers.protocol import mark_used
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 
 _CURVATURE_IMAGES = 300  # that flat directions of an anchor are computed from, at most
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ImagesConfig, NetworkConfig
+from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.decoding import choose_initialisation
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import read_weights
 from mzsane.zoo.architectures import start_network
-from mzsane.zoo.images import load_images
 
 
 def add_layer_noise(

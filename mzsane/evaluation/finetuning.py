@@ -25,11 +25,11 @@ from mzsane.evaluation.scoring import (
     stack_models,
 )
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import fit_epochs
 from mzsane.zoo.fit_batched import find_obstacle, fit_epochs_batched
-from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 
 _CHUNK_MODELS = {"cpu": 1, "cuda": 128}
 _TRIED = 8  # images that it is tried on whether models can be one program

@@ -11,7 +11,6 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
 from mzsane.device import choose_device
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
@@ -19,11 +18,14 @@ from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
-from mzsane.evaluation.pseudo_images import draw_pseudo_images
 from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.content import pin_images
+from mzsane.problems.images.dataset import ImageDataset, load_images
+from mzsane.problems.images.noise import draw_noise_images
+from mzsane.problems.images.pseudo import draw_pseudo_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import lay_out_target
 from mzsane.sampling.draw import Target, read_populations
@@ -35,8 +37,6 @@ from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.image_content import pin_images
-from mzsane.zoo.images import ImageDataset, load_images
 from mzsane.zoo.shapes import name_code
 from mzsane.zoo.subject import choose_network
 

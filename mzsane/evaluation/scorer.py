@@ -31,11 +31,11 @@ from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.scoring import ModelSet, Score, score_models
 from mzsane.metrics import MetricSink
+from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import Target
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
-from mzsane.zoo.images import load_images
 
 SEES = ("none", "statistics", "images", "labels")  # what was used of the target, the least first
 _MEASURED = {name: kind for name, kind in CARD_SCHEMA.items() if name != "nearest_model"}

@@ -23,6 +23,7 @@ from mzsane.errors import ConfigError
 from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
+from mzsane.problems.images.dataset import ImageDataset, load_images
 from mzsane.randomness import seed_globally
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import load_weights, name_weights, share_buffers
@@ -30,7 +31,6 @@ from mzsane.zoo.architectures import build_network, choose_memory_format
 from mzsane.zoo.conditioning import condition_statistics, has_statistics
 from mzsane.zoo.fit import MEASURE_SEED
 from mzsane.zoo.fit_batched import BatchedModels
-from mzsane.zoo.images import ImageDataset, load_images
 from mzsane.zoo.subject import choose_network
 
 _CHUNK_MODELS = {"cpu": 10, "cuda": 256}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.config.zoo import OWN
+from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.fitting import needs_head
@@ -19,7 +20,6 @@ from mzsane.tokens.running import find_buffers
 from mzsane.tokens.windows import check_positions
 from mzsane.zoo.architectures import build_network, initialise_network, start_network
 from mzsane.zoo.conditioning import has_statistics
-from mzsane.zoo.images import load_images
 
 INITIALISATION = "kaiming_uniform"
 

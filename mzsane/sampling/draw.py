@@ -37,6 +37,7 @@ from mzsane.evaluation.memorisation import Memorisation
 from mzsane.evaluation.novelty import find_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.content import pin_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.anchors import (
     choose_anchors,
@@ -58,7 +59,6 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.image_content import pin_images
 from mzsane.zoo.shapes import name_code
 from mzsane.zoo.subject import choose_network
 

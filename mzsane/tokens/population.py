@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.layout import Statistics, TokenLayout
 from mzsane.tokens.origin import read_activations
@@ -27,7 +28,6 @@ from mzsane.tokens.symmetry.groups import intersect_groups
 from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.buffers import StoredBuffer, list_buffers, same_values
-from mzsane.zoo.images import load_images
 from mzsane.zoo.shards import read_shard
 from mzsane.zoo.subject import choose_network
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from mzsane.config import ImagesConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.store.storage import Storage
-from mzsane.zoo.images import load_images
 from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
 from mzsane.zoo.readers.listing import is_litter
 from mzsane.zoo.readers.recognise import recognise

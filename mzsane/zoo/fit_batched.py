@@ -18,9 +18,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from mzsane.config import RecipeConfig
+from mzsane.problems.images.dataset import ImageSplit
 from mzsane.randomness import peek_seed, seed_globally
 from mzsane.zoo.fit import MEASURE_SEED, MOMENTUM, one_cycle
-from mzsane.zoo.images import ImageSplit
 
 _MEASURE_BATCH = 256  # images
 _MOST_MODELS = 512

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.device import choose_device
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.content import pin_images
+from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
@@ -27,8 +29,6 @@ from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched
-from mzsane.zoo.image_content import pin_images
-from mzsane.zoo.images import ImageDataset, ImageSplit, load_images
 from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 from mzsane.zoo.subject import write_subject

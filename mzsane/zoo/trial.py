@@ -16,12 +16,12 @@ from torch.nn import functional
 from mzsane.config import NetworkConfig, RecipeConfig
 from mzsane.errors import ConfigError
 from mzsane.parallel import limit_threads
+from mzsane.problems.images.dataset import ImageDataset, ImageSplit
 from mzsane.randomness import seed_globally
 from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.factories import list_state, say_error
 from mzsane.zoo.fit import MEASURE_SEED
 from mzsane.zoo.fit_batched import BatchedModels
-from mzsane.zoo.images import ImageDataset, ImageSplit
 
 _EVALUATED = (3, 1)  # images in the batches that are looked at in evaluation mode
 _CPU = torch.device("cpu")

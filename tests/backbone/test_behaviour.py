@@ -18,6 +18,7 @@ from mzsane.backbone.behaviour import Behaviour, open_behaviour
 from mzsane.backbone.network_behaviour import NetworkBehaviour, Output, compare_outputs
 from mzsane.config import BackboneConfig, DigitsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.layout import TokenLayout
@@ -25,7 +26,6 @@ from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.windows import WindowBatch, WindowSource
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import fit_epochs
-from mzsane.zoo.images import load_images
 
 Plan = list[tuple[int, TokenLayout, Tensor]]  # the models of a window: source, layout, flat weights
 OUTPUTS: tuple[Output, ...] = ("logits", "probabilities")

@@ -7,9 +7,9 @@ from mzsane.backbone import refinement
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.inference import decode_models, encode_models
 from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
-from mzsane.backbone.noise_images import draw_noise_images
 from mzsane.backbone.refinement import descend, refine_latents
 from mzsane.config import NetworkConfig
+from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network

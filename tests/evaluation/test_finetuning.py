@@ -9,7 +9,7 @@ from mzsane.config import EvaluationConfig, ExecutionConfig
 from mzsane.evaluation import finetuning
 from mzsane.evaluation.finetuning import draw_labelled, finetune_models
 from mzsane.evaluation.scoring import ModelSet
-from mzsane.zoo.images import ImageSplit, load_images
+from mzsane.problems.images.dataset import ImageSplit, load_images
 
 SERIAL = ExecutionConfig(processes=1)
 CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 3), learning_rates=(1e-6, 0.01), batch_size=8)

@@ -23,11 +23,11 @@ from mzsane.config import (
 from mzsane.evaluation.novelty import open_known_models
 from mzsane.evaluation.score import score_baselines, score_samples
 from mzsane.plan import ArmPlan, list_arms
+from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.images import load_images
 
 SERIAL = ExecutionConfig(processes=1)
 SAMPLING = SamplingConfig(anchors=3, samples=24, keep=4, bandwidth=0.3)

@@ -11,11 +11,11 @@ from mzsane.evaluation.disagreement import classify_models
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.evaluation.scoring import ModelSet
+from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.zoo.architectures import build_network
-from mzsane.zoo.images import load_images
 
 SERIAL = ExecutionConfig(processes=1)
 

@@ -15,11 +15,11 @@ from mzsane.evaluation.scoring import (
     score_models,
     stack_models,
 )
+from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import load_images
 
 SERIAL = ExecutionConfig(processes=1)
 CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 2), learning_rates=(0.001, 0.003), batch_size=32)

@@ -33,7 +33,7 @@ from tests.pipeline.harness import (
     wait_until,
     write_config,
 )
-from tests.zoo.test_stored_images import write_idx
+from tests.problems.images.test_stored import write_idx
 
 
 @pytest.mark.parametrize("name", list_presets())

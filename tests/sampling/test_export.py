@@ -11,6 +11,7 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError, StoreError
 from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.problems.images.dataset import load_images
 from mzsane.sampling import export
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.export import export_samples
@@ -19,7 +20,6 @@ from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import load_images
 
 LETTERS = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
 RESNET = NetworkConfig(architecture="resnet18", activation="relu", width=4)

@@ -26,7 +26,7 @@ from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.storage import Storage
 from mzsane.zoo.readers.sources import open_storage
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORK = Work("zoo", 1, {"models": 3, "seed": 5}, seed=5)
 FILES = {"index.parquet": b"index" * 50, "weights.safetensors": b"weights" * 500}
 

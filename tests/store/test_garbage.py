@@ -21,7 +21,7 @@ from mzsane.errors import ConfigError, NewerArtifactError
 from mzsane.store.artifacts import ArtifactStore, Work
 from mzsane.store.garbage import collect_garbage
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORK = Work("zoo", 1, {"models": 3})
 OTHER = Work("tokens", 1, {"dim": 5})
 

@@ -14,6 +14,7 @@ from mzsane.config import (
     TokensConfig,
     TorchvisionConfig,
 )
+from mzsane.problems.images.dataset import ImageSplit, load_images
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
@@ -22,7 +23,6 @@ from mzsane.tokens.symmetry.permute import permute_weights, window_index
 from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import ImageSplit, load_images
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.shards import load_weights, read_index
 

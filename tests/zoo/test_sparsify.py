@@ -7,9 +7,9 @@ from torch import nn
 
 from mzsane.config import ExecutionConfig
 from mzsane.config.twins import TwinsConfig
+from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import load_images
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.sparsify import drop_epochs, measure_sparsity, plan_twins, prune_steps, sparsify_zoo
 
@@ -83,7 +83,7 @@ class TestVariational:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(600, 40, 1, 1, generator=generator)
         labels = (x[:, 0, 0, 0] + x[:, 1, 0, 0] > 0).long()
-        from mzsane.zoo.images import ImageSplit
+        from mzsane.problems.images.dataset import ImageSplit
 
         split = ImageSplit(x, labels)
         network = nn.Sequential(nn.Flatten(), nn.Linear(40, 2))

@@ -7,10 +7,10 @@ import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.factories import digest_factory
 from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched
-from mzsane.zoo.images import load_images
 from mzsane.zoo.train import plan_zoo, train_zoo
 from mzsane.zoo.trial import try_evaluation, try_training
 

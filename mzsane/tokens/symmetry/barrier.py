@@ -6,11 +6,11 @@ Suffixes: P weights of a model.
 import torch
 from torch import Tensor, nn
 
+from mzsane.problems.images.dataset import ImageSplit
 from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.running import load_weights
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import measure
-from mzsane.zoo.images import ImageSplit
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _IMAGES = 2000  # that a network's statistics are computed on, and at most that its loss is measured on

@@ -16,9 +16,9 @@ from torch import Tensor
 from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.fit import measure_splits
-from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.effective import compute_weights, is_derived
 from mzsane.zoo.readers.listing import Entry, has_diverged

@@ -15,14 +15,14 @@ from mzsane.config import ExecutionConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.problems.images.content import pin_images
+from mzsane.problems.images.dataset import load_images
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.serialisation import to_parquet
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
-from mzsane.zoo.image_content import pin_images
-from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.chunks import (
     FILTERED,
     Pattern,

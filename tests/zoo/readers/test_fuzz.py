@@ -28,8 +28,8 @@ from PIL import Image
 from mzsane.config import ExecutionConfig, FilesConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.dataset import load_images
 from mzsane.store.serialisation import load_torch
-from mzsane.zoo.images import load_images
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.readers.sources import open_source

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from mzsane.config import DigitsConfig, GlyphsConfig
-from mzsane.zoo.images import load_images
+from mzsane.problems.images.dataset import load_images
 
 
 def make_glyphs(**settings):

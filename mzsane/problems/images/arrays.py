@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.image_parts import PARTS, StoredPart, join_some
-from mzsane.zoo.pixels import show_path
+from mzsane.problems.images.parts import PARTS, StoredPart, join_some
+from mzsane.problems.images.pixels import show_path
 
 _IMAGE_KEYS = ("images", "x", "data", "image")
 _LABEL_KEYS = ("labels", "y", "targets", "label", "target")

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.image_content import cache_folder, check_content, locate_data
-from mzsane.zoo.image_files import ImagePart, order_axes, read_files
-from mzsane.zoo.vision import open_torchvision
+from mzsane.problems.images.content import cache_folder, check_content, locate_data
+from mzsane.problems.images.files import ImagePart, order_axes, read_files
+from mzsane.problems.images.vision import open_torchvision
 
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mzsane.zoo.pixels import show_path
+from mzsane.problems.images.pixels import show_path
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"

@@ -10,11 +10,11 @@ from PIL import Image
 from mzsane.config import ExecutionConfig, FilesConfig, ReadConfig, TokensConfig, TwinsConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.plan import plan_tokens_stage, plan_zoo_stage
+from mzsane.problems.images.content import pin_images
+from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.zoo.image_content import pin_images
-from mzsane.zoo.images import load_images
 from mzsane.zoo.train import plan_zoo, train_zoo
-from tests.zoo.test_stored_images import folders as folders
+from tests.problems.images.test_stored import folders as folders
 
 
 def write(root, seed=0, count=40):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.image_parts import PARTS, StoredPart, join_some, warn
-from mzsane.zoo.pixels import read_picture, show_path
+from mzsane.problems.images.parts import PARTS, StoredPart, join_some, warn
+from mzsane.problems.images.pixels import read_picture, show_path
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),

@@ -7,8 +7,8 @@ from PIL import Image
 
 from mzsane.config import FilesConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.images import load_images
-from tests.zoo.test_stored_images import folders as folders
+from mzsane.problems.images.dataset import load_images
+from tests.problems.images.test_stored import folders as folders
 
 RANDOM = np.random.default_rng(0)
 BYTES = RANDOM.integers(0, 256, (24, 9, 9), dtype=np.uint8)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mzsane.config import FilesConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.image_arrays import read_npz
-from mzsane.zoo.image_folders import read_folder
-from mzsane.zoo.image_parts import StoredPart, join_some, warn
-from mzsane.zoo.pixels import scale_pixels, show_path
+from mzsane.problems.images.arrays import read_npz
+from mzsane.problems.images.folders import read_folder
+from mzsane.problems.images.parts import StoredPart, join_some, warn
+from mzsane.problems.images.pixels import scale_pixels, show_path
 
 ImagePart = tuple[Tensor, Tensor]  # images_NCHW in 0..1, labels_N
 

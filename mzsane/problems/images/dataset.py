@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from mzsane.config import IMAGE_SIZE, DigitsConfig, FilesConfig, GlyphsConfig, ImagesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
+from mzsane.problems.images.files import ImagePart
+from mzsane.problems.images.parts import warn
+from mzsane.problems.images.stored import read_stored
 from mzsane.randomness import derive_seed, make_generator
-from mzsane.zoo.image_files import ImagePart
-from mzsane.zoo.image_parts import warn
-from mzsane.zoo.stored_images import read_stored
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the images
 _FONTS = (

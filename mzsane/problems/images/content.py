@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 from mzsane.config import FilesConfig
 from mzsane.config.base import Config
 from mzsane.errors import ConfigError
+from mzsane.problems.images.folders import list_images
+from mzsane.problems.images.pixels import show_path
 from mzsane.store.cache import Cache
-from mzsane.zoo.image_folders import list_images
-from mzsane.zoo.pixels import show_path
 
 _DIGEST_BYTES = 16
 _BLOCK = 2**20

@@ -9,9 +9,9 @@ from PIL import Image
 
 from mzsane.config import DigitsConfig, FilesConfig, GlyphsConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.images import load_images
-from tests.zoo.test_stored_images import folders as folders
-from tests.zoo.test_stored_images import write_idx
+from mzsane.problems.images.dataset import load_images
+from tests.problems.images.test_stored import folders as folders
+from tests.problems.images.test_stored import write_idx
 
 CLASSES = ("ant", "bee", "cat")
 COUNTS = {"train": 45, "val": 15, "test": 18}

@@ -12,9 +12,9 @@ from PIL import Image
 
 from mzsane.config import FilesConfig, TorchvisionConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.images import load_images
+from mzsane.problems.images.dataset import load_images
 
-DATA = Path(os.environ.get("MZSANE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("MZSANE_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 real_data = pytest.mark.skipif(not (DATA / "MNIST").exists(), reason="no MNIST in the data folder (MZSANE_DATA)")
 
 

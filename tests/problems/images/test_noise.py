@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mzsane.backbone.noise_images import EXPONENT, draw_noise_images
+from mzsane.problems.images.noise import EXPONENT, draw_noise_images
 from mzsane.randomness import make_generator
 
 

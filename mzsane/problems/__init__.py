@@ -1,0 +1,1 @@
+"""What networks are trained for: datasets, their splits and their identity."""
