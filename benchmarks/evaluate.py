@@ -21,11 +21,11 @@ from mzsane.backbone.inference import decode_models
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, NetworkConfig
 from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.samplers.kde import sample_joint
 from mzsane.sampling.samplers.protocol import Anchors
-from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.fit import measure
 

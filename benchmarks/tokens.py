@@ -20,8 +20,8 @@ from tokens_symmetry import measure_symmetry
 from tokens_windows import PART_BYTES, measure_windows, stream_epochs, write_tokens
 
 from mzsane.config import NetworkConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.architectures import build_network
 

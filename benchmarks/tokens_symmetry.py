@@ -10,7 +10,7 @@ from measuring import make_row, time_in_turns
 from torch import Tensor
 
 from mzsane.config import NetworkConfig
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.canonical import apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
 from mzsane.tokens.symmetry.permute import cut_views, permute_weights

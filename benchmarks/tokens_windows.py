@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mzsane.backbone import machine
 from mzsane.config import NetworkConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.row_groups import stream_table
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
 from mzsane.tokens.stream import TokenStream

@@ -15,8 +15,8 @@ from mzsane.config import (
 )
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.windows import check_positions
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.shapes import find_shape

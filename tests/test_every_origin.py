@@ -20,6 +20,7 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.config import AblationConfig, AnyZooConfig, BackboneConfig, ExecutionConfig, ReadConfig, TokensConfig
 from mzsane.config.loading import validate_config
 from mzsane.errors import ConfigError
+from mzsane.layout.running import load_weights
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
 from mzsane.problems.images.dataset import load_images
@@ -29,13 +30,12 @@ from mzsane.store.serialisation import save_tensors
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin, read_activations
-from mzsane.tokens.running import load_weights
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.architectures import build_network
+from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index
-from mzsane.zoo.subject import choose_network, read_subject
+from mzsane.zoo.subject import read_subject
 from tests.zoo.http_server import serve
 
 SERIAL = ExecutionConfig(processes=1)

@@ -17,13 +17,12 @@ from torch.autograd.function import once_differentiable
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
+from mzsane.layout.running import fits_network, share_buffers
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import Origin, find_origin, read_activations
-from mzsane.tokens.running import fits_network, share_buffers
 from mzsane.tokens.store import TokenTable
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.subject import choose_network
+from mzsane.zoo.architectures import build_network, choose_network
 
 
 class Behaviour:

@@ -9,9 +9,9 @@ from torch import Tensor
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder, cap_latents
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact
 from mzsane.store.serialisation import load_tensors
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.windows import map_windows
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
+from mzsane.layout.running import fits_network, load_weights, share_buffers
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.origin import find_origin
-from mzsane.tokens.running import fits_network, load_weights, share_buffers
 from mzsane.tokens.store import TokenTable
-from mzsane.zoo.architectures import build_network
+from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.conditioning import condition_statistics
-from mzsane.zoo.subject import choose_network
 
 
 class Judge:

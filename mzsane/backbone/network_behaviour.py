@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
-from mzsane.tokens.entries import STATISTICS
-from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import name_weights, share_buffers
+from mzsane.layout.buffers import copy_network, list_norms
+from mzsane.layout.entries import STATISTICS
+from mzsane.layout.running import name_weights, share_buffers
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.zoo.architectures import choose_memory_format
-from mzsane.zoo.buffers import copy_network
-from mzsane.zoo.conditioning import list_norms
 
 Output = Literal["logits", "probabilities"]
 _VARIANCE_FLOOR = 1e-4  # of a model's logits; those of trained models have variances of 1 to 100

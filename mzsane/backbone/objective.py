@@ -15,8 +15,8 @@ from mzsane.backbone.feeding import Feed
 from mzsane.backbone.loss import contrast_loss, group_errors, latent_penalties, weigh_errors
 from mzsane.backbone.ranks import Ranks
 from mzsane.config import BackboneConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from mzsane.appearance import (
 )
 from mzsane.backbone.loss import measure_scales
 from mzsane.config import BackboneConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.layout import TokenLayout
 
 _WIDTH = 12.0
 _BINS_A_DECADE = 12

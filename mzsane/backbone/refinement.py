@@ -18,9 +18,9 @@ from mzsane.backbone.inference import decode_models
 from mzsane.backbone.loss import weigh_errors
 from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.config import BackboneConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 
 # On validation models of two zoos of CNN-s, twice the rate and three times the steps brought nothing more.
 STEPS = 60

@@ -26,9 +26,9 @@ from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.probes import LEAST_FITTED, LEAST_SCORED, Probes, pool_latents
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
 from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 
 from mzsane.backbone.network_behaviour import NetworkBehaviour
-from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import load_weights, name_weights, share_buffers
-from mzsane.zoo.buffers import copy_network
+from mzsane.layout.buffers import copy_network
+from mzsane.layout.running import load_weights, name_weights, share_buffers
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.zoo.conditioning import condition_statistics
 
 # The share of a small network's directions that noise is kept out of. Measured on 10 anchors of a zoo of CNN-s on MNIST

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.backbone.network_behaviour import NetworkBehaviour, Output
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.sampling.guidance import Guidance, write_lessons
-from mzsane.tokens.layout import TokenLayout
 
 STEPS = (30, 100, 300, 1000)
 # The best rates on a zoo of CNN-s on MNIST, whatever students looked at: 0.03 for 30 steps, 0.02 for 100, 0.01 for 300

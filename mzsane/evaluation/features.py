@@ -12,8 +12,8 @@ from torch import Tensor
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.inference import encode_models
 from mzsane.backbone.probes import pool_latents
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 
 # All but the pooled latents belong to one layout: models of another architecture have other ones.
 FEATURES = ("latents", "pooled_latents", "weights", "statistics", "statistics_latents")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mzsane.evaluation.nearest import NearestSearch
 from mzsane.evaluation.quotient import Quotient
+from mzsane.layout.agreement import check_same_layout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
-from mzsane.tokens.agreement import check_same_layout
 from mzsane.tokens.fitting import cut_head, find_columns
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.symmetry.groups import PermutationGroup, intersect_groups
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.descent import match_models, prepare_steps
 from mzsane.tokens.symmetry.groups import PermutationGroup

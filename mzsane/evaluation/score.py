@@ -21,6 +21,8 @@ from mzsane.evaluation.novelty import KnownModels, find_known_models, open_train
 from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
 from mzsane.evaluation.scoring import ModelSet
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
+from mzsane.layout.agreement import check_same_layout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.problems.images.content import pin_images
 from mzsane.problems.images.dataset import ImageDataset, load_images
@@ -32,13 +34,10 @@ from mzsane.sampling.draw import Target, read_populations
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.tokens.agreement import check_same_layout
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.architectures import build_network
+from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.shapes import name_code
-from mzsane.zoo.subject import choose_network
 
 VERSION = 7
 

@@ -30,10 +30,10 @@ from mzsane.config import EvaluationConfig, ExecutionConfig
 from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.scoring import ModelSet, Score, score_models
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import MetricSink
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import Target
-from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network
 from mzsane.zoo.conditioning import has_statistics
 

@@ -21,17 +21,16 @@ from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.evaluation.measures import join_predictions, measure_predictions
+from mzsane.layout.running import load_weights, name_weights, share_buffers
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.problems.images.dataset import ImageDataset, load_images
 from mzsane.randomness import seed_globally
-from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import load_weights, name_weights, share_buffers
-from mzsane.zoo.architectures import build_network, choose_memory_format
+from mzsane.zoo.architectures import build_network, choose_memory_format, choose_network
 from mzsane.zoo.conditioning import condition_statistics, has_statistics
 from mzsane.zoo.fit import MEASURE_SEED
 from mzsane.zoo.fit_batched import BatchedModels
-from mzsane.zoo.subject import choose_network
 
 _CHUNK_MODELS = {"cpu": 10, "cuda": 256}
 _BATCH = 512  # images

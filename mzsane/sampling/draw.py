@@ -36,6 +36,7 @@ from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, Network
 from mzsane.evaluation.memorisation import Memorisation
 from mzsane.evaluation.novelty import find_known_models
 from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.problems.images.content import pin_images
 from mzsane.randomness import make_generator
@@ -56,11 +57,10 @@ from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import load_tensors, save_tensors, to_parquet
 from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.zoo.architectures import choose_network
 from mzsane.zoo.shapes import name_code
-from mzsane.zoo.subject import choose_network
 
 VERSION = 7
 

@@ -10,8 +10,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import MetricSink
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.population import Population
 from mzsane.tokens.symmetry.barrier import measure_barrier
 from mzsane.tokens.symmetry.canonical import Matching

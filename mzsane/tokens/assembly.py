@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.permute import cut_views
 from mzsane.tokens.windows import WindowBatch

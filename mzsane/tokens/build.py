@@ -14,16 +14,16 @@ from torch import Tensor
 from mzsane.appearance import draw_png
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
+from mzsane.layout.agreement import choose_token_dim
+from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.parallel import map_processes
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.partial import Partial
 from mzsane.store.serialisation import load_tensors, to_parquet
-from mzsane.tokens.agreement import choose_token_dim
 from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
-from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
 from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.splitting import find_empty, split_models

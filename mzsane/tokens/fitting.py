@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from mzsane.tokens.layers import Layer
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.layers import Layer
+from mzsane.layout.token_layout import TokenLayout
 
 
 def map_tokens(source: TokenLayout, target: TokenLayout) -> Tensor:

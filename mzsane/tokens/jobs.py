@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
+from mzsane.layout.buffers import same_values
+from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.store.serialisation import save_tensors
-from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.store import name_part, write_weights
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.zoo.buffers import same_values
 from mzsane.zoo.shards import read_shard
 
 

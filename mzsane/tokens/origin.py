@@ -8,8 +8,8 @@ import polars as pl
 
 from mzsane.config import AnyImagesConfig, NetworkConfig
 from mzsane.errors import StoreError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactRef
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.subject import read_subject
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, quote, style_axes, to_png
-from mzsane.tokens.layers import Layer
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.layers import Layer
+from mzsane.layout.token_layout import TokenLayout
 
 SHOWN_MODELS = 20
 _SHOWN_LAYERS = 5

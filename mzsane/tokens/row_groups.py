@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import PermutationGroup
 

@@ -9,8 +9,8 @@ import torch
 from polars.io.plugins import register_io_source
 from torch import Tensor
 
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, name_part, read_tokens
 
 _KEYS = ("model", "epoch", "split")

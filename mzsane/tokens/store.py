@@ -21,8 +21,8 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
+from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.store.artifacts import Artifact
-from mzsane.tokens.layout import DTYPES, TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 
 

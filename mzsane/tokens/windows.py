@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 
 # Tokens of one call of a window function: on a CPU what stays in its cache.

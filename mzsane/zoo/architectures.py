@@ -22,6 +22,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "sigmoid": nn.Sigmoid,
 }
+_SPELLINGS = {name.replace("_", ""): name for name in _ACTIVATIONS} | {"swish": "silu"}
 _INITIALISERS: dict[str, Callable[..., Tensor]] = {
     "kaiming_uniform": nn.init.kaiming_uniform_,
     "kaiming_normal": nn.init.kaiming_normal_,
@@ -149,6 +150,21 @@ class ViT(nn.Module):
         x_NTM = self.patch_embed(images_NCHW).flatten(2).transpose(1, 2) + self.pos_embed
         logits_NK: Tensor = self.head(self.norm(self.blocks(x_NTM)).mean(dim=1))
         return logits_NK
+
+
+def choose_network(network: NetworkConfig, activation: object) -> NetworkConfig | None:
+    """Return the network of a model whose recipe tells an activation of its own; None if that is none of ours.
+
+    A factory decides itself, and so does the network where the recipe says nothing.
+
+    Args:
+        network: the architecture of the zoo.
+        activation: what the recipe says, in anybody's spelling (`ReLU`, `leaky_relu`); None for nothing.
+    """
+    if activation is None or network.is_factory:
+        return network
+    name = _SPELLINGS.get(str(activation).rpartition(".")[2].lower().replace("_", ""))
+    return None if name is None else network.model_copy(update={"activation": name})
 
 
 def build_network(config: NetworkConfig, channels: int, classes: int, size: int = 28, seed: int = 0) -> nn.Module:

@@ -5,7 +5,8 @@ Suffixes: N images, C channels, H height, W width.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+
+from mzsane.layout.buffers import list_norms
 
 CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 _BATCH = 500  # images
@@ -38,14 +39,3 @@ def condition_statistics(network: nn.Module, images_NCHW: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(training)
-
-
-def list_norms(network: nn.Module) -> list[_NormBase]:
-    """Return the norms that have running statistics: batch norms, and instance norms that are told to."""
-    return [module for module in network.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-
-
-def list_statistics(network: nn.Module) -> set[str]:
-    """Return the names of the running means and variances of a network's norms."""
-    norms = {id(value) for norm in list_norms(network) for value in norm.buffers(recurse=False) if value.ndim}
-    return {name for name, value in network.named_buffers(remove_duplicate=False) if id(value) in norms}

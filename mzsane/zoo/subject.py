@@ -6,17 +6,14 @@ again. The subject says the same of every zoo: the network and the dataset, null
 
 import json
 from collections.abc import Mapping
-from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from mzsane.config import AnyImagesConfig, AnyZooConfig, NetworkConfig
-from mzsane.config.zoo import Activation
 from mzsane.store.artifacts import Artifact
 
 FILE = "subject.json"
 _IMAGES = TypeAdapter[AnyImagesConfig](AnyImagesConfig)
-_ACTIVATIONS = {name.replace("_", ""): name for name in get_args(Activation)} | {"swish": "silu"}
 
 
 def write_subject(config: AnyZooConfig) -> Mapping[str, bytes]:
@@ -40,18 +37,3 @@ def read_subject(zoo: Artifact) -> tuple[NetworkConfig | None, AnyImagesConfig |
     except ValidationError:
         return None, None
     return network, images
-
-
-def choose_network(network: NetworkConfig, activation: object) -> NetworkConfig | None:
-    """Return the network of a model whose recipe tells an activation of its own; None if that is none of ours.
-
-    A factory decides itself, and so does the network where the recipe says nothing.
-
-    Args:
-        network: the architecture of the zoo.
-        activation: what the recipe says, in anybody's spelling (`ReLU`, `leaky_relu`); None for nothing.
-    """
-    if activation is None or ":" in network.architecture:
-        return network
-    name = _ACTIVATIONS.get(str(activation).rpartition(".")[2].lower().replace("_", ""))
-    return None if name is None else network.model_copy(update={"activation": name})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.device import choose_device
+from mzsane.layout.buffers import check_saved
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.problems.images.content import pin_images
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
@@ -25,7 +26,6 @@ from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.architectures import build_network, start_network
-from mzsane.zoo.buffers import check_saved
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
 from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched

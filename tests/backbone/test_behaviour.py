@@ -18,10 +18,10 @@ from mzsane.backbone.behaviour import Behaviour, open_behaviour
 from mzsane.backbone.network_behaviour import NetworkBehaviour, Output, compare_outputs
 from mzsane.config import BackboneConfig, DigitsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.windows import WindowBatch, WindowSource
 from mzsane.zoo.architectures import build_network, initialise_network

@@ -6,8 +6,8 @@ from torch import nn
 
 from mzsane.backbone.autoencoder import build_autoencoder, cap_latents
 from mzsane.backbone.inference import count_latents, decode_models, encode_models
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 
 TOKEN_DIM = 6
 

@@ -9,9 +9,9 @@ from mzsane.backbone.inference import decode_models, encode_models
 from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.refinement import descend, refine_latents
 from mzsane.config import NetworkConfig
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 
 MODELS, TOKEN_DIM = 3, 16

@@ -6,8 +6,8 @@ import torch
 from mzsane.config import NetworkConfig
 from mzsane.evaluation.norms import NormRange
 from mzsane.evaluation.novelty import KnownModels
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.tokens.symmetry.scales import scale_units

@@ -6,8 +6,8 @@ import torch
 from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import NetworkConfig
 from mzsane.evaluation.curvature import count_images, flatten_noise
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.conditioning import condition_statistics
 

@@ -10,12 +10,12 @@ from mzsane.errors import ConfigError
 from mzsane.evaluation import novelty
 from mzsane.evaluation.novelty import KnownModels, open_known_models
 from mzsane.evaluation.score import score_samples
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights

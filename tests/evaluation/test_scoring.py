@@ -15,8 +15,8 @@ from mzsane.evaluation.scoring import (
     score_models,
     stack_models,
 )
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import measure

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.bank import MixturePlan, TokenBank
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import WindowSource
 

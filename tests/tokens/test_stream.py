@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.row_groups import StreamSource, stream_table
 from mzsane.tokens.store import TokenTable, write_weights
 from mzsane.tokens.stream import TokenStream

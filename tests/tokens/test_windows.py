@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import functional_call
 
 from mzsane.errors import ConfigError
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import check_composition, check_positions, map_windows
 

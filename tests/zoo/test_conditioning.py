@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mzsane.zoo.conditioning import condition_statistics, has_statistics, list_statistics
+from mzsane.layout.buffers import list_statistics
+from mzsane.zoo.conditioning import condition_statistics, has_statistics
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from mzsane.config import (
     TokensConfig,
     TorchvisionConfig,
 )
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import ImageSplit, load_images
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.layout import TokenLayout
 from mzsane.tokens.store import read_tokens
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights, window_index

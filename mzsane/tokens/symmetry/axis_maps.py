@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 
 

@@ -6,9 +6,9 @@ Suffixes: P weights of a model.
 import torch
 from torch import Tensor, nn
 
+from mzsane.layout.running import load_weights
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.problems.images.dataset import ImageSplit
-from mzsane.tokens.layout import TokenLayout
-from mzsane.tokens.running import load_weights
 from mzsane.zoo.conditioning import condition_statistics
 from mzsane.zoo.fit import measure
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.descent import match_models, measure_objective, prepare_steps
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.permute import permute_weights

@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.symmetry.nesting import relate_groups
 from mzsane.tokens.symmetry.permute import permute_weights

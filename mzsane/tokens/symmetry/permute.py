@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.axis_maps import PermutationPlan, PermutedTensor, compose_index, make_plan
 from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mzsane.layout.buffers import list_statistics
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.zoo.conditioning import list_statistics
 
 Tensors = dict[str, Tensor]
 _SMALL = 1_000_000  # weights

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 
 _MAX_SWEEPS = 1000

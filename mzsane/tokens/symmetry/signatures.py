@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.nesting import GroupRelations, relate_groups
 from mzsane.tokens.symmetry.scales import scale_units, weights_of_units

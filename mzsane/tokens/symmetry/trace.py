@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mzsane.layout.buffers import copy_network, list_statistics
 from mzsane.tokens.symmetry.grouping import build_groups
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.proof import FunctionCheck
 from mzsane.tokens.symmetry.tracer import Tracer
-from mzsane.zoo.buffers import copy_network
-from mzsane.zoo.conditioning import list_statistics
 
 TOLERANCE = 1e-9  # relative, in float64
 

@@ -17,7 +17,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network
+from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.fit import measure_splits
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.effective import compute_weights, is_derived
@@ -38,7 +38,6 @@ from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import Choice, State
 from mzsane.zoo.readers.wrappers import match_names
 from mzsane.zoo.shards import ShardContent, hash_weights
-from mzsane.zoo.subject import choose_network
 
 FILTERED = "filtered: "  # begins the reason of what was measured and is not asked for
 

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry import descent
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.symmetry import permute
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
 from mzsane.tokens.symmetry.permute import cut_views, permute_weights, window_index

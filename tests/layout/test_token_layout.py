@@ -11,8 +11,8 @@ from torch import nn
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.agreement import check_same_layout, choose_token_dim
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.agreement import check_same_layout, choose_token_dim
+from mzsane.layout.token_layout import TokenLayout
 from mzsane.zoo.architectures import build_network, initialise_network
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mzsane.tokens.entries import STATISTICS, TensorEntry
+from mzsane.layout.entries import STATISTICS, TensorEntry
 
 
 @dataclass(frozen=True)

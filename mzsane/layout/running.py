@@ -6,8 +6,8 @@ Suffixes: P weights of a model.
 from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
-from mzsane.zoo.buffers import copy_buffers
+from mzsane.layout.buffers import copy_buffers
+from mzsane.layout.token_layout import TokenLayout
 
 
 def fits_network(layout: TokenLayout, network: nn.Module) -> bool:

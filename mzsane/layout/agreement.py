@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.layout import TokenLayout
+from mzsane.layout.token_layout import TokenLayout
 
 _NARROWEST, _WIDEST = 32, 512  # token widths that are tried
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.conditioning import list_norms
 
 
 class StoredBuffer(BaseModel):
@@ -39,6 +39,17 @@ class StoredBuffer(BaseModel):
         data = bytearray(zlib.decompress(base64.b64decode(self.values)))
         dtype: torch.dtype = getattr(torch, self.dtype)
         return torch.frombuffer(data, dtype=dtype).view(self.shape) if data else torch.empty(self.shape, dtype=dtype)
+
+
+def list_norms(network: nn.Module) -> list[_NormBase]:
+    """Return the norms that have running statistics: batch norms, and instance norms that are told to."""
+    return [module for module in network.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+
+
+def list_statistics(network: nn.Module) -> set[str]:
+    """Return the names of the running means and variances of a network's norms."""
+    norms = {id(value) for norm in list_norms(network) for value in norm.buffers(recurse=False) if value.ndim}
+    return {name for name, value in network.named_buffers(remove_duplicate=False) if id(value) in norms}
 
 
 def list_buffers(network: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.buffers import StoredBuffer, check_saved, copy_network, list_buffers, same_values
+from mzsane.layout.buffers import StoredBuffer, check_saved, copy_network, list_buffers, same_values
 from tests.factories import Averaged, Forgetful
 
 

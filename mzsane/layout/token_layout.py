@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.entries import STATISTICS, TensorEntry, explain_entry, is_statistic, is_weight, list_entries
-from mzsane.tokens.layers import Layer, join_vectors
-from mzsane.zoo.buffers import StoredBuffer, same_values
+from mzsane.layout.buffers import StoredBuffer, same_values
+from mzsane.layout.entries import STATISTICS, TensorEntry, explain_entry, is_statistic, is_weight, list_entries
+from mzsane.layout.layers import Layer, join_vectors
 
 Statistics = Literal["in", "out", "conditioned"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

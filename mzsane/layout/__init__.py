@@ -1,0 +1,1 @@
+"""A network's weights and buffers, as a flat vector and as tokens."""
