@@ -20,14 +20,14 @@ from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.inference import decode_models
 from mzsane.backbone.machine import choose_precision
 from mzsane.config import BackboneConfig, ExecutionConfig, GlyphsConfig, NetworkConfig
-from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.run import ModelSet, score_models
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.samplers.kde import sample_joint
 from mzsane.sampling.samplers.protocol import Anchors
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import measure
 
 IMAGES = GlyphsConfig(source="glyphs", images=50_000)  # a fifth of them is the test split
 CNN_S, RESNET18 = NetworkConfig(), NetworkConfig(architecture="resnet18", activation="relu")

@@ -20,10 +20,10 @@ import torch
 from measuring import make_row, report_rows
 
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, ReadConfig, TokensConfig, ZooConfig
+from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens import build
 from mzsane.zoo import shards
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.train import train_zoo
 

@@ -22,9 +22,9 @@ from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
 from mzsane.config import BackboneConfig, ExecutionConfig, NetworkConfig, SliceConfig
 from mzsane.metrics import NO_SINK
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.composition import TokenSlice, choose_checkpoints
-from mzsane.zoo.architectures import build_network, initialise_network
 
 # store, tokens (a fingerprint), models, device, settings (of the backbone); for the plain loop window and step_models.
 Request = dict[str, Any]

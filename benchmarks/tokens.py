@@ -21,9 +21,9 @@ from tokens_windows import PART_BYTES, measure_windows, stream_epochs, write_tok
 
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.architectures import build_network
 
 REPEATS = 15
 LAYOUTS = {"a ResNet-18": ("resnet18", 3, 32, 288, 1, 1.5), "1,000 CNN-s": ("cnn-s", 1, 28, 51, 1000, 4.0)}

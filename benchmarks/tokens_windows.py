@@ -27,6 +27,7 @@ from torch import Tensor
 from mzsane.backbone import machine
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.row_groups import stream_table
@@ -35,7 +36,6 @@ from mzsane.tokens.stream import TokenStream
 from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.tokens.windows import WindowBatch, WindowSource
-from mzsane.zoo.architectures import build_network
 
 WINDOW = 2048
 BATCH = 8

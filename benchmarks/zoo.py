@@ -16,13 +16,13 @@ from measuring import make_row, report_rows
 from torch.nn import functional
 
 from mzsane.config import ExecutionConfig, GlyphsConfig, RecipeConfig, ZooConfig
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_batched import BatchedModels, fit_epochs_batched
+from mzsane.networks.train_loop import fit_epochs
 from mzsane.parallel import limit_threads, map_processes
 from mzsane.problems.images.dataset import ImageSplit, load_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs
-from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched
 from mzsane.zoo.train import train_zoo
 
 IMAGES = GlyphsConfig(source="glyphs", images=10_000)

@@ -22,9 +22,9 @@ import torch
 
 from mzsane.config import ExecutionConfig, NetworkConfig
 from mzsane.config.reading import ReadConfig
+from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.store.serialisation import load_torch
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.readers.read import read_zoo
 
 _EPOCHS = 10

@@ -19,6 +19,7 @@ from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons
 from mzsane.evaluation.novelty import KnownModels
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.problems.images.pseudo import draw_pseudo_images
@@ -29,7 +30,6 @@ from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.architectures import build_network
 
 LATENTS = 48
 NOISE_FROM = "joint"  # the sampler whose samples say how far noise goes

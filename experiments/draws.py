@@ -25,9 +25,9 @@ from mzsane.evaluation.baselines import (
 )
 from mzsane.evaluation.curvature import count_images, flatten_noise
 from mzsane.evaluation.distillation import choose_rate, distil
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_loop import fit_epochs
 from mzsane.sampling.samplers.protocol import mark_used
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs
 
 FEW_STEPS = 100
 # In deviations of what is moved. Many steps at a large rate enlarge the weights, and distance is bought by that.

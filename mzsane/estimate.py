@@ -16,7 +16,7 @@ from mzsane.config import AblationConfig, AnyImagesConfig, AnyZooConfig, Backbon
 from mzsane.config.images import DigitsConfig, GlyphsConfig, TorchvisionConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.architectures import build_network
+from mzsane.networks.build import build_network
 
 _FLOAT = 4  # bytes
 _TRAINED = 4 * _FLOAT  # a weight in training: itself, its gradient, and two moments

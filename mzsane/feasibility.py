@@ -16,13 +16,13 @@ from mzsane.config import (
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
+from mzsane.networks.shapes import find_shape
+from mzsane.networks.trial import try_evaluation, try_training
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.windows import check_positions
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.shapes import find_shape
 from mzsane.zoo.sparsify import check_twins
 from mzsane.zoo.train import plan_models
-from mzsane.zoo.trial import try_evaluation, try_training
 
 
 def check_layouts(config: AblationConfig, read_files: bool = False) -> None:
@@ -61,7 +61,7 @@ def try_networks(config: AblationConfig, execution: ExecutionConfig) -> None:
     """Load the images of every target, and try what users' factories make as zoos train it and targets tune it.
 
     Raises:
-        ConfigError: a network cannot be used (see `mzsane.zoo.trial`), or images cannot be had.
+        ConfigError: a network cannot be used (see `mzsane.networks.trial`), or images cannot be had.
     """
     device = choose_device(execution.device).type
     for zoo in config.all_zoos:

@@ -17,6 +17,10 @@ from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.train import train_zoo
+from tests.checkpoints import make_state as make_state
+from tests.checkpoints import real_checkpoints as real_checkpoints
+from tests.checkpoints import to_bytes as to_bytes
+from tests.checkpoints import write_ray_zoo as write_ray_zoo
 
 # Every run draws the same examples: a failure in CI is one that a developer sees too.
 settings.register_profile("mzsane", deadline=None, derandomize=True, database=None, max_examples=30)

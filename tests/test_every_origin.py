@@ -22,6 +22,7 @@ from mzsane.config.loading import validate_config
 from mzsane.errors import ConfigError
 from mzsane.layout.running import load_weights
 from mzsane.metrics import NO_SINK
+from mzsane.networks.build import build_network, choose_network
 from mzsane.plan import plan_ablation
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.export import export_samples
@@ -31,7 +32,6 @@ from mzsane.tokens.build import build_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.running import fits_network, share_buffers
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.behaviour import NetworkBehaviour
+from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.origin import Origin, find_origin, read_activations
 from mzsane.tokens.store import TokenTable
-from mzsane.zoo.architectures import build_network, choose_network
 
 
 class Behaviour:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
 from mzsane.layout.running import fits_network, load_weights, share_buffers
+from mzsane.networks.build import build_network, choose_network
+from mzsane.networks.conditioning import condition_statistics
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable
-from mzsane.zoo.architectures import build_network, choose_network
-from mzsane.zoo.conditioning import condition_statistics
 
 
 class Judge:

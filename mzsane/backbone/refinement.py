@@ -16,10 +16,10 @@ from torch import Tensor
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.inference import decode_models
 from mzsane.backbone.loss import weigh_errors
-from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.behaviour import NetworkBehaviour, compare_outputs
 from mzsane.randomness import make_generator
 
 # On validation models of two zoos of CNN-s, twice the rate and three times the steps brought nothing more.

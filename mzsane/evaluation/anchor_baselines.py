@@ -26,12 +26,12 @@ from mzsane.evaluation.baselines import (
 )
 from mzsane.evaluation.curvature import count_images, flatten_noise
 from mzsane.evaluation.scorer import SEES, Provenance, Scorer
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers.protocol import mark_used
-from mzsane.zoo.architectures import build_network
 
 _CURVATURE_IMAGES = 300  # that flat directions of an anchor are computed from, at most
 

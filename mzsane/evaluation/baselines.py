@@ -9,11 +9,11 @@ from torch import Tensor
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.layout.running import read_weights
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import start_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.decoding import choose_initialisation
 from mzsane.sampling.samplers.interpolation import sample_interpolation
 from mzsane.sampling.samplers.protocol import Anchors
-from mzsane.zoo.architectures import start_network
 
 
 def add_layer_noise(

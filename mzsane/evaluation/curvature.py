@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.layout.buffers import copy_network
 from mzsane.layout.running import load_weights, name_weights, share_buffers
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.zoo.conditioning import condition_statistics
+from mzsane.networks.behaviour import NetworkBehaviour
+from mzsane.networks.conditioning import condition_statistics
 
 # The share of a small network's directions that noise is kept out of. Measured on 10 anchors of a zoo of CNN-s on MNIST
 # (93.0 %), at 0.5 / 0.75 / 1.0 spacings: outside these 87.7 / 69.1 / 41.3 % with training images, 82.9 / 60.3 / 37.3

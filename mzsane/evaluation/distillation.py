@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour, Output
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.behaviour import NetworkBehaviour, Output
 from mzsane.sampling.guidance import Guidance, write_lessons
 
 STEPS = (30, 100, 300, 1000)

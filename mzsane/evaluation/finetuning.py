@@ -1,7 +1,7 @@
 """Fine-tune many models on their target: several learning rates, the best chosen on validation images.
 
 Every set of models has the same grid, so that methods differ in their start alone. The engines are those of
-`evaluation.scoring`.
+`networks.run`.
 
 Suffixes: N models of a set, B models of a chunk.
 """
@@ -13,8 +13,10 @@ import torch
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, RecipeConfig
 from mzsane.device import choose_device
-from mzsane.evaluation.measures import measure_predictions
-from mzsane.evaluation.scoring import (
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.measures import measure_predictions
+from mzsane.networks.run import (
     ModelSet,
     Score,
     load_model,
@@ -24,12 +26,10 @@ from mzsane.evaluation.scoring import (
     run_jobs,
     stack_models,
 )
-from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.train_batched import find_obstacle, fit_epochs_batched
+from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.fit import fit_epochs
-from mzsane.zoo.fit_batched import find_obstacle, fit_epochs_batched
 
 _CHUNK_MODELS = {"cpu": 1, "cuda": 128}
 _TRIED = 8  # images that it is tried on whether models can be one program

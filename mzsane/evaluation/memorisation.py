@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig
-from mzsane.evaluation.disagreement import classify_models, read_labels
 from mzsane.evaluation.functional import error_overlap, measure_disagreement
 from mzsane.evaluation.norms import NormRange
 from mzsane.evaluation.novelty import KnownModels
-from mzsane.evaluation.scoring import ModelSet
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.disagreement import classify_models, read_labels
+from mzsane.networks.run import ModelSet
 from mzsane.randomness import make_generator
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable

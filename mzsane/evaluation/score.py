@@ -19,11 +19,13 @@ from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_m
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
 from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
-from mzsane.evaluation.scoring import ModelSet
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.layout.agreement import check_same_layout
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network, choose_network
+from mzsane.networks.run import ModelSet
+from mzsane.networks.shapes import name_code
 from mzsane.problems.images.content import pin_images
 from mzsane.problems.images.dataset import ImageDataset, load_images
 from mzsane.problems.images.noise import draw_noise_images
@@ -36,8 +38,6 @@ from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.architectures import build_network, choose_network
-from mzsane.zoo.shapes import name_code
 
 VERSION = 7
 

@@ -29,13 +29,13 @@ from torch import Tensor
 from mzsane.config import EvaluationConfig, ExecutionConfig
 from mzsane.evaluation.finetuning import finetune_models
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
-from mzsane.evaluation.scoring import ModelSet, Score, score_models
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.conditioning import has_statistics
+from mzsane.networks.run import ModelSet, Score, score_models
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import Target
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.conditioning import has_statistics
 
 SEES = ("none", "statistics", "images", "labels")  # what was used of the target, the least first
 _MEASURED = {name: kind for name, kind in CARD_SCHEMA.items() if name != "nearest_model"}

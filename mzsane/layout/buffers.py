@@ -2,7 +2,7 @@
 
 Moving averages, constants by which an input is normalised, vectors of a spectral norm, masks: a model is not itself
 without them. Running means and variances of PyTorch's norms are apart, since they can be computed from images
-(`zoo.conditioning`).
+(`networks.conditioning`).
 """
 
 import base64

@@ -10,12 +10,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.refinement import refine_latents
 from mzsane.config import AnyImagesConfig, FilesConfig, GlyphsConfig, ImagesConfig, SamplingConfig
 from mzsane.errors import ConfigError
 from mzsane.evaluation.novelty import list_trained
 from mzsane.metrics import MetricSink
+from mzsane.networks.behaviour import NetworkBehaviour
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder

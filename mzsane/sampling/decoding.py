@@ -13,13 +13,13 @@ from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.config.zoo import OWN
 from mzsane.layout.running import find_buffers
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network, start_network
+from mzsane.networks.conditioning import has_statistics
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.fitting import needs_head
 from mzsane.tokens.windows import check_positions
-from mzsane.zoo.architectures import build_network, initialise_network, start_network
-from mzsane.zoo.conditioning import has_statistics
 
 INITIALISATION = "kaiming_uniform"
 

@@ -35,9 +35,11 @@ from torch import Tensor
 from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.evaluation.memorisation import Memorisation
 from mzsane.evaluation.novelty import find_known_models
-from mzsane.evaluation.scoring import ModelSet, score_models
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import choose_network
+from mzsane.networks.run import ModelSet, score_models
+from mzsane.networks.shapes import name_code
 from mzsane.problems.images.content import pin_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.anchors import (
@@ -59,8 +61,6 @@ from mzsane.store.serialisation import load_tensors, save_tensors, to_parquet
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.zoo.architectures import choose_network
-from mzsane.zoo.shapes import name_code
 
 VERSION = 7
 

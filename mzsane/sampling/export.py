@@ -13,13 +13,13 @@ from torch import nn
 
 from mzsane.config import ImagesConfig, NetworkConfig
 from mzsane.errors import ConfigError, StoreError
-from mzsane.evaluation.scoring import ModelSet, load_model
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.run import ModelSet, load_model
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import read_populations
 from mzsane.store.artifacts import Artifact
 from mzsane.store.serialisation import save_tensors
-from mzsane.zoo.architectures import build_network
 
 _INDEX = "index.json"
 _FACTS = (

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.backbone.refinement import descend
 from mzsane.config import ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.behaviour import NetworkBehaviour
+from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network, choose_network
 
 _CHUNK = 20  # samples that are moved together
 _IMAGES = 2000  # unlabelled training images that steps draw from

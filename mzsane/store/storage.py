@@ -293,7 +293,7 @@ class Storage:
                     f"the bucket of {self.root} does not exist: create it, or set {self._setting}"
                 ) from None
             if writing:
-                raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+                raise self._failed(name, error) from None
             raise
         except PermissionError as error:
             advice = (
@@ -308,15 +308,16 @@ class Storage:
                     f"no space left in the store {self.root} while writing {name}: free some or set {self._setting} to "
                     "another place; the same command then continues where this one stopped"
                 ) from None
-            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+            raise self._failed(name, error) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
                 raise
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise StoreError(f"the store {self.root} cannot be opened: {NEEDS_KEYS}") from None
-            raise StoreError(f"the store {self.root} failed at {name}: {error}; {self._reach()}") from None
+            raise self._failed(name, error) from None
 
-    def _reach(self) -> str:
+    def _failed(self, name: str, error: Exception) -> StoreError:
+        advice = f"is it running, and are {self._setting} and MZSANE_S3_ENDPOINT right?"
         if self._local:
-            return f"is {self._setting} the folder you meant?"
-        return f"is it running, and are {self._setting} and MZSANE_S3_ENDPOINT right?"
+            advice = f"is {self._setting} the folder you meant?"
+        return StoreError(f"the store {self.root} failed{f' at {name}' if name else ''}: {error}; {advice}")

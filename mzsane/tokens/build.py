@@ -17,6 +17,8 @@ from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.layout.agreement import choose_token_dim
 from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.shapes import find_shape
 from mzsane.parallel import map_processes
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
@@ -30,9 +32,7 @@ from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.origins import plan_zoo
-from mzsane.zoo.shapes import find_shape
 from mzsane.zoo.shards import read_index, read_shard
 
 VERSION = 4

@@ -22,12 +22,12 @@ from mzsane.errors import ConfigError
 from mzsane.layout.buffers import StoredBuffer, list_buffers, same_values
 from mzsane.layout.running import find_buffers, share_buffers
 from mzsane.layout.token_layout import Statistics, TokenLayout
+from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.symmetry.groups import intersect_groups
 from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
-from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.shards import read_shard
 
 _TRIED = 8  # values of a buffer by which it is found out whether it matters

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, draw_png, quote, style_axes
 from mzsane.config import NetworkConfig
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import ImageDataset
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.shards import ZooParts, select_parameters
 
 _SHOWN_MODELS = 48  # models whose weights and predictions are shown

@@ -17,12 +17,12 @@ from torch import Tensor
 from mzsane.config import ImagesConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.recognise import recognise
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.store.storage import Storage
 from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
 from mzsane.zoo.readers.listing import is_litter
-from mzsane.zoo.readers.recognise import recognise
 from mzsane.zoo.shards import iterate_weights, read_index
 
 

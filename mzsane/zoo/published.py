@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.recognise import CNN_S_DROPOUT, Recognised
+from mzsane.networks.recognise import CNN_S_DROPOUT, Recognised
 
 _PREFIX = "NN_tune_trainable_"
 _UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')

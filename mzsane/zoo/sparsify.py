@@ -21,14 +21,14 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
 from mzsane.config.twins import TwinsConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.factories import say_error
+from mzsane.networks.train_loop import fit_epochs, measure_splits
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator, peek_seed, seed_globally
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
-from mzsane.zoo.factories import say_error
-from mzsane.zoo.fit import fit_epochs, measure_splits
 from mzsane.zoo.shards import ShardContent, hash_weights, read_index, read_shard, write_shards
 from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo

@@ -20,19 +20,19 @@ from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfi
 from mzsane.device import choose_device
 from mzsane.layout.buffers import check_saved
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network, start_network
+from mzsane.networks.shapes import name_code
+from mzsane.networks.train_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched
+from mzsane.networks.train_loop import fit_epochs, measure_splits, thin_split
+from mzsane.networks.trial import try_training
 from mzsane.problems.images.content import pin_images
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
-from mzsane.zoo.architectures import build_network, start_network
 from mzsane.zoo.card import draw_card
-from mzsane.zoo.fit import fit_epochs, measure_splits, thin_split
-from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched, measure_batched
-from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 from mzsane.zoo.subject import write_subject
-from mzsane.zoo.trial import try_training
 
 VERSION = 3
 _CHUNK_MODELS = 4  # on a CPU

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mzsane.backbone import network_behaviour
 from mzsane.backbone.behaviour import Behaviour, open_behaviour
-from mzsane.backbone.network_behaviour import NetworkBehaviour, Output, compare_outputs
 from mzsane.config import BackboneConfig, DigitsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks import behaviour as network_behaviour
+from mzsane.networks.behaviour import NetworkBehaviour, Output, compare_outputs
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.windows import WindowBatch, WindowSource
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs
 
 Plan = list[tuple[int, TokenLayout, Tensor]]  # the models of a window: source, layout, flat weights
 OUTPUTS: tuple[Output, ...] = ("logits", "probabilities")

@@ -6,13 +6,13 @@ import torch
 from mzsane.backbone import refinement
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.inference import decode_models, encode_models
-from mzsane.backbone.network_behaviour import NetworkBehaviour, compare_outputs
 from mzsane.backbone.refinement import descend, refine_latents
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.behaviour import NetworkBehaviour, compare_outputs
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network, initialise_network
 
 MODELS, TOKEN_DIM = 3, 16
 NETWORK = build_network(NetworkConfig(architecture="mlp", width=4), 1, 3, 8)

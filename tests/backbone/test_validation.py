@@ -17,11 +17,11 @@ from mzsane.backbone.validation import Validator
 from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.store import TokenTable
-from mzsane.zoo.architectures import build_network, initialise_network
 from mzsane.zoo.train import train_zoo
 from tests.conftest import SERIAL
 

@@ -7,12 +7,12 @@ from mzsane.config import NetworkConfig
 from mzsane.evaluation.norms import NormRange
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.tokens.symmetry.scales import scale_units
 from mzsane.tokens.symmetry.trace import derive_groups
-from mzsane.zoo.architectures import build_network, initialise_network
 
 COPIES = 500
 ZOO = 5  # models; training moves them by half a spacing from where they are drawn, so that untrained ones will do

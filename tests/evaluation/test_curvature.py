@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import NetworkConfig
 from mzsane.evaluation.curvature import count_images, flatten_noise
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.behaviour import NetworkBehaviour
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.conditioning import condition_statistics
 from mzsane.randomness import make_generator
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.conditioning import condition_statistics
 
 CHOSEN = torch.tensor([0, 1, 1, 0, 1, 0])
 

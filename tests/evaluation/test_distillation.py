@@ -6,10 +6,10 @@ import torch
 from mzsane.config import NetworkConfig
 from mzsane.evaluation.distillation import choose_rate, distil, write_mean_lessons
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.pseudo import draw_pseudo_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import write_lessons
-from mzsane.zoo.architectures import build_network, initialise_network
 
 STUDENTS = 3
 

@@ -8,7 +8,7 @@ import torch
 from mzsane.config import EvaluationConfig, ExecutionConfig
 from mzsane.evaluation import finetuning
 from mzsane.evaluation.finetuning import draw_labelled, finetune_models
-from mzsane.evaluation.scoring import ModelSet
+from mzsane.networks.run import ModelSet
 from mzsane.problems.images.dataset import ImageSplit, load_images
 
 SERIAL = ExecutionConfig(processes=1)

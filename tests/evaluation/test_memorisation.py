@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig
-from mzsane.evaluation.disagreement import classify_models
 from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty import KnownModels
-from mzsane.evaluation.scoring import ModelSet
+from mzsane.networks.build import build_network
+from mzsane.networks.disagreement import classify_models
+from mzsane.networks.run import ModelSet
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.zoo.architectures import build_network
 
 SERIAL = ExecutionConfig(processes=1)
 
@@ -149,5 +149,5 @@ def test_chunks_of_models_keep_their_order(tiny_table, tiny_zoo_config, monkeypa
     flat = tiny_table.load()
     models = ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, flat)
     whole = classify_models(models, SERIAL)
-    monkeypatch.setattr("mzsane.evaluation.disagreement._CHUNK", 5)
+    monkeypatch.setattr("mzsane.networks.disagreement._CHUNK", 5)
     assert torch.equal(classify_models(models, SERIAL), whole)

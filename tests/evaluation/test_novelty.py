@@ -11,6 +11,7 @@ from mzsane.evaluation import novelty
 from mzsane.evaluation.novelty import KnownModels, open_known_models
 from mzsane.evaluation.score import score_samples
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import plan_tokens
@@ -19,7 +20,6 @@ from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.store import TokenTable
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.zoo.architectures import build_network
 
 original = TokenTable.read_part
 SERIAL = ExecutionConfig(processes=1)

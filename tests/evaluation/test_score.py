@@ -7,7 +7,7 @@ import torch
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.score import score_baselines, score_samples
-from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.networks.run import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.store.artifacts import ArtifactRef
 from mzsane.tokens.build import plan_tokens

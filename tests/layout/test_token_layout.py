@@ -13,7 +13,7 @@ from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.agreement import check_same_layout, choose_token_dim
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.networks.build import build_network, initialise_network
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from mzsane.config import NetworkConfig
-from mzsane.zoo.architectures import build_network, initialise_network
+from mzsane.networks.build import build_network, initialise_network
 from tests.pipeline.harness import MINI, Output, finish_command, start_command
 from tests.zoo.http_server import serve
 

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError, StoreError
-from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.networks.build import build_network
+from mzsane.networks.run import ModelSet, score_models
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling import export
 from mzsane.sampling.draw import Target, draw_samples, read_populations
@@ -18,8 +20,6 @@ from mzsane.sampling.export import export_samples
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.fit import measure
 
 LETTERS = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
 RESNET = NetworkConfig(architecture="resnet18", activation="relu", width=4)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mzsane.backbone.network_behaviour import NetworkBehaviour
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.behaviour import NetworkBehaviour
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator
 from mzsane.sampling.guidance import Guidance, write_lessons
-from mzsane.zoo.architectures import build_network, initialise_network
 
 SAMPLES = 3
 

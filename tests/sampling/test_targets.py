@@ -19,13 +19,13 @@ from mzsane.config import (
 )
 from mzsane.errors import ConfigError
 from mzsane.evaluation.score import score_samples
-from mzsane.evaluation.scoring import ModelSet, score_models
+from mzsane.networks.build import build_network
+from mzsane.networks.run import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import build_tokens, plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights, map_tokens
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.train import train_zoo
 
 SERIAL = ExecutionConfig(processes=1)

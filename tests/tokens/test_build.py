@@ -7,12 +7,12 @@ from torch.func import functional_call
 
 from mzsane.config import ExecutionConfig, NetworkConfig, ReadConfig, TokensConfig
 from mzsane.errors import ConfigError, MzsaneError
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.serialisation import save_tensors, to_parquet
 from mzsane.tokens import build
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.store import read_tokens
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import plan_zoo
 

@@ -19,17 +19,17 @@ from mzsane.config import (
     ZooConfig,
 )
 from mzsane.errors import ConfigError
-from mzsane.evaluation.disagreement import classify_models
 from mzsane.evaluation.finetuning import finetune_models
-from mzsane.evaluation.scoring import ModelSet, predict_batched, score_models, stack_models
 from mzsane.layout.running import fits_network, load_weights
+from mzsane.networks.build import build_network, choose_network
+from mzsane.networks.disagreement import classify_models
+from mzsane.networks.run import ModelSet, predict_batched, score_models, stack_models
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.symmetry.barrier import measure_barrier
-from mzsane.zoo.architectures import build_network, choose_network
 from mzsane.zoo.origins import make_zoo
 from mzsane.zoo.shards import load_weights as load_zoo
 

@@ -8,8 +8,8 @@ from matplotlib.image import imread
 
 from mzsane.appearance import draw_png
 from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, ZooConfig
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import train_zoo
 

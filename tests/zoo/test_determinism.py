@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, TwinsConfig, ZooConfig
+from mzsane.networks.build import start_network
+from mzsane.networks.train_batched import BatchedModels, fit_epochs_batched, measure_batched
+from mzsane.networks.train_loop import fit_epochs, measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import seed_globally
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo import train
-from mzsane.zoo.architectures import start_network
-from mzsane.zoo.fit import fit_epochs, measure
-from mzsane.zoo.fit_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.sparsify import sparsify_zoo
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from mzsane.config import ExecutionConfig, NetworkConfig, ReadConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.serialisation import load_torch, save_tensors, to_parquet
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import plan_zoo
 from mzsane.zoo.published import name_folders

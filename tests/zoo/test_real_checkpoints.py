@@ -15,14 +15,14 @@ from mzsane.config import (
     TorchvisionConfig,
 )
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import ImageSplit, load_images
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import read_tokens
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights, window_index
 from mzsane.tokens.symmetry.trace import derive_groups
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.fit import measure
 from mzsane.zoo.readers.read import read_zoo
 from mzsane.zoo.shards import load_weights, read_index
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from mzsane.config import ExecutionConfig
 from mzsane.config.twins import TwinsConfig
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import measure
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.sparsify import drop_epochs, measure_sparsity, plan_twins, prune_steps, sparsify_zoo
 

@@ -8,11 +8,11 @@ import torch
 
 from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_loop import fit_epochs, measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.zoo import train
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs, measure
 from mzsane.zoo.shards import hash_weights, iterate_weights, load_weights
 from mzsane.zoo.train import plan_models, plan_zoo, train_zoo
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from mzsane.layout.running import load_weights
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.conditioning import condition_statistics
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import ImageSplit
-from mzsane.zoo.conditioning import condition_statistics
-from mzsane.zoo.fit import measure
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _IMAGES = 2000  # that a network's statistics are computed on, and at most that its loss is measured on

@@ -16,13 +16,8 @@ from torch import Tensor
 from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network, choose_network
-from mzsane.zoo.fit import measure_splits
-from mzsane.zoo.readers.checkpoint import CheckpointReader
-from mzsane.zoo.readers.effective import compute_weights, is_derived
-from mzsane.zoo.readers.listing import Entry, has_diverged
-from mzsane.zoo.readers.recognise import (
+from mzsane.networks.build import build_network, choose_network
+from mzsane.networks.recognise import (
     Recognised,
     Signature,
     UnknownWeightsError,
@@ -32,11 +27,16 @@ from mzsane.zoo.readers.recognise import (
     recognise,
     rename_tensors,
 )
+from mzsane.networks.train_loop import measure_splits
+from mzsane.networks.wrappers import match_names
+from mzsane.problems.images.dataset import load_images
+from mzsane.zoo.readers.checkpoint import CheckpointReader
+from mzsane.zoo.readers.effective import compute_weights, is_derived
+from mzsane.zoo.readers.listing import Entry, has_diverged
 from mzsane.zoo.readers.selection import find_missing, passes_all
 from mzsane.zoo.readers.sharded import join_shards, read_files
 from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import Choice, State
-from mzsane.zoo.readers.wrappers import match_names
 from mzsane.zoo.shards import ShardContent, hash_weights
 
 FILTERED = "filtered: "  # begins the reason of what was measured and is not asked for

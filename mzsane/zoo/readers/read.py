@@ -15,12 +15,15 @@ from mzsane.config import ExecutionConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.recognise import Signature, UnknownWeightsError
+from mzsane.networks.shapes import name_code
+from mzsane.networks.trial import try_evaluation
 from mzsane.problems.images.content import pin_images
 from mzsane.problems.images.dataset import load_images
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.zoo.architectures import build_network
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.readers.chunks import (
@@ -36,13 +39,10 @@ from mzsane.zoo.readers.chunks import (
 )
 from mzsane.zoo.readers.contents import CONTENT, check_content, find_content
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
-from mzsane.zoo.readers.recognise import Signature, UnknownWeightsError
 from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.readers.sources import Source, open_source
-from mzsane.zoo.shapes import name_code
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
-from mzsane.zoo.trial import try_evaluation
 
 VERSION = 2
 _SMALL_CHUNK = 256  # checkpoints

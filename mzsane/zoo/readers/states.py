@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
+from mzsane.networks.wrappers import strip_wrappers
 from mzsane.zoo.readers.pickle_limits import QUANTISED
-from mzsane.zoo.readers.wrappers import strip_wrappers
 
 # Keys that weights are kept under, the most explicit first; averaged weights come after the network's own.
 _WRAPPERS = (

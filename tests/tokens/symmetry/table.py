@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.config import NetworkConfig
+from mzsane.networks.build import build_network
 from mzsane.problems.images.vision import open_torchvision
 from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
 from mzsane.tokens.symmetry.proof import draw_generic_weights, permute_parameters
 from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
-from mzsane.zoo.architectures import build_network
 
 FILE = REPOSITORY / "docs" / "symmetry.md"
 START = "| architecture |"

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network
 from mzsane.tokens.symmetry import descent
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
@@ -16,7 +17,6 @@ from mzsane.tokens.symmetry.nesting import relate_groups
 from mzsane.tokens.symmetry.permute import permute_weights
 from mzsane.tokens.symmetry.scales import balance_scales, scale_units, scale_weights
 from mzsane.tokens.symmetry.trace import derive_groups
-from mzsane.zoo.architectures import build_network
 
 
 def make_generator(seed=0):

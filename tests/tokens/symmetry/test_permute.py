@@ -11,10 +11,10 @@ from torch.func import functional_call
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.tokens.symmetry import permute
 from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
 from mzsane.tokens.symmetry.permute import cut_views, permute_weights, window_index
-from mzsane.zoo.architectures import build_network, initialise_network
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 

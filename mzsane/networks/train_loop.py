@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import RecipeConfig
+from mzsane.networks.build import choose_memory_format
 from mzsane.problems.images.dataset import ImageSplit
 from mzsane.randomness import draw_seed, peek_seed, seed_globally
-from mzsane.zoo.architectures import choose_memory_format
 
 MOMENTUM = 0.9
 MEASURE_SEED = 0  # of networks that draw random numbers when they are measured too

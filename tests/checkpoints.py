@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mzsane.config import NetworkConfig
-from mzsane.zoo.architectures import build_network
+from mzsane.networks.build import build_network
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
+_REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, FactorsConfig, GlyphsConfig, NetworkConfig, RecipeConfig, ZooConfig
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
+from mzsane.networks.train_loop import fit_epochs, measure
 from mzsane.problems.images.dataset import ImageSplit
 from mzsane.zoo import train
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs, measure
-from mzsane.zoo.fit_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
 from mzsane.zoo.shards import load_weights
 
 CPU = torch.device("cpu")

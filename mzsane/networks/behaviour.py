@@ -18,7 +18,7 @@ from mzsane.layout.buffers import copy_network, list_norms
 from mzsane.layout.entries import STATISTICS
 from mzsane.layout.running import name_weights, share_buffers
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.zoo.architectures import choose_memory_format
+from mzsane.networks.build import choose_memory_format
 
 Output = Literal["logits", "probabilities"]
 _VARIANCE_FLOOR = 1e-4  # of a model's logits; those of trained models have variances of 1 to 100

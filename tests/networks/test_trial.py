@@ -7,12 +7,12 @@ import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.factories import digest_factory
+from mzsane.networks.train_batched import BatchedModels, count_models, fit_epochs_batched
+from mzsane.networks.trial import try_evaluation, try_training
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.factories import digest_factory
-from mzsane.zoo.fit_batched import BatchedModels, count_models, fit_epochs_batched
 from mzsane.zoo.train import plan_zoo, train_zoo
-from mzsane.zoo.trial import try_evaluation, try_training
 
 IMAGES = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
 RECIPES = [RecipeConfig(initialisation="own")]

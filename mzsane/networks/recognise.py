@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.architectures import build_network
-from mzsane.zoo.readers.wrappers import Shape, propose_names, shorten_all
+from mzsane.networks.build import build_network
+from mzsane.networks.wrappers import Shape, propose_names, shorten_all
 
 Signature = tuple[tuple[str, Shape], ...]
 _COUNTER = "num_batches_tracked"  # files of before torch 0.4.1 have none

@@ -2,8 +2,9 @@
 
 The models' weights are the rows of one matrix; the forward pass is vectorised over them (`torch.func.vmap`). They share
 architecture, batch size, number of images, optimizer and schedule; rates, labels, order of images and start are their
-own. The same arithmetic as `zoo.fit`, model by model, within float tolerance. What networks draw at random (dropout
-masks) is seeded for each epoch too, but by the first model for all: it is the same again for the same chunk of models.
+own. The same arithmetic as `networks.train_loop`, model by model, within float tolerance. What networks draw at random
+(dropout masks) is seeded for each epoch too, but by the first model for all: it is the same again for the same chunk of
+models.
 
 Suffixes: B models, P weights of a model, N images, S images in a step, C channels, H height, W width, K classes.
 """
@@ -18,9 +19,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from mzsane.config import RecipeConfig
+from mzsane.networks.train_loop import MEASURE_SEED, MOMENTUM, one_cycle
 from mzsane.problems.images.dataset import ImageSplit
 from mzsane.randomness import peek_seed, seed_globally
-from mzsane.zoo.fit import MEASURE_SEED, MOMENTUM, one_cycle
 
 _MEASURE_BATCH = 256  # images
 _MOST_MODELS = 512

@@ -8,7 +8,7 @@ from torch import nn
 
 from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.recognise import read_signature, recognise, rename_tensors
+from mzsane.networks.recognise import read_signature, recognise, rename_tensors
 
 
 @pytest.mark.parametrize(

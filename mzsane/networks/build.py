@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mzsane.config import NetworkConfig
 from mzsane.config.zoo import OWN
 from mzsane.errors import ConfigError
+from mzsane.networks.factories import call_factory
 from mzsane.randomness import draw_seed
-from mzsane.zoo.factories import call_factory
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

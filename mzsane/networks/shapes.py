@@ -2,8 +2,8 @@
 
 from mzsane.config import AnyImagesConfig, FilesConfig, NetworkConfig, TorchvisionConfig
 from mzsane.config.images import IMAGE_SIZE
+from mzsane.networks.factories import digest_factory
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.factories import digest_factory
 
 _GREY, _COLOUR = 1, 3
 _STORED = {  # channels, and height and width in pixels

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from mzsane.config import NetworkConfig, RecipeConfig
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.train_loop import fit_epochs, measure, one_cycle, thin_split
 from mzsane.problems.images.dataset import ImageSplit
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.fit import fit_epochs, measure, one_cycle, thin_split
 
 
 def make_split(images=22, seed=0):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig, ImagesConfig
-from mzsane.evaluation.scoring import ModelSet, load_model, run_jobs
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network
+from mzsane.networks.run import ModelSet, load_model, run_jobs
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network
 
 _CHUNK = 25  # models that one process classifies with
 _IMAGES = 1000  # validation images, the first ones, that models are compared on

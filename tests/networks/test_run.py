@@ -6,7 +6,10 @@ from torch.nn import functional
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig
 from mzsane.evaluation.finetuning import finetune_models
-from mzsane.evaluation.scoring import (
+from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.conditioning import condition_statistics
+from mzsane.networks.run import (
     ModelSet,
     load_model,
     predict_batched,
@@ -15,11 +18,8 @@ from mzsane.evaluation.scoring import (
     score_models,
     stack_models,
 )
-from mzsane.layout.token_layout import TokenLayout
+from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
-from mzsane.zoo.architectures import build_network, initialise_network
-from mzsane.zoo.conditioning import condition_statistics
-from mzsane.zoo.fit import measure
 
 SERIAL = ExecutionConfig(processes=1)
 CONFIG = EvaluationConfig(finetune_epochs=(0, 1, 2), learning_rates=(0.001, 0.003), batch_size=32)

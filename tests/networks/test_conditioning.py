@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mzsane.layout.buffers import list_statistics
-from mzsane.zoo.conditioning import condition_statistics, has_statistics
+from mzsane.networks.conditioning import condition_statistics, has_statistics
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mzsane.evaluation.measures import BINS, join_predictions, measure_predictions
+from mzsane.networks.measures import BINS, join_predictions, measure_predictions
 
 
 @pytest.fixture

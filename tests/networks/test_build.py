@@ -8,8 +8,8 @@ from torch import nn
 
 from mzsane.config import NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError
+from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.vision import open_torchvision
-from mzsane.zoo.architectures import build_network, initialise_network
 
 INITIALISATIONS = [
     name

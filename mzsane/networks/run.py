@@ -20,17 +20,17 @@ from torch.nn import functional
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
-from mzsane.evaluation.measures import join_predictions, measure_predictions
 from mzsane.layout.running import load_weights, name_weights, share_buffers
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.networks.build import build_network, choose_memory_format, choose_network
+from mzsane.networks.conditioning import condition_statistics, has_statistics
+from mzsane.networks.measures import join_predictions, measure_predictions
+from mzsane.networks.train_batched import BatchedModels
+from mzsane.networks.train_loop import MEASURE_SEED
 from mzsane.parallel import map_processes
 from mzsane.problems.images.dataset import ImageDataset, load_images
 from mzsane.randomness import seed_globally
-from mzsane.zoo.architectures import build_network, choose_memory_format, choose_network
-from mzsane.zoo.conditioning import condition_statistics, has_statistics
-from mzsane.zoo.fit import MEASURE_SEED
-from mzsane.zoo.fit_batched import BatchedModels
 
 _CHUNK_MODELS = {"cpu": 10, "cuda": 256}
 _BATCH = 512  # images

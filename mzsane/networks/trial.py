@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from mzsane.config import NetworkConfig, RecipeConfig
 from mzsane.errors import ConfigError
+from mzsane.networks.build import build_network, start_network
+from mzsane.networks.factories import list_state, say_error
+from mzsane.networks.train_batched import BatchedModels
+from mzsane.networks.train_loop import MEASURE_SEED
 from mzsane.parallel import limit_threads
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit
 from mzsane.randomness import seed_globally
-from mzsane.zoo.architectures import build_network, start_network
-from mzsane.zoo.factories import list_state, say_error
-from mzsane.zoo.fit import MEASURE_SEED
-from mzsane.zoo.fit_batched import BatchedModels
 
 _EVALUATED = (3, 1)  # images in the batches that are looked at in evaluation mode
 _CPU = torch.device("cpu")

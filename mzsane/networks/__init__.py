@@ -1,0 +1,1 @@
+"""Networks: made, recognised, started, conditioned, trained and run."""
