@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 from measuring import make_row, report_rows  # noqa: E402
 
 from mzsane.config.download import DownloadConfig  # noqa: E402
+from mzsane.fetch.download import archive_paths, download  # noqa: E402
 from mzsane.store.artifacts import ArtifactStore  # noqa: E402
-from mzsane.zoo.download import archive_paths, download  # noqa: E402
-from tests.zoo.http_server import serve  # noqa: E402
+from tests.fetch.http_server import serve  # noqa: E402
 
 EPOCHS = range(1, 51)
 WANTED = (21, 22, 23, 24, 25)

@@ -10,10 +10,10 @@ from flows.presets import list_presets, load_zoo_preset
 from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, ReadConfig, validate_config
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_processes, check_zoo
+from mzsane.fetch.catalog import catalog_table
+from mzsane.fetch.download import download
 from mzsane.plan import plan_zoo_stage
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
-from mzsane.zoo.catalog import catalog_table
-from mzsane.zoo.download import download
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.readers.contents import check_content
 from tasks import stages

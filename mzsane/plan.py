@@ -22,6 +22,7 @@ from mzsane.estimate import check_ablation
 from mzsane.evaluation.probes import plan_probes, probe_backbone
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
 from mzsane.feasibility import check_layouts
+from mzsane.fetch.download import download, plan_download
 from mzsane.metrics import MetricSink
 from mzsane.problems.images.content import pin_images
 from mzsane.report.compare import ArmParts, compare, plan_comparison
@@ -29,7 +30,6 @@ from mzsane.sampling.draw import Target, draw_samples, plan_samples
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.composition import TokenSlice
-from mzsane.zoo.download import download, plan_download
 from mzsane.zoo.origins import make_zoo, plan_zoo
 
 Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]

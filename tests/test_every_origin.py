@@ -36,7 +36,7 @@ from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index
 from mzsane.zoo.subject import read_subject
-from tests.zoo.http_server import serve
+from tests.fetch.http_server import serve
 
 SERIAL = ExecutionConfig(processes=1)
 IMAGES = {"source": "glyphs", "characters": "ABC", "images": 60}

@@ -15,8 +15,8 @@ from mzsane.errors import WorkerError
 from mzsane.plan import ArmPlan, list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.shards import read_index
+from tests.fetch.http_server import serve
 from tests.pipeline.harness import REPOSITORY, SERIAL, have_equal_rows, read_comparison, start_deployed, wait_until
-from tests.zoo.http_server import serve
 
 FIGURES = ("heatmap", "accuracy", "novelty", "finetuning", "latents")  # two arms have no effects to show
 DEPLOYMENTS = {

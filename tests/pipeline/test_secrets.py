@@ -10,8 +10,8 @@ import yaml
 
 from mzsane.config import NetworkConfig
 from mzsane.networks.build import build_network, initialise_network
+from tests.fetch.http_server import serve
 from tests.pipeline.harness import MINI, Output, finish_command, start_command
-from tests.zoo.http_server import serve
 
 CANARY = "CANARY7q"
 SECRETS = {

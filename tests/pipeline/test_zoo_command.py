@@ -8,12 +8,12 @@ import yaml
 from flows.presets import list_presets, load_zoo_preset
 from flows.zoo import main
 from mzsane.config import DownloadConfig
+from mzsane.fetch.catalog import find_entry
+from mzsane.fetch.download import plan_download
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.zoo.catalog import find_entry
-from mzsane.zoo.download import plan_download
 from mzsane.zoo.origins import make_zoo
+from tests.fetch.http_server import serve
 from tests.pipeline.harness import SERIAL
-from tests.zoo.http_server import serve
 
 
 @pytest.fixture(autouse=True)

@@ -22,9 +22,9 @@ import pytest
 import s3fs
 
 from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, NewerArtifactError, StoreError
+from mzsane.fetch.sources import open_storage
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.storage import Storage
-from mzsane.zoo.readers.sources import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORK = Work("zoo", 1, {"models": 3, "seed": 5}, seed=5)

@@ -30,7 +30,7 @@ from mzsane.tokens.store import read_tokens
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.origins import make_zoo, plan_zoo
 from mzsane.zoo.shards import load_weights, read_index
-from tests.zoo.http_server import serve
+from tests.fetch.http_server import serve
 
 SERIAL = ExecutionConfig(processes=1)
 METRICS = [f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("loss", "accuracy")]

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.zip_members import HEADER_BYTES, ZIP_START, ZipMember, list_checkpoint
 from mzsane.zoo.readers.listing import sort_key
 from mzsane.zoo.readers.states import Choice, State, find_states, is_plain
 from mzsane.zoo.readers.torch_files import TorchFiles
-from mzsane.zoo.readers.zip_members import HEADER_BYTES, ZIP_START, ZipMember, list_checkpoint
 
 _PICKLE_START = b"\x80"
 _PROTOCOLS = range(1, 6)  # of pickles, in their second byte

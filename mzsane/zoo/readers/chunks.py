@@ -16,6 +16,7 @@ from torch import Tensor
 from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import Source
 from mzsane.networks.build import build_network, choose_network
 from mzsane.networks.recognise import (
     Recognised,
@@ -35,7 +36,6 @@ from mzsane.zoo.readers.effective import compute_weights, is_derived
 from mzsane.zoo.readers.listing import Entry, has_diverged
 from mzsane.zoo.readers.selection import find_missing, passes_all
 from mzsane.zoo.readers.sharded import join_shards, read_files
-from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import Choice, State
 from mzsane.zoo.shards import ShardContent, hash_weights
 

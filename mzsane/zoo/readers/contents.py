@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError, MzsaneError
+from mzsane.fetch.sources import open_storage
+from mzsane.fetch.walking import walk_folder
 from mzsane.store.artifacts import Artifact
 from mzsane.zoo.readers.listing import is_litter
-from mzsane.zoo.readers.sources import open_storage
-from mzsane.zoo.readers.walking import walk_folder
 
 CONTENT = "source.json"  # the file of a zoo
 _ARTIFACT = re.compile(r"(^|/)[0-9a-f]{64}/")  # of a store that lies in the source

@@ -10,10 +10,10 @@ from typing import Any
 
 from mzsane.addresses import show_address
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import Source
 from mzsane.zoo.readers.files import sort_entries
 from mzsane.zoo.readers.listing import Entry, Listing, find_metric, find_split, is_metric, pick_metrics
 from mzsane.zoo.readers.numbers import parse_number
-from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.tables import Row, Table, read_table, to_text, type_columns
 
 _KEYS = ("file", "model", "epoch", "split", "dataset")

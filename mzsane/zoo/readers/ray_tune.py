@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import Source
 from mzsane.zoo.readers.listing import Entry, Listing, find_common_folder, is_litter, pick_metrics, sort_key
-from mzsane.zoo.readers.sources import Source
 
 _CHECKPOINT = re.compile(r"^(?P<folder>(?:.*/)?)checkpoint_(?P<epoch>\d{1,9})/(?P<file>[^/]+)$")
 _WEIGHTS = "checkpoints"

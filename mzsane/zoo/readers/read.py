@@ -14,6 +14,8 @@ import torch
 from mzsane.config import ExecutionConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.download import download, open_archive, plan_download
+from mzsane.fetch.sources import Source, open_source
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network
 from mzsane.networks.recognise import Signature, UnknownWeightsError
@@ -25,7 +27,6 @@ from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.serialisation import to_parquet
 from mzsane.zoo.card import draw_card
-from mzsane.zoo.download import download, open_archive, plan_download
 from mzsane.zoo.readers.chunks import (
     FILTERED,
     Pattern,
@@ -40,7 +41,6 @@ from mzsane.zoo.readers.chunks import (
 from mzsane.zoo.readers.contents import CONTENT, check_content, find_content
 from mzsane.zoo.readers.listing import GAP, METRICS, Entry, Listing
 from mzsane.zoo.readers.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
-from mzsane.zoo.readers.sources import Source, open_source
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
 

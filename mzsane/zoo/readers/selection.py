@@ -10,12 +10,12 @@ from typing import get_args
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.zoo import Activation
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import ARCHIVES, Source
 from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.listing import Entry, Listing, is_litter
 from mzsane.zoo.readers.metadata import apply_metadata
 from mzsane.zoo.readers.ray_tune import KNOWN, is_ray_tune, list_ray_tune
 from mzsane.zoo.readers.sharded import Shards, find_shards
-from mzsane.zoo.readers.sources import ARCHIVES, Source
 
 _REASONS = 3  # most frequent ones that an error names
 _KINDS = 6  # most frequent kinds of files that a note names

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import Source
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.listing import Entry, is_litter
-from mzsane.zoo.readers.sources import Source
 from mzsane.zoo.readers.states import State
 
 _INDEX = re.compile(r"(?P<whole>.*\.(?:safetensors|bin|pt|pth))\.index\.json$", re.IGNORECASE)

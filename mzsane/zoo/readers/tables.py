@@ -17,7 +17,7 @@ import polars as pl
 
 from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.sources import Source, open_storage
+from mzsane.fetch.sources import Source, open_storage
 
 Row = dict[str, Any]
 _SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.zip_members import HEADER_BYTES, ZipMember
 from mzsane.store.serialisation import load_torch
 from mzsane.zoo.readers.pickle_limits import check_pickles
 from mzsane.zoo.readers.states import Choice, State, find_states, is_plain
-from mzsane.zoo.readers.zip_members import HEADER_BYTES, ZipMember
 
 _MARK_BYTES = 2  # a record says its number in two bytes
 _ORDER: Literal["little"] = "little"

@@ -10,9 +10,9 @@ import pytest
 from mzsane.config import ExecutionConfig, NetworkConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.errors import ConfigError, StoreError
+from mzsane.fetch.sources import FolderSource
 from mzsane.zoo.readers import read
 from mzsane.zoo.readers.read import plan_read, read_zoo
-from mzsane.zoo.readers.sources import FolderSource
 from mzsane.zoo.shards import hash_weights, load_weights, read_index
 
 SERIAL = ExecutionConfig(processes=1)

@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.zip_members import list_members
 from mzsane.store.serialisation import load_torch
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.states import Choice
 from mzsane.zoo.readers.torch_files import TorchFiles
-from mzsane.zoo.readers.zip_members import list_members
 
 LIMIT = 50_000_000
 

@@ -7,9 +7,9 @@ import pytest
 
 from mzsane.config import DownloadConfig, ExecutionConfig, ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import open_storage
 from mzsane.zoo.readers.contents import find_content
 from mzsane.zoo.readers.read import plan_read, read_zoo
-from mzsane.zoo.readers.sources import open_storage
 
 SERIAL = ExecutionConfig(processes=1)
 

@@ -28,11 +28,11 @@ from PIL import Image
 from mzsane.config import ExecutionConfig, FilesConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import open_source
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.serialisation import load_torch
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.read import read_zoo
-from mzsane.zoo.readers.sources import open_source
 
 FEW, MANY = 300, 2000  # files
 FEW_ARCHIVES, MANY_ARCHIVES = 80, 200  # of each form

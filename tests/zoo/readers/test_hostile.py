@@ -18,10 +18,10 @@ import torch
 from mzsane.config import ExecutionConfig
 from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.archives import TarSource, ZipSource
+from mzsane.fetch.archives import TarSource, ZipSource
+from mzsane.fetch.sources import open_source
 from mzsane.zoo.readers.checkpoint import CheckpointReader
 from mzsane.zoo.readers.read import read_zoo
-from mzsane.zoo.readers.sources import open_source
 from mzsane.zoo.shards import read_index
 
 LIMIT = 2**30

@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import FolderSource
 from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.listing import find_common_folder, pick_metrics, sort_key
 from mzsane.zoo.readers.metadata import apply_metadata
 from mzsane.zoo.readers.ray_tune import is_ray_tune, list_ray_tune
-from mzsane.zoo.readers.sources import FolderSource
 
 
 def list_tuned(folder):

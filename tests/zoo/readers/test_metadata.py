@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import FolderSource
 from mzsane.zoo.readers.files import list_files
 from mzsane.zoo.readers.metadata import apply_metadata
-from mzsane.zoo.readers.sources import FolderSource
 
 FILES = ["001.pt", "002.pt", "run/003.pt"]
 

@@ -10,11 +10,11 @@ import torch
 
 from mzsane.config import NetworkConfig, ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.sources import open_source
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.readers.read import plan_read, read_zoo
-from mzsane.zoo.readers.sources import open_source
-from tests.zoo.http_server import serve
+from tests.fetch.http_server import serve
 
 C = "CANARYxyz9"
 

@@ -13,8 +13,8 @@ import torch
 from mzsane.config import DigitsConfig, ExecutionConfig, GlyphsConfig, NetworkConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.errors import ConfigError
+from mzsane.fetch.archives import ZipSource
 from mzsane.zoo.readers import read
-from mzsane.zoo.readers.archives import ZipSource
 from mzsane.zoo.readers.read import plan_read, read_zoo
 from mzsane.zoo.shards import hash_weights, load_weights, read_index
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.catalog import CATALOG, catalog_table, find_entry
+from mzsane.fetch.catalog import CATALOG, catalog_table, find_entry
 
 
 def test_records_are_those_that_are_published():

@@ -19,16 +19,16 @@ from urllib.parse import unquote, urlsplit
 from mzsane.addresses import store_address
 from mzsane.config.download import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
+from mzsane.fetch.archives import ZipSource
+from mzsane.fetch.catalog import find_entry
+from mzsane.fetch.http import RemoteFile
+from mzsane.fetch.members import split_members
+from mzsane.fetch.parts import fetch_parts, verify_parts
+from mzsane.fetch.pieces import Piece, PieceNotes, Progress, fetch_pieces
+from mzsane.fetch.sources import FolderSource, Source, open_source
+from mzsane.fetch.zip import RemoteZip
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
-from mzsane.zoo.catalog import find_entry
-from mzsane.zoo.readers.archives import ZipSource
-from mzsane.zoo.readers.sources import FolderSource, Source, open_source
-from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_members import split_members
-from mzsane.zoo.remote_parts import fetch_parts, verify_parts
-from mzsane.zoo.remote_pieces import Piece, PieceNotes, Progress, fetch_pieces
-from mzsane.zoo.remote_zip import RemoteZip
 
 VERSION = 1
 _SOURCE = "source.json"

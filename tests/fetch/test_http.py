@@ -9,9 +9,9 @@ import time
 import pytest
 
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo import remote
-from mzsane.zoo.remote import RemoteFile
-from tests.zoo.http_server import serve
+from mzsane.fetch import http as remote
+from mzsane.fetch.http import RemoteFile
+from tests.fetch.http_server import serve
 
 DATA = random.Random(0).randbytes(1_000_000)
 URL = "/zoo/file.bin"

@@ -27,7 +27,7 @@ from urllib3.exceptions import (
 
 from mzsane.addresses import check_openable, show_address
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo.remote_access import authorise, open_pool
+from mzsane.fetch.access import authorise, open_pool
 
 _BLOCK = 1 << 16  # bytes
 _START = 4  # bytes of the file's start that come with the first answer

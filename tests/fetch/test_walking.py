@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.readers.sources import FolderSource, find_advice, open_source, open_storage
-from mzsane.zoo.readers.walking import walk_folder
+from mzsane.fetch.sources import FolderSource, find_advice, open_source, open_storage
+from mzsane.fetch.walking import walk_folder
 
 LIMIT = 10**6
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from mzsane.errors import CorruptArtifactError, StoreError
+from mzsane.fetch.access import CONNECTIONS
+from mzsane.fetch.http import RemoteFile
 from mzsane.metrics import MetricSink
 from mzsane.store.artifacts import ArtifactStore, FileEntry, Work
-from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_access import CONNECTIONS
 
 _MEGABYTE = 1_000_000
 _SAY_SECONDS = 1.0

@@ -13,8 +13,8 @@ from bisect import bisect_right
 from collections.abc import Generator, Sequence
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_members import Member, Span, locate_members, plan_spans, select_names
+from mzsane.fetch.http import RemoteFile
+from mzsane.fetch.members import Member, Span, locate_members, plan_spans, select_names
 
 _TAIL = 1 << 14  # bytes read ahead from the end, where the directory is
 _LARGEST_DIRECTORY = 1 << 29  # bytes; some millions of members

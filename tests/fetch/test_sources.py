@@ -19,8 +19,8 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo.readers.archives import TarSource, ZipSource
-from mzsane.zoo.readers.sources import FolderSource, open_source
+from mzsane.fetch.archives import TarSource, ZipSource
+from mzsane.fetch.sources import FolderSource, open_source
 
 LIMIT = 10_000_000
 FILES = {"a/one.pt": b"first", "b.pt": b"second", "z/y/x.json": b"{}"}

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo import remote, remote_zip
-from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_members import Member, locate_members, plan_spans, select_names, split_members
-from mzsane.zoo.remote_zip import RangeFile, RemoteZip
-from tests.zoo.http_server import serve
+from mzsane.fetch import http as remote
+from mzsane.fetch import zip as remote_zip
+from mzsane.fetch.http import RemoteFile
+from mzsane.fetch.members import Member, locate_members, plan_spans, select_names, split_members
+from mzsane.fetch.zip import RangeFile, RemoteZip
+from tests.fetch.http_server import serve
 
 URL = "/zoo.zip"
 EPOCHS = range(1, 13)

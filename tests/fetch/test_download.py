@@ -17,10 +17,10 @@ import pytest
 from mzsane.config import validate_config
 from mzsane.config.download import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
+from mzsane.fetch import http as remote
+from mzsane.fetch.download import archive_paths, download, open_archive, plan_download
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.zoo import remote
-from mzsane.zoo.download import archive_paths, download, open_archive, plan_download
-from tests.zoo.http_server import serve
+from tests.fetch.http_server import serve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PIECE = 1 << 17
@@ -170,7 +170,7 @@ def test_killed_at_any_point_it_goes_on_at_the_piece(server, store, tmp_path, fi
     code = (
         "import sys; from mzsane.store.artifacts import ArtifactStore\n"
         "from mzsane.config.download import DownloadConfig\n"
-        "from mzsane.zoo.download import download\n"
+        "from mzsane.fetch.download import download\n"
         "download(DownloadConfig.model_validate_json(sys.argv[1]), ArtifactStore(sys.argv[2]))"
     )
     notes = Path(store.root) / "partial" / str(plan_download(config).ref)

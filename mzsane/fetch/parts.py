@@ -7,9 +7,9 @@ from contextlib import closing
 from functools import partial
 
 from mzsane.errors import StoreError
+from mzsane.fetch.http import RemoteFile
+from mzsane.fetch.pieces import Piece, PieceNotes, Progress, fetch_pieces
 from mzsane.store.artifacts import FileEntry
-from mzsane.zoo.remote import RemoteFile
-from mzsane.zoo.remote_pieces import Piece, PieceNotes, Progress, fetch_pieces
 
 
 def fetch_parts(piece_bytes: int, remote: RemoteFile, notes: PieceNotes, progress: Progress) -> list[str]:

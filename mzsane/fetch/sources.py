@@ -15,9 +15,9 @@ from typing import Protocol
 
 from mzsane.addresses import check_openable, show_address, split_query
 from mzsane.errors import ConfigError, MzsaneError, StoreError
+from mzsane.fetch.archives import TarSource, ZipSource, explain_file, unpack_gzip
+from mzsane.fetch.walking import walk_folder
 from mzsane.store.storage import Storage
-from mzsane.zoo.readers.archives import TarSource, ZipSource, explain_file, unpack_gzip
-from mzsane.zoo.readers.walking import walk_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _REMOTE_READS = 8

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mzsane.errors import ConfigError, StoreError
-from mzsane.zoo.readers.zip_members import DIRECTORY_ERRORS, HEADER_BYTES, RATIO, ZipMember, list_members, refuse_size
+from mzsane.fetch.zip_members import DIRECTORY_ERRORS, HEADER_BYTES, RATIO, ZipMember, list_members, refuse_size
 
 Place = TypeVar("Place")
 _PIECE_BYTES = 2**20

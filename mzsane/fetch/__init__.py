@@ -1,0 +1,1 @@
+"""Bytes from elsewhere: HTTP, ranges, archives, folders and buckets, the catalog of published zoos."""
