@@ -24,7 +24,7 @@ from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens import build
 from mzsane.zoo import shards
-from mzsane.zoo.readers.read import read_zoo
+from mzsane.zoo.read import read_zoo
 from mzsane.zoo.train import train_zoo
 
 STAGES = {"train": "training", "tokens": "building tokens", "read": "reading"}

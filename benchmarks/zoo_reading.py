@@ -25,7 +25,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.store.serialisation import load_torch
-from mzsane.zoo.readers.read import read_zoo
+from mzsane.zoo.read import read_zoo
 
 _EPOCHS = 10
 _RATE_BAR = 1000.0  # checkpoints a second

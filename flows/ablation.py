@@ -23,7 +23,7 @@ from mzsane.feasibility import check_layouts, try_networks
 from mzsane.parallel import count_cores
 from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
-from mzsane.zoo.readers.contents import check_content
+from mzsane.zoo.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_comparison

@@ -14,8 +14,8 @@ from mzsane.fetch.catalog import catalog_table
 from mzsane.fetch.download import download
 from mzsane.plan import plan_zoo_stage
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
+from mzsane.zoo.contents import check_content
 from mzsane.zoo.export import export_zoo
-from mzsane.zoo.readers.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_card

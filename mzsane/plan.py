@@ -30,7 +30,7 @@ from mzsane.sampling.draw import Target, draw_samples, plan_samples
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.tokens.composition import TokenSlice
-from mzsane.zoo.origins import make_zoo, plan_zoo
+from mzsane.zoo.make import make_zoo, plan_zoo
 
 Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]
 

@@ -33,7 +33,7 @@ from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.origin import find_origin, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.zoo.export import export_zoo
-from mzsane.zoo.origins import make_zoo
+from mzsane.zoo.make import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index
 from mzsane.zoo.subject import read_subject
 from tests.fetch.http_server import serve

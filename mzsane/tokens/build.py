@@ -32,7 +32,7 @@ from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
 from mzsane.tokens.symmetry.canonical import Matching, apply_matching
 from mzsane.tokens.symmetry.trace import Symmetry
-from mzsane.zoo.origins import plan_zoo
+from mzsane.zoo.make import plan_zoo
 from mzsane.zoo.shards import read_index, read_shard
 
 VERSION = 4

@@ -21,8 +21,8 @@ from mzsane.networks.recognise import recognise
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.store.storage import Storage
+from mzsane.zoo.formats.listing import is_litter
 from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
-from mzsane.zoo.readers.listing import is_litter
 from mzsane.zoo.shards import iterate_weights, read_index
 
 

@@ -26,7 +26,7 @@ from mzsane.parallel import map_processes
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.partial import Partial
 from mzsane.store.serialisation import load_tensor_file, load_tensors, save_tensor_file, save_tensors, to_parquet
-from mzsane.zoo.rows import Rows
+from mzsane.zoo.index import Rows
 
 Chunk = TypeVar("Chunk")
 SHARD_BYTES = 32 * 2**20  # small chunks in a row are joined up to this; a chunk of half of it is a shard by itself

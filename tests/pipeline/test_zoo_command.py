@@ -11,7 +11,7 @@ from mzsane.config import DownloadConfig
 from mzsane.fetch.catalog import find_entry
 from mzsane.fetch.download import plan_download
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.zoo.origins import make_zoo
+from mzsane.zoo.make import make_zoo
 from tests.fetch.http_server import serve
 from tests.pipeline.harness import SERIAL
 

@@ -30,7 +30,7 @@ from mzsane.tokens.build import build_tokens
 from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
 from mzsane.tokens.symmetry.barrier import measure_barrier
-from mzsane.zoo.origins import make_zoo
+from mzsane.zoo.make import make_zoo
 from mzsane.zoo.shards import load_weights as load_zoo
 
 SERIAL = ExecutionConfig(processes=1)

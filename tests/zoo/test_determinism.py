@@ -15,7 +15,7 @@ from mzsane.randomness import seed_globally
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo import train
 from mzsane.zoo.shards import load_weights
-from mzsane.zoo.sparsify import sparsify_zoo
+from mzsane.zoo.sparse import sparsify_zoo
 
 IMAGES = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
 KINDS = ("module", "spatial", "alpha", "functional_dropout", "noise", "depth", "from_numpy")

@@ -23,7 +23,7 @@ from mzsane.tokens.store import read_tokens
 from mzsane.tokens.symmetry.groups import draw_permutations
 from mzsane.tokens.symmetry.permute import permute_weights, window_index
 from mzsane.tokens.symmetry.trace import derive_groups
-from mzsane.zoo.readers.read import read_zoo
+from mzsane.zoo.read import read_zoo
 from mzsane.zoo.shards import load_weights, read_index
 
 DATA = Path(os.environ.get("MZSANE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")

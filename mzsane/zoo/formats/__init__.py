@@ -1,0 +1,1 @@
+"""What others write: checkpoints, their names, their metrics."""

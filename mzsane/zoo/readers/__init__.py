@@ -1,1 +1,0 @@
-"""Zoos that others trained, read into a ZOO artifact."""
