@@ -21,12 +21,12 @@ from mzsane.config import GlyphsConfig, TokensConfig, ZooConfig
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import ArtifactStore
+from mzsane.symmetry.align.canonical import apply_matching, match_population
+from mzsane.symmetry.align.scales import scale_units
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import draw_permutations
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import read_tokens
-from mzsane.tokens.symmetry.canonical import apply_matching, match_population
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import scale_units
 from mzsane.zoo.train import train_zoo
 
 COPY = 0.05  # novelty below which a model is a copy

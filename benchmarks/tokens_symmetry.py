@@ -12,10 +12,10 @@ from torch import Tensor
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
-from mzsane.tokens.symmetry.canonical import apply_matching, match_population
-from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
-from mzsane.tokens.symmetry.permute import cut_views, permute_weights
-from mzsane.tokens.symmetry.trace import derive_groups
+from mzsane.symmetry.align.canonical import apply_matching, match_population
+from mzsane.symmetry.apply.permute import cut_views, permute_weights
+from mzsane.symmetry.derive.trace import derive_groups
+from mzsane.symmetry.groups import PermutationGroup, draw_permutations
 
 REPEATS = 7
 VERSIONS = 6

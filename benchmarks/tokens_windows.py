@@ -29,12 +29,12 @@ from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
+from mzsane.symmetry.derive.trace import derive_groups
+from mzsane.symmetry.groups import PermutationGroup
 from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.row_groups import stream_table
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
 from mzsane.tokens.stream import TokenStream
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.tokens.windows import WindowBatch, WindowSource
 
 WINDOW = 2048

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.evaluation.quotient import Quotient
-from mzsane.tokens.symmetry.canonical import Matching
+from mzsane.symmetry.align.canonical import Matching
 
 _CHUNK = 2**24  # weights of the pairs that are matched together
 _BY_WEIGHTS, _BY_SUMMARIES = 2, 1  # models that are proposed

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
-from mzsane.tokens.symmetry.descent import match_models, prepare_steps
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import balance_scales, scale_weights
-from mzsane.tokens.symmetry.signatures import Signatures
+from mzsane.symmetry.align.canonical import Matching, apply_matching, match_population
+from mzsane.symmetry.align.descent import match_models, prepare_steps
+from mzsane.symmetry.align.scales import balance_scales, scale_weights
+from mzsane.symmetry.align.signatures import Signatures
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import PermutationGroup
 
 
 class Quotient:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import MetricSink
+from mzsane.symmetry.align.barrier import measure_barrier
+from mzsane.symmetry.align.canonical import Matching
 from mzsane.tokens.population import Population
-from mzsane.tokens.symmetry.barrier import measure_barrier
-from mzsane.tokens.symmetry.canonical import Matching
 
 _BARRIER_SCHEMA = {"first": pl.String, "second": pl.String, "barrier_before": pl.Float64, "barrier_after": pl.Float64}
 

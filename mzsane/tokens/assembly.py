@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.permute import cut_views
+from mzsane.symmetry.apply.permute import cut_views
+from mzsane.symmetry.groups import PermutationGroup
 from mzsane.tokens.windows import WindowBatch
 
 _CHUNK = 2**19  # places of windows that are filled at once

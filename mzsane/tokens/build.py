@@ -24,14 +24,14 @@ from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.partial import Partial
 from mzsane.store.serialisation import load_tensors, to_parquet
+from mzsane.symmetry.align.canonical import Matching, apply_matching
+from mzsane.symmetry.derive.trace import Symmetry
 from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
 from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
 from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
-from mzsane.tokens.symmetry.canonical import Matching, apply_matching
-from mzsane.tokens.symmetry.trace import Symmetry
 from mzsane.zoo.make import plan_zoo
 from mzsane.zoo.shards import read_index, read_shard
 

@@ -16,9 +16,9 @@ from mzsane.layout.buffers import same_values
 from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.store.serialisation import save_tensors
+from mzsane.symmetry.align.canonical import Matching, apply_matching, match_population
+from mzsane.symmetry.groups import PermutationGroup
 from mzsane.tokens.store import name_part, write_weights
-from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
-from mzsane.tokens.symmetry.groups import PermutationGroup
 from mzsane.zoo.shards import read_shard
 
 

@@ -25,9 +25,9 @@ from mzsane.layout.token_layout import Statistics, TokenLayout
 from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
+from mzsane.symmetry.derive.trace import Symmetry, derive_groups
+from mzsane.symmetry.groups import intersect_groups
 from mzsane.tokens.origin import read_activations
-from mzsane.tokens.symmetry.groups import intersect_groups
-from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
 from mzsane.zoo.shards import read_shard
 
 _TRIED = 8  # values of a buffer by which it is found out whether it matters

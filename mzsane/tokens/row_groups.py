@@ -19,8 +19,8 @@ from torch import Tensor
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
+from mzsane.symmetry.groups import PermutationGroup
 from mzsane.tokens.store import TokenTable
-from mzsane.tokens.symmetry.groups import PermutationGroup
 
 
 class RowGroups(Protocol):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mzsane.layout.token_layout import DTYPES, TokenLayout
 from mzsane.store.artifacts import Artifact
-from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.symmetry.groups import PermutationGroup
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.symmetry.groups import PermutationGroup
 
 # Tokens of one call of a window function: on a CPU what stays in its cache.
 _TOKENS_AT_ONCE = {"cpu": 2**11, "other": 2**16}

@@ -9,10 +9,10 @@ from mzsane.evaluation.novelty import KnownModels
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import scale_units
-from mzsane.tokens.symmetry.trace import derive_groups
+from mzsane.symmetry.align.scales import scale_units
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.derive.trace import derive_groups
+from mzsane.symmetry.groups import draw_permutations
 
 COPIES = 500
 ZOO = 5  # models; training moves them by half a spacing from where they are drawn, so that untrained ones will do

@@ -14,8 +14,8 @@ from mzsane.networks.disagreement import classify_models
 from mzsane.networks.run import ModelSet
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import draw_permutations
 
 SERIAL = ExecutionConfig(processes=1)
 

@@ -11,8 +11,8 @@ from mzsane.evaluation.novelty import KnownModels
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator
-from mzsane.tokens.symmetry.scales import scale_units
-from mzsane.tokens.symmetry.trace import derive_groups
+from mzsane.symmetry.align.scales import scale_units
+from mzsane.symmetry.derive.trace import derive_groups
 
 MODELS = 100
 

@@ -14,12 +14,12 @@ from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
 from mzsane.randomness import make_generator
 from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import draw_permutations
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.store import TokenTable
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights
 
 original = TokenTable.read_part
 SERIAL = ExecutionConfig(processes=1)

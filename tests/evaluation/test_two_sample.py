@@ -8,8 +8,8 @@ import torch
 from mzsane.evaluation.novelty import KnownModels
 from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.randomness import make_generator
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import draw_permutations
 
 COUNT = 24
 

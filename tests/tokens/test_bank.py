@@ -11,8 +11,8 @@ from torch import nn
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.bank import MixturePlan, TokenBank
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import WindowSource
 
 TOKEN_DIM = 5

@@ -13,10 +13,10 @@ import torch
 from mzsane.errors import CorruptArtifactError
 from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactStore
+from mzsane.symmetry.derive.trace import derive_groups
 from mzsane.tokens.build import build_tokens, plan_tokens
 from mzsane.tokens.scan import decode_weights, scan_checkpoints, scan_tokens
 from mzsane.tokens.store import read_tokens, read_weights, write_weights
-from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.shards import iterate_weights, load_weights
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}

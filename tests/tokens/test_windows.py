@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
 from mzsane.tokens.windows import check_composition, check_positions, map_windows
 
 TOKEN_DIM = 5

@@ -18,11 +18,11 @@ from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
 from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import ImageSplit, load_images
+from mzsane.symmetry.apply.permute import permute_weights, window_index
+from mzsane.symmetry.derive.trace import derive_groups
+from mzsane.symmetry.groups import draw_permutations
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import read_tokens
-from mzsane.tokens.symmetry.groups import draw_permutations
-from mzsane.tokens.symmetry.permute import permute_weights, window_index
-from mzsane.tokens.symmetry.trace import derive_groups
 from mzsane.zoo.read import read_zoo
 from mzsane.zoo.shards import load_weights, read_index
 

@@ -15,9 +15,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.nesting import GroupRelations, relate_groups
-from mzsane.tokens.symmetry.scales import scale_units, weights_of_units
+from mzsane.symmetry.align.nesting import GroupRelations, relate_groups
+from mzsane.symmetry.align.scales import scale_units, weights_of_units
+from mzsane.symmetry.groups import PermutationGroup
 
 
 class Signatures:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mzsane.tokens.symmetry import operators
-from mzsane.tokens.symmetry.algebra import Algebra
-from mzsane.tokens.symmetry.slots import Slots
-from mzsane.tokens.symmetry.units import Units
-from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink
+from mzsane.symmetry.derive import operators
+from mzsane.symmetry.derive.algebra import Algebra
+from mzsane.symmetry.derive.slots import Slots
+from mzsane.symmetry.derive.units import Units
+from mzsane.symmetry.derive.values import NotTraceable, Reference, Value, build_invariant, shrink
 
 _MOST_PASSES = 20
 

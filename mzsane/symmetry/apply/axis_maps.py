@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import PermutationGroup
+from mzsane.symmetry.groups import PermutationGroup
 
 
 @dataclass(frozen=True, eq=False)

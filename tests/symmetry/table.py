@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from mzsane.config import NetworkConfig
 from mzsane.networks.build import build_network
 from mzsane.problems.images.vision import open_torchvision
-from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
-from mzsane.tokens.symmetry.proof import draw_generic_weights, permute_parameters
-from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
+from mzsane.symmetry.derive.proof import draw_generic_weights, permute_parameters
+from mzsane.symmetry.derive.trace import Symmetry, derive_groups
+from mzsane.symmetry.groups import PermutationGroup, draw_permutations
 
 FILE = REPOSITORY / "docs" / "symmetry.md"
 START = "| architecture |"

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import torch
 
-from mzsane.tokens.symmetry.units import Units
-from mzsane.tokens.symmetry.values import Reference, Value, build_invariant
+from mzsane.symmetry.derive.units import Units
+from mzsane.symmetry.derive.values import Reference, Value, build_invariant
 
 Rows = tuple[int, int]
 Key = tuple[str, int, Rows | None]  # tensor, axis, rows

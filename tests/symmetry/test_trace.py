@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.proof import FunctionCheck, permute_parameters
-from mzsane.tokens.symmetry.trace import Symmetry, derive_groups
-from tests.tokens.symmetry.table import OURS, VISION, build_ours, build_vision, count_blocks, prove
+from mzsane.symmetry.derive.proof import FunctionCheck, permute_parameters
+from mzsane.symmetry.derive.trace import Symmetry, derive_groups
+from mzsane.symmetry.groups import PermutationGroup
+from tests.symmetry.table import OURS, VISION, build_ours, build_vision, count_blocks, prove
 
 VECTOR = torch.zeros(1, 6)
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -10,13 +10,13 @@ from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
-from mzsane.tokens.symmetry import descent
-from mzsane.tokens.symmetry.canonical import Matching, apply_matching, match_population
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
-from mzsane.tokens.symmetry.nesting import relate_groups
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import balance_scales, scale_units, scale_weights
-from mzsane.tokens.symmetry.trace import derive_groups
+from mzsane.symmetry.align import descent
+from mzsane.symmetry.align.canonical import Matching, apply_matching, match_population
+from mzsane.symmetry.align.nesting import relate_groups
+from mzsane.symmetry.align.scales import balance_scales, scale_units, scale_weights
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.derive.trace import derive_groups
+from mzsane.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
 
 
 def make_generator(seed=0):

@@ -2,7 +2,7 @@
 
 Weight matching (Git Re-Basin, arXiv 2209.04836, algorithm 1): one group after another is put in the order that has the
 largest inner product with the reference while the other groups stay, until no group improves. The signs of units are
-chosen with it only when asked for; scales are balanced before (`mzsane.tokens.symmetry.scales`).
+chosen with it only when asked for; scales are balanced before (`mzsane.symmetry.align.scales`).
 
 Suffixes: B models, P weights of a model, G units of a group.
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.descent import match_models, measure_objective, prepare_steps
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import balance_scales, scale_units, scale_weights
+from mzsane.symmetry.align.descent import match_models, measure_objective, prepare_steps
+from mzsane.symmetry.align.scales import balance_scales, scale_units, scale_weights
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import PermutationGroup
 
 _CHUNK = 2**24  # weights of the models that are matched together
 

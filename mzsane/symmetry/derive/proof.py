@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mzsane.layout.buffers import list_statistics
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 
 Tensors = dict[str, Tensor]
 _SMALL = 1_000_000  # weights

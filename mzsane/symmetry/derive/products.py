@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mzsane.tokens.symmetry.units import INVARIANT
-from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, shrink, spread
+from mzsane.symmetry.derive.units import INVARIANT
+from mzsane.symmetry.derive.values import NotTraceable, Reference, Value, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.symmetry.tracer import Tracer
+    from mzsane.symmetry.derive.tracer import Tracer
 
 Arguments = dict[str, Any]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.layout.buffers import copy_network, list_statistics
-from mzsane.tokens.symmetry.grouping import build_groups
-from mzsane.tokens.symmetry.groups import PermutationGroup
-from mzsane.tokens.symmetry.proof import FunctionCheck
-from mzsane.tokens.symmetry.tracer import Tracer
+from mzsane.symmetry.derive.grouping import build_groups
+from mzsane.symmetry.derive.proof import FunctionCheck
+from mzsane.symmetry.derive.tracer import Tracer
+from mzsane.symmetry.groups import PermutationGroup
 
 TOLERANCE = 1e-9  # relative, in float64
 

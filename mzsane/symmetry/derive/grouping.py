@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.symmetry.slots import Key, Slots
-from mzsane.tokens.symmetry.units import Units
+from mzsane.symmetry.derive.slots import Key, Slots
+from mzsane.symmetry.derive.units import Units
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 
 
 @dataclass

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mzsane.tokens.symmetry import products
-from mzsane.tokens.symmetry.values import NotTraceable, Reference, Value, build_invariant, shrink, spread
+from mzsane.symmetry.derive import products
+from mzsane.symmetry.derive.values import NotTraceable, Reference, Value, build_invariant, shrink, spread
 
 if TYPE_CHECKING:
-    from mzsane.tokens.symmetry.tracer import Tracer
+    from mzsane.symmetry.derive.tracer import Tracer
 
 Arguments = dict[str, Any]
 Rule = Callable[["Tracer", Arguments], Any]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.axis_maps import PermutationPlan, PermutedTensor, compose_index, make_plan
-from mzsane.tokens.symmetry.groups import PermutationGroup, draw_permutations
+from mzsane.symmetry.apply.axis_maps import PermutationPlan, PermutedTensor, compose_index, make_plan
+from mzsane.symmetry.groups import PermutationGroup, draw_permutations
 
 _LARGE = 2**15  # weights of a tensor; from here on a call for each model costs less than stacking the models
 _BLOCK = 2**18  # weights of rows that are fetched at once

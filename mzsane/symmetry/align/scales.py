@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 
 _MAX_SWEEPS = 1000
 _BALANCED = 1e-10  # largest logarithm of a scale that still counts as none

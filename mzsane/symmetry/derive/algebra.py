@@ -8,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 
-from mzsane.tokens.symmetry.units import INVARIANT, Units
-from mzsane.tokens.symmetry.values import Value, shrink, spread
+from mzsane.symmetry.derive.units import INVARIANT, Units
+from mzsane.symmetry.derive.values import Value, shrink, spread
 
 
 class Algebra:

@@ -17,10 +17,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.symmetry.nesting import relate_groups
-from mzsane.tokens.symmetry.permute import permute_weights
-from mzsane.tokens.symmetry.scales import scale_units, weights_of_units
+from mzsane.symmetry.align.nesting import relate_groups
+from mzsane.symmetry.align.scales import scale_units, weights_of_units
+from mzsane.symmetry.apply.permute import permute_weights
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 
 _MAX_SWEEPS = 100
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup
+from mzsane.symmetry.groups import GroupMember, PermutationGroup
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mzsane.tokens.symmetry.units import Units
+from mzsane.symmetry.derive.units import Units
 
 
 class NotTraceable(Exception):  # noqa: N818  (a signal to the tracer, not an error)

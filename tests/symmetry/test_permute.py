@@ -12,9 +12,9 @@ from mzsane.config import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
-from mzsane.tokens.symmetry import permute
-from mzsane.tokens.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
-from mzsane.tokens.symmetry.permute import cut_views, permute_weights, window_index
+from mzsane.symmetry.apply import permute
+from mzsane.symmetry.apply.permute import cut_views, permute_weights, window_index
+from mzsane.symmetry.groups import GroupMember, PermutationGroup, draw_permutations
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -1,0 +1,1 @@
+"""Elements of the groups, applied to weights: axis_maps → permute."""
