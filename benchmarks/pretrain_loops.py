@@ -20,11 +20,11 @@ from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.machine import measure_matrix_peak
 from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
+from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, ExecutionConfig, NetworkConfig, SliceConfig
 from mzsane.metrics import NO_SINK
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
-from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 
 # store, tokens (a fingerprint), models, device, settings (of the backbone); for the plain loop window and step_models.
 Request = dict[str, Any]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
-from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.windows import WindowSource
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.windows import WindowSource
 
 
 class PlainAutoencoder(nn.Module):

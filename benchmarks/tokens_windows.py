@@ -31,11 +31,11 @@ from mzsane.networks.build import build_network
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.symmetry.derive.trace import derive_groups
 from mzsane.symmetry.groups import PermutationGroup
-from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.row_groups import stream_table
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
-from mzsane.tokens.stream import TokenStream
-from mzsane.tokens.windows import WindowBatch, WindowSource
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.row_groups import stream_table
+from mzsane.windows.stream import TokenStream
+from mzsane.windows.windows import WindowBatch, WindowSource
 
 WINDOW = 2048
 BATCH = 8

@@ -28,8 +28,8 @@ from mzsane.sampling.guidance import Guidance, open_guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import read_tokens
+from mzsane.tokens.subject import find_origin
 
 LATENTS = 48
 NOISE_FROM = "joint"  # the sampler whose samples say how far noise goes

@@ -38,7 +38,7 @@ from mzsane.evaluation.distillation import STEPS
 from mzsane.evaluation.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.tokens.origin import read_activations
+from mzsane.tokens.subject import read_activations
 
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 GUIDED_BANDWIDTHS = (0.5, 1.0, 1.5)

@@ -30,15 +30,15 @@ from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.refinement import refine_latents
+from mzsane.composition import TokenSlice
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage
 from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import read_tokens
+from mzsane.tokens.subject import read_activations
 from tasks.terminal import TerminalSink
 
 BEHAVIOURS = (0.0, 0.3)

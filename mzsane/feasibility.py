@@ -20,7 +20,7 @@ from mzsane.networks.build import build_network
 from mzsane.networks.shapes import find_shape
 from mzsane.networks.trial import try_evaluation, try_training
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.windows import check_positions
+from mzsane.windows.windows import check_positions
 from mzsane.zoo.sparse import check_twins
 from mzsane.zoo.train import plan_models
 

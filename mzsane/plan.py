@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mzsane.backbone.pretrain import plan_backbone, pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import (
     AblationConfig,
     AnyZooConfig,
@@ -29,7 +30,6 @@ from mzsane.report.compare import ArmParts, compare, plan_comparison
 from mzsane.sampling.draw import Target, draw_samples, plan_samples
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.make import make_zoo, plan_zoo
 
 Run = Callable[[ArtifactStore, ExecutionConfig, MetricSink], Artifact]

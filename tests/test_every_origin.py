@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import AblationConfig, AnyZooConfig, BackboneConfig, ExecutionConfig, ReadConfig, TokensConfig
 from mzsane.config.loading import validate_config
 from mzsane.errors import ConfigError
@@ -29,9 +30,8 @@ from mzsane.sampling.export import export_samples
 from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.store.serialisation import save_tensors
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.origin import find_origin, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.subject import find_origin, read_activations
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.make import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index

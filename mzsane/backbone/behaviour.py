@@ -21,8 +21,8 @@ from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.behaviour import NetworkBehaviour
 from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.origin import Origin, find_origin, read_activations
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.subject import Origin, find_origin, read_activations
 
 
 class Behaviour:

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from mzsane.backbone.attention import AttentionPlan, plan_attention
 from mzsane.backbone.ranks import Ranks
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.randomness import make_generator
-from mzsane.tokens.augment import add_noise, cut_mix, erase, mix_up, scale_noise
-from mzsane.tokens.bank import Mixture, TokenBank
-from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.row_groups import stream_table
-from mzsane.tokens.stream import TokenStream
-from mzsane.tokens.windows import WindowBatch, WindowSource
+from mzsane.windows.augment import add_noise, cut_mix, erase, mix_up, scale_noise
+from mzsane.windows.memory import Mixture, TokenBank
+from mzsane.windows.row_groups import stream_table
+from mzsane.windows.stream import TokenStream
+from mzsane.windows.windows import WindowBatch, WindowSource
 
 _BLOCK = 2**20  # numbers of both views that are made at once, if a part has fewer
 _MOST_REUSED = 16  # windows of a long model that is streamed, before it is read again

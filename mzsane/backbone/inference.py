@@ -12,7 +12,7 @@ from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact
 from mzsane.store.serialisation import load_tensors
-from mzsane.tokens.windows import map_windows
+from mzsane.windows.windows import map_windows
 
 
 def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:

@@ -13,8 +13,8 @@ from mzsane.layout.running import fits_network, load_weights, share_buffers
 from mzsane.networks.build import build_network, choose_network
 from mzsane.networks.conditioning import condition_statistics
 from mzsane.problems.images.dataset import load_images
-from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.subject import find_origin
 
 
 class Judge:

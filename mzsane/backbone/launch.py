@@ -19,14 +19,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from mzsane import errors
+from mzsane.composition import TokenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError, MzsaneError, WorkerError
 from mzsane.metrics import MetricSink
 from mzsane.parallel import count_cores
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
-from mzsane.tokens.bank import Mixture
-from mzsane.tokens.composition import TokenSlice
+from mzsane.windows.memory import Mixture
 
 EVENTS, ERROR = "events.jsonl", "error.json"  # beside the request
 _MODULE = "mzsane.backbone.rank"

@@ -29,9 +29,9 @@ from mzsane.appearance import (
     to_png,
 )
 from mzsane.backbone.loss import measure_scales
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.composition import ChosenSlice
 
 _WIDTH = 12.0
 _BINS_A_DECADE = 12

@@ -14,6 +14,7 @@ from mzsane.backbone.checkpoints import Checkpoints
 from mzsane.backbone.launch import launch_ranks
 from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
+from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.device import choose_device
 from mzsane.errors import OutOfMemoryError
@@ -21,9 +22,8 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.tokens.bank import Mixture
-from mzsane.tokens.composition import TokenSlice, choose_checkpoints
-from mzsane.tokens.windows import check_positions
+from mzsane.windows.memory import Mixture
+from mzsane.windows.windows import check_positions
 
 VERSION = 6
 

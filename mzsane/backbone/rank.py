@@ -12,10 +12,10 @@ from pathlib import Path
 from mzsane.backbone.launch import ERROR, EVENTS, Request
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.ranks import join_ranks
+from mzsane.composition import TokenSlice
 from mzsane.device import choose_device
 from mzsane.errors import MzsaneError
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.tokens.composition import TokenSlice
 
 _FAILED = 3  # exit code of a process that has left its error
 

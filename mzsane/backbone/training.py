@@ -31,13 +31,13 @@ from mzsane.backbone.spreading import (
     spread,
 )
 from mzsane.backbone.validation import Validator
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.randomness import derive_seed, make_generator, seed_globally
 from mzsane.store.serialisation import save_tensor_file, to_parquet
-from mzsane.tokens.bank import Mixture
-from mzsane.tokens.composition import ChosenSlice
+from mzsane.windows.memory import Mixture
 
 _LOG_STEPS = 20
 _EXPLOSION = 10  # times the first step's loss

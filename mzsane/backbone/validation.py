@@ -24,13 +24,13 @@ from mzsane.backbone.inference import decode_models, encode_models
 from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.probes import LEAST_FITTED, LEAST_SCORED, Probes, pool_latents
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
-from mzsane.tokens.composition import ChosenSlice
-from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.subject import read_activations
 
 _VALIDATED = 48  # models of a zoo that are reconstructed
 _JUDGED = 8  # models of a zoo that are run on images, of each sort: reconstructed, sampled

@@ -22,8 +22,8 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.disagreement import classify_models, read_labels
 from mzsane.networks.run import ModelSet
 from mzsane.randomness import make_generator
-from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.subject import name_activations
 
 _COMPARED = 30  # training models, beside the nearest ones, whose errors are compared with a model's
 

@@ -22,8 +22,8 @@ from mzsane.layout.agreement import check_same_layout
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.symmetry.groups import PermutationGroup, intersect_groups
-from mzsane.tokens.fitting import cut_head, find_columns
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.transfer import cut_head, find_columns
 
 _CHUNK = 2**26  # weights of the known checkpoints, and of the judged models, that are in memory together
 _PARTS = 2  # parts of tokens that are kept when not all are held; checkpoints that follow one another share a part

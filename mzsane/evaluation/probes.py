@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mzsane.appearance import draw_png
 from mzsane.backbone.inference import load_backbone
+from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError
 from mzsane.evaluation.features import BASELINE, POOLED, extract_features
@@ -37,10 +38,9 @@ from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.origin import find_origin
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.windows import check_positions
+from mzsane.tokens.subject import find_origin
+from mzsane.windows.windows import check_positions
 
 VERSION = 1
 ORDER, ZOO = "order_of_epochs", "zoo"  # properties besides those of the index

@@ -36,8 +36,8 @@ from mzsane.sampling.draw import Target, read_populations
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.tokens.origin import name_activations, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.subject import name_activations, read_activations
 
 VERSION = 7
 

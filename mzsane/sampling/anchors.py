@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mzsane.backbone.refinement import refine_latents
+from mzsane.composition import TokenSlice
 from mzsane.config import AnyImagesConfig, FilesConfig, GlyphsConfig, ImagesConfig, SamplingConfig
 from mzsane.errors import ConfigError
 from mzsane.evaluation.novelty import list_trained
@@ -20,10 +21,9 @@ from mzsane.problems.images.noise import draw_noise_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.fitting import fit_weights, map_tokens
-from mzsane.tokens.origin import find_origin, read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.subject import find_origin, read_activations
+from mzsane.tokens.transfer import fit_weights, map_tokens
 
 _METRIC = "val_accuracy"
 _BEHAVIOUR = 0.3  # weight of the behavioural loss in refinement, if the backbone has none

@@ -18,8 +18,8 @@ from mzsane.networks.conditioning import has_statistics
 from mzsane.problems.images.dataset import load_images
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact
-from mzsane.tokens.fitting import needs_head
-from mzsane.tokens.windows import check_positions
+from mzsane.tokens.transfer import needs_head
+from mzsane.windows.windows import check_positions
 
 INITIALISATION = "kaiming_uniform"
 

@@ -32,6 +32,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mzsane.composition import TokenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
 from mzsane.evaluation.memorisation import Memorisation
 from mzsane.evaluation.novelty import find_known_models
@@ -58,9 +59,8 @@ from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import load_tensors, save_tensors, to_parquet
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.origin import name_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.subject import name_activations
 
 VERSION = 7
 

@@ -27,7 +27,7 @@ from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.symmetry.derive.trace import Symmetry, derive_groups
 from mzsane.symmetry.groups import intersect_groups
-from mzsane.tokens.origin import read_activations
+from mzsane.tokens.subject import read_activations
 from mzsane.zoo.shards import read_shard
 
 _TRIED = 8  # values of a buffer by which it is found out whether it matters

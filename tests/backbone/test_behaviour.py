@@ -23,9 +23,9 @@ from mzsane.networks.build import build_network, initialise_network
 from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
-from mzsane.tokens.bank import TokenBank
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.windows import WindowBatch, WindowSource
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.windows import WindowBatch, WindowSource
 
 Plan = list[tuple[int, TokenLayout, Tensor]]  # the models of a window: source, layout, flat weights
 OUTPUTS: tuple[Output, ...] = ("logits", "probabilities")

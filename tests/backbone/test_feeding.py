@@ -20,12 +20,12 @@ import mzsane.backbone.feeding
 from mzsane.backbone.attention import AttentionPlan
 from mzsane.backbone.feeding import Feed, Feeder, augment, open_windows
 from mzsane.backbone.ranks import Ranks
+from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactStore
-from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
-from mzsane.tokens.windows import WindowBatch
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.windows import WindowBatch
 
 PART = 2 * 4 * 130 * 51  # numbers of a part of both views
 AUGMENTED = {"noise": 0.2, "additive_noise": 0.01, "erasing": 0.2, "mix_up": 0.3, "cut_mix": 0.2}

@@ -12,9 +12,9 @@ from contextlib import suppress
 import pytest
 
 from mzsane.backbone.pretrain import plan_backbone, pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.store.artifacts import Artifact, ArtifactStore
-from mzsane.tokens.composition import TokenSlice
 
 EXECUTION = ExecutionConfig(device="cpu", checkpoint_steps=4)
 LATEST = 16  # steps, about, between a line of progress and a kill
@@ -25,7 +25,7 @@ import torch
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.backbone.pretrain import pretrain
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
-from mzsane.tokens.composition import TokenSlice
+from mzsane.composition import TokenSlice
 
 class Printer:
     def metrics(self, values, step):

@@ -18,11 +18,11 @@ from mzsane.backbone.inference import load_backbone
 from mzsane.backbone.objective import Losses, Objective, freeze_unused
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.ranks import Ranks
+from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactStore
-from mzsane.tokens.composition import ChosenSlice, TokenSlice, choose_checkpoints
 
 INPUT = [[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]  # a window of two tokens and a place of padding
 CLEAN = [[1.5, 2.0], [3.0, 5.0], [0.0, 0.0]]

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from mzsane.appearance import to_png
 from mzsane.backbone import picture
 from mzsane.backbone.picture import TokenScales, collect_scales, draw_curves, draw_histograms, draw_scales
+from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.store import TokenTable
 
 PNG = b"\x89PNG\r\n\x1a\n"

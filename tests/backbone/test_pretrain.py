@@ -20,15 +20,15 @@ from mzsane.backbone.inference import decode_models, encode_models, load_backbon
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.optimisation import learning_rate_at
 from mzsane.backbone.pretrain import plan_backbone, pretrain
+from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError, OutOfMemoryError
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.store.serialisation import load_tensors, load_torch
 from mzsane.tokens import build
-from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.composition import TokenSlice, choose_checkpoints
-from mzsane.tokens.stream import TokenStream
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.stream import TokenStream
 
 
 class Watcher:

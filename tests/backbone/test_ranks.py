@@ -14,9 +14,9 @@ from mzsane.backbone.inference import load_backbone
 from mzsane.backbone.launch import _pass_on
 from mzsane.backbone.pretrain import plan_backbone, pretrain
 from mzsane.backbone.ranks import Ranks
+from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError, WorkerError
-from mzsane.tokens.composition import TokenSlice
 
 TWO = ExecutionConfig(ranks=2, device="cpu", checkpoint_steps=10)
 

@@ -14,13 +14,13 @@ from torch import nn
 from mzsane.backbone import judge
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.validation import Validator
+from mzsane.composition import ChosenSlice
 from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
-from mzsane.tokens.composition import ChosenSlice
 from mzsane.tokens.store import TokenTable
 from mzsane.zoo.train import train_zoo
 from tests.conftest import SERIAL

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import (
     AblationConfig,
     EvaluationConfig,
@@ -26,7 +27,6 @@ from mzsane.plan import ArmPlan, list_arms
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)

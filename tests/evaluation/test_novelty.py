@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError
 from mzsane.evaluation import novelty
@@ -17,9 +18,8 @@ from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.symmetry.apply.permute import permute_weights
 from mzsane.symmetry.groups import draw_permutations
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.fitting import fit_weights
 from mzsane.tokens.store import TokenTable
+from mzsane.tokens.transfer import fit_weights
 
 original = TokenTable.read_part
 SERIAL = ExecutionConfig(processes=1)

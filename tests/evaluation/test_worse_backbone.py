@@ -4,11 +4,11 @@ import polars as pl
 import pytest
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig, ZooConfig
 from mzsane.evaluation.score import score_samples
 from mzsane.sampling.draw import Target, draw_samples
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.zoo.train import train_zoo
 
 SERIAL = ExecutionConfig(processes=1)

@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import SliceConfig
 from mzsane.report.latents import LATENT_SCHEMA, map_latents, plot_latents
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
 
 

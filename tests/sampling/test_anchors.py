@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError
 from mzsane.sampling.anchors import choose_anchors, resolve_given, share_images
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
 
 OTHER = GlyphsConfig(source="glyphs", characters="WXYZ", images=120)

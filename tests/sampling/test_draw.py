@@ -6,6 +6,7 @@ import torch
 
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.novelty import open_known_models
 from mzsane.networks.run import ModelSet, score_models
@@ -13,7 +14,6 @@ from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.guidance import open_guidance, write_lessons
 from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
 from mzsane.tokens.store import read_tokens
 
 SERIAL = ExecutionConfig(processes=1)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError, StoreError
 from mzsane.networks.build import build_network
@@ -19,7 +20,6 @@ from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.export import export_samples
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.build import plan_tokens
-from mzsane.tokens.composition import TokenSlice
 
 LETTERS = GlyphsConfig(source="glyphs", characters="ABCD", images=120)
 RESNET = NetworkConfig(architecture="resnet18", activation="relu", width=4)

@@ -7,6 +7,7 @@ import torch
 
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
 from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
 from mzsane.config import (
     EvaluationConfig,
     ExecutionConfig,
@@ -23,9 +24,8 @@ from mzsane.networks.build import build_network
 from mzsane.networks.run import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.tokens.build import build_tokens, plan_tokens
-from mzsane.tokens.composition import TokenSlice
-from mzsane.tokens.fitting import fit_weights, map_tokens
 from mzsane.tokens.store import read_tokens
+from mzsane.tokens.transfer import fit_weights, map_tokens
 from mzsane.zoo.train import train_zoo
 
 SERIAL = ExecutionConfig(processes=1)

@@ -28,8 +28,8 @@ from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.symmetry.align.barrier import measure_barrier
 from mzsane.tokens.build import build_tokens
-from mzsane.tokens.origin import read_activations
 from mzsane.tokens.store import TokenTable, read_tokens
+from mzsane.tokens.subject import read_activations
 from mzsane.zoo.make import make_zoo
 from mzsane.zoo.shards import load_weights as load_zoo
 

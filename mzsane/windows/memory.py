@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
-from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
-from mzsane.tokens.windows import WindowBatch, WindowSource, check_composition
+from mzsane.windows.assembly import Pieces, WindowAssembler, WindowCutter
+from mzsane.windows.windows import WindowBatch, WindowSource, check_composition
 
 Mixture = Literal["checkpoints", "equal"]
 _EXACT = 1e-6  # quotas this close to whole numbers are whole

@@ -14,7 +14,7 @@ from torch import Tensor
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.symmetry.apply.permute import cut_views
 from mzsane.symmetry.groups import PermutationGroup
-from mzsane.tokens.windows import WindowBatch
+from mzsane.windows.windows import WindowBatch
 
 _CHUNK = 2**19  # places of windows that are filled at once
 _FRAMES = 4  # ways of packing that are remembered

@@ -12,8 +12,8 @@ from torch import nn
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.bank import MixturePlan, TokenBank
-from mzsane.tokens.windows import WindowSource
+from mzsane.windows.memory import MixturePlan, TokenBank
+from mzsane.windows.windows import WindowSource
 
 TOKEN_DIM = 5
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)

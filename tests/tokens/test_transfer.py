@@ -7,7 +7,7 @@ from torch import nn
 from mzsane.config import NetworkConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
-from mzsane.tokens.fitting import cut_head, find_columns, fit_weights, map_tokens, match_layers, needs_head
+from mzsane.tokens.transfer import cut_head, find_columns, fit_weights, map_tokens, match_layers, needs_head
 
 TOKEN_DIM = 51
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import CompositionConfig, MetricFilter, SliceConfig
 from mzsane.errors import ConfigError
-from mzsane.tokens.composition import TokenSlice, choose_checkpoints
 
 
 @pytest.fixture

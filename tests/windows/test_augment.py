@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mzsane.errors import ConfigError
-from mzsane.tokens.augment import add_noise, cut_mix, draw_partners, erase, mix_up, scale_noise
+from mzsane.windows.augment import add_noise, cut_mix, draw_partners, erase, mix_up, scale_noise
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 

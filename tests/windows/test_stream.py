@@ -15,11 +15,11 @@ from torch import nn
 
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
-from mzsane.tokens.bank import TokenBank
-from mzsane.tokens.row_groups import StreamSource, stream_table
 from mzsane.tokens.store import TokenTable, write_weights
-from mzsane.tokens.stream import TokenStream
-from mzsane.tokens.windows import WindowSource
+from mzsane.windows.memory import TokenBank
+from mzsane.windows.row_groups import StreamSource, stream_table
+from mzsane.windows.stream import TokenStream
+from mzsane.windows.windows import WindowSource
 
 TOKEN_DIM = 5
 QUICK = settings(max_examples=20, deadline=None, derandomize=True)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mzsane.errors import ConfigError
 from mzsane.randomness import make_generator
-from mzsane.tokens.assembly import WindowAssembler, WindowCutter
-from mzsane.tokens.bank import Mixture, MixturePlan, check_sizes
-from mzsane.tokens.row_groups import RowGroupReader, StreamSource, check_kept
-from mzsane.tokens.windows import WindowBatch, check_composition
+from mzsane.windows.assembly import WindowAssembler, WindowCutter
+from mzsane.windows.memory import Mixture, MixturePlan, check_sizes
+from mzsane.windows.row_groups import RowGroupReader, StreamSource, check_kept
+from mzsane.windows.windows import WindowBatch, check_composition
 
 _FEWEST_HELD = 2  # row groups of a source: one in use, one being read
 

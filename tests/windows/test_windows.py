@@ -12,8 +12,8 @@ from torch.func import functional_call
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.tokens.assembly import Pieces, WindowAssembler, WindowCutter
-from mzsane.tokens.windows import check_composition, check_positions, map_windows
+from mzsane.windows.assembly import Pieces, WindowAssembler, WindowCutter
+from mzsane.windows.windows import check_composition, check_positions, map_windows
 
 TOKEN_DIM = 5
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
@@ -235,7 +235,7 @@ def test_windows_of_all_sequences_are_taken_so_many_at_once(length, monkeypatch)
 
     at_once = map_windows(function, sequence_BTX, positions_T3, 12, 2)
     assert len(calls) == 1
-    monkeypatch.setattr("mzsane.tokens.windows._TOKENS_AT_ONCE", {"cpu": 30})
+    monkeypatch.setattr("mzsane.windows.windows._TOKENS_AT_ONCE", {"cpu": 30})
     torch.testing.assert_close(map_windows(function, sequence_BTX, positions_T3, 12, 2), at_once)
     assert len(calls) > 2
     assert max(calls[1:]) <= 30

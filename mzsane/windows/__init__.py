@@ -1,0 +1,1 @@
+"""The training data loader: windows of tokens, packed, read ahead, augmented."""
