@@ -3,8 +3,8 @@
 import altair as alt
 import polars as pl
 
-from mzsane.evaluation.features import FEATURES
-from mzsane.evaluation.probes_picture import name_features, name_property, pick_shown
+from mzsane.probing.features import FEATURES
+from mzsane.probing.picture import name_features, name_property, pick_shown
 from mzsane.report.figures import CATEGORIES, Entry, Figure, axis_x, axis_y, color_by, draw_panel, shape_by, tell
 
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
@@ -14,7 +14,7 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
     """Draw what probes reach from latents, weights and statistics: a panel a zoo and distribution.
 
     Args:
-        probes: Of all arms, with the columns of `evaluation.probes.PROBE_SCHEMA`.
+        probes: Of all arms, with the columns of `probing.stage.PROBE_SCHEMA`.
     """
     if probes.is_empty():
         return None

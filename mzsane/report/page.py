@@ -93,7 +93,7 @@ def render_report(
         curves: Training curves in long form: arm, composition, seed, step, metric, value.
         shares: `shares.SHARE_SCHEMA`.
         latents: `latents.LATENT_SCHEMA`.
-        probes: `evaluation.probes.PROBE_SCHEMA` of all arms.
+        probes: `probing.stage.PROBE_SCHEMA` of all arms.
         provenance: Where everything came from: arm, stage, name, fingerprint, address, reads.
         facts: When and where it was made.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from mzsane.evaluation.probes_picture import name_features, name_property
+from mzsane.probing.picture import name_features, name_property
 from mzsane.report.figures import to_columns
 from mzsane.report.provenance import merge_artifacts
 from mzsane.report.words import PLACES, WORDS
@@ -130,7 +130,7 @@ def list_probes(probes: pl.DataFrame) -> tuple[Table, list[str]]:
     """Return the scores of probes, means over arms, and what was not probed with the reason.
 
     Args:
-        probes: Of all arms, with the columns of `evaluation.probes.PROBE_SCHEMA`.
+        probes: Of all arms, with the columns of `probing.stage.PROBE_SCHEMA`.
     """
     heads = [Column(name, choose=True) for name in ("zoo", "property", "features", "metric")]
     heads += [Column("sees", WORDS["sees"]), Column("fitted on")]

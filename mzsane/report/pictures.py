@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from mzsane.appearance import Look, draw_png
-from mzsane.evaluation.probes_picture import pick_shown, plot_probes
+from mzsane.probing.picture import pick_shown, plot_probes
 from mzsane.report.effect_plots import plot_effects, plot_heatmap
 from mzsane.report.latents import plot_latents
 from mzsane.report.novelty import plot_novelty
@@ -32,7 +32,7 @@ def draw_pictures(
         shares: `shares.SHARE_SCHEMA`.
         latents: `latents.LATENT_SCHEMA`.
         curves: Training curves in long form.
-        probes: `evaluation.probes.PROBE_SCHEMA` of all arms.
+        probes: `probing.stage.PROBE_SCHEMA` of all arms.
         looks: The look of each composition.
 
     Returns:

@@ -37,7 +37,7 @@ MODULES = {
     "zoo": "mzsane/zoo/train.py",
     "tokens": "mzsane/tokens/build.py",
     "backbone": "mzsane/backbone/pretrain.py",
-    "probes": "mzsane/evaluation/probes.py",
+    "probes": "mzsane/probing/stage.py",
     "samples": "mzsane/sampling/draw.py",
     "baselines": "mzsane/evaluation/score.py",
     "scores": "mzsane/evaluation/score.py",

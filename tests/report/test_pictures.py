@@ -3,7 +3,7 @@
 import polars as pl
 
 from mzsane.appearance import assign_looks
-from mzsane.evaluation.probes import PROBE_SCHEMA
+from mzsane.probing.stage import PROBE_SCHEMA
 from mzsane.report.cells import check_rows
 from mzsane.report.effects import EFFECT_SCHEMA
 from mzsane.report.latents import LATENT_SCHEMA

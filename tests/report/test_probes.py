@@ -3,8 +3,8 @@
 import polars as pl
 import pytest
 
-from mzsane.evaluation.probes import PROBE_SCHEMA
-from mzsane.evaluation.probes_picture import pick_shown, plot_probes
+from mzsane.probing.picture import pick_shown, plot_probes
+from mzsane.probing.stage import PROBE_SCHEMA
 from mzsane.report.figures_latents import draw_probes
 from mzsane.report.page_tables import list_probes
 

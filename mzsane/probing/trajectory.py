@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 import torch
 
-from mzsane.evaluation.probing import Checkpoints, Measure, average, draw_resamples
+from mzsane.probing.measure import Checkpoints, Measure, average, draw_resamples
 
 LEAST_EPOCHS = 3  # of two there is only the direction to tell
 MOST_EPOCHS = 8  # on a path: all orders of them are tried

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mzsane.appearance import BAND, COLORS, MUTED, create_figure, create_message, quote, style_axes
-from mzsane.evaluation.features import FEATURES
+from mzsane.probing.features import FEATURES
 
 ALL = "all"  # stands for all zoos together
 _LOWEST = -0.5

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mzsane.evaluation.probing import Checkpoints
-from mzsane.evaluation.trajectory import (
+from mzsane.probing.measure import Checkpoints
+from mzsane.probing.trajectory import (
     count_paths,
     find_direction,
     order_checkpoints,

@@ -9,9 +9,10 @@ from mzsane.backbone.inference import load_backbone
 from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import GlyphsConfig, SliceConfig, ZooConfig
-from mzsane.evaluation import features, probes
-from mzsane.evaluation.features import FEATURES, extract_features, measure_statistics, sketch_weights
-from mzsane.evaluation.probes import ORDER, PROBE_SCHEMA, ZOO, plan_probes, probe_backbone
+from mzsane.probing import features
+from mzsane.probing import stage as probes
+from mzsane.probing.features import FEATURES, extract_features, measure_statistics, sketch_weights
+from mzsane.probing.stage import ORDER, PROBE_SCHEMA, ZOO, plan_probes, probe_backbone
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import read_tokens
 from mzsane.zoo.train import train_zoo

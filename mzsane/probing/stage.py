@@ -22,9 +22,9 @@ from mzsane.backbone.inference import load_backbone
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError
-from mzsane.evaluation.features import BASELINE, POOLED, extract_features
-from mzsane.evaluation.probes_picture import ALL, plot_probes
-from mzsane.evaluation.probing import (
+from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.probing.features import BASELINE, POOLED, extract_features
+from mzsane.probing.measure import (
     Checkpoints,
     Measure,
     Property,
@@ -32,8 +32,8 @@ from mzsane.evaluation.probing import (
     list_properties,
     score_property,
 )
-from mzsane.evaluation.trajectory import LEAST_EPOCHS, MOST_EPOCHS, count_paths, score_trajectories
-from mzsane.metrics import NO_SINK, MetricSink
+from mzsane.probing.picture import ALL, plot_probes
+from mzsane.probing.trajectory import LEAST_EPOCHS, MOST_EPOCHS, count_paths, score_trajectories
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work

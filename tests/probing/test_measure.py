@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from scipy.stats import kendalltau
 
-from mzsane.backbone.probes import predict_numbers
-from mzsane.evaluation.probing import (
+from mzsane.backbone.linear_probes import predict_numbers
+from mzsane.probing.measure import (
     Checkpoints,
     Property,
     draw_resamples,

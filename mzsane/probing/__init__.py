@@ -1,0 +1,1 @@
+"""What latents tell: features of checkpoints, linear probes, trajectories."""
