@@ -18,7 +18,7 @@ from measuring import make_row, report_rows, time_in_turns
 from torch import Tensor
 
 from mzsane.config import GlyphsConfig, TokensConfig, ZooConfig
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.symmetry.align.canonical import apply_matching, match_population

@@ -18,7 +18,7 @@ from mzsane.backbone.judge import Judge
 from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
 from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.problems.images.noise import draw_noise_images

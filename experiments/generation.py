@@ -7,8 +7,8 @@ All training models of the zoo at their last epoch are anchors; the backbone is 
 are chosen on validation images, one for all models of a way and number of steps. Everything is measured on validation
 images, beside validation models; with `--final`, once, on test images, beside test models. Novelty is the distance to
 the nearest training checkpoint in spacings of the zoo, sampling novelty that to the nearest decoded anchor
-(`mzsane.evaluation.novelty`); models whose norms are outside those of the zoo have bought some of it
-(`mzsane.evaluation.norms`).
+(`mzsane.evaluation.novelty.distance`); models whose norms are outside those of the zoo have bought some of it
+(`mzsane.evaluation.novelty.norms`).
 
 What a row has seen is the more of what its drawing and its backbone saw of the images: none, statistics (of unlabelled
 images), images (without labels), labels. Seconds are those of a model, on this machine with one thread, its share of
@@ -35,7 +35,7 @@ from experiments.generation_figures import draw_costs, draw_curves
 from flows.presets import load_zoo_preset
 from mzsane.backbone.judge import Judge
 from mzsane.evaluation.distillation import STEPS
-from mzsane.evaluation.norms import NormRange
+from mzsane.evaluation.novelty.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.subject import read_activations

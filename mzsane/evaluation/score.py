@@ -1,7 +1,7 @@
 """Score one arm's samples on one target, and the target's own baselines.
 
 A SCORES and a BASELINES artifact each hold `scores.parquet`, the rows of `mzsane.evaluation.scorer`; that of SCORES has
-`populations.parquet` too, the two-sample tests of whole populations (`mzsane.evaluation.two_sample`).
+`populations.parquet` too, the two-sample tests of whole populations (`mzsane.evaluation.novelty.two_sample`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from mzsane.device import choose_device
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
-from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
-from mzsane.evaluation.novelty import KnownModels, find_known_models, open_trained_tokens
+from mzsane.evaluation.novelty.distance import KnownModels, find_known_models, open_trained_tokens
+from mzsane.evaluation.novelty.memorisation import CARD_SCHEMA, Memorisation
+from mzsane.evaluation.novelty.two_sample import measure_copying, measure_coverage
 from mzsane.evaluation.scorer import SEES, TRAINED, Provenance, Scorer
-from mzsane.evaluation.two_sample import measure_copying, measure_coverage
 from mzsane.layout.agreement import check_same_layout
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink

@@ -14,7 +14,7 @@ on test images, and
 - `learning_rate` and `images_per_class` of fine-tuning; null where there was none, or all images were used,
 - `gradient_steps`, `image_passes` and `seconds`, what making it cost before any fine-tuning, a model; of models that
   somebody trained they are null, since nobody has counted,
-- the memorisation card of single models that were not fine-tuned (`mzsane.evaluation.memorisation`).
+- the memorisation card of single models that were not fine-tuned (`mzsane.evaluation.novelty.memorisation`).
 
 Suffixes: N models, P weights of a model.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mzsane.config import EvaluationConfig, ExecutionConfig
 from mzsane.evaluation.finetuning import finetune_models
-from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
+from mzsane.evaluation.novelty.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import MetricSink
 from mzsane.networks.build import build_network

@@ -1,4 +1,4 @@
-"""The classes that networks put images in, by which their errors are compared (`mzsane.evaluation.functional`).
+"""The classes that networks put images in, by which their errors are compared (`mzsane.evaluation.novelty.functional`).
 
 Suffixes: N models, I images, P weights of a model.
 """

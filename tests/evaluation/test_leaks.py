@@ -21,7 +21,7 @@ from mzsane.config import (
     SamplingConfig,
     SliceConfig,
 )
-from mzsane.evaluation.novelty import open_known_models
+from mzsane.evaluation.novelty.distance import open_known_models
 from mzsane.evaluation.score import score_baselines, score_samples
 from mzsane.plan import ArmPlan, list_arms
 from mzsane.problems.images.dataset import load_images

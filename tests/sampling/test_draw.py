@@ -8,7 +8,7 @@ from mzsane.backbone.inference import decode_models, encode_models, load_backbon
 from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
-from mzsane.evaluation.novelty import open_known_models
+from mzsane.evaluation.novelty.distance import open_known_models
 from mzsane.networks.run import ModelSet, score_models
 from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.guidance import open_guidance, write_lessons

@@ -16,8 +16,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.evaluation.nearest import NearestSearch
-from mzsane.evaluation.quotient import Quotient
+from mzsane.evaluation.novelty.nearest import NearestSearch
+from mzsane.evaluation.novelty.quotient import Quotient
 from mzsane.layout.agreement import check_same_layout
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
@@ -129,8 +129,8 @@ class KnownModels:
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
 
-        It is a distance up to symmetry, of weights with balanced scales (see `mzsane.evaluation.nearest`). NaN for a
-        model whose weights are not finite, or if there is nothing to compare it with.
+        It is a distance up to symmetry, of weights with balanced scales (see `evaluation.novelty.nearest`). NaN for a model
+        whose weights are not finite, or if there is nothing to compare it with.
 
         Args:
             flat_SP: models.

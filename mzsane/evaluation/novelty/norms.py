@@ -15,7 +15,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
 from mzsane.layout.token_layout import TokenLayout
 
 _TAIL = 0.01  # share of the zoo's models whose layer is smaller, and larger, than the range that counts as the zoo's

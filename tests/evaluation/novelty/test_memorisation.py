@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mzsane.config import ExecutionConfig, GlyphsConfig
-from mzsane.evaluation.memorisation import CARD_SCHEMA, Memorisation
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
+from mzsane.evaluation.novelty.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.networks.build import build_network
 from mzsane.networks.disagreement import classify_models
 from mzsane.networks.run import ModelSet

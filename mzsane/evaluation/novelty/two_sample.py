@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
 
 NEIGHBOURS = 3  # held-out models within a ball: of so few models, no more
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mzsane.evaluation.quotient import Quotient
+from mzsane.evaluation.novelty.quotient import Quotient
 from mzsane.symmetry.align.canonical import Matching
 
 _CHUNK = 2**24  # weights of the pairs that are matched together

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mzsane.evaluation.novelty import KnownModels
-from mzsane.evaluation.two_sample import measure_copying, measure_coverage
+from mzsane.evaluation.novelty.distance import KnownModels
+from mzsane.evaluation.novelty.two_sample import measure_copying, measure_coverage
 from mzsane.randomness import make_generator
 from mzsane.symmetry.apply.permute import permute_weights
 from mzsane.symmetry.groups import draw_permutations

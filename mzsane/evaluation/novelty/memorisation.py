@@ -1,7 +1,7 @@
 """The memorisation card of generated models: what of each was there before, in its weights and in what it does.
 
 What is measured of generated models is measured in the same way of held-out models of the zoo, which a perfect
-generator would match (see `mzsane.evaluation.novelty`, `norms` and `functional` for the numbers).
+generator would match (see `mzsane.evaluation.novelty.distance`, `norms` and `functional` for the numbers).
 
 Suffixes: S models that are judged, N known models, I images, P weights of a model, A anchors.
 """
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig
-from mzsane.evaluation.functional import error_overlap, measure_disagreement
-from mzsane.evaluation.norms import NormRange
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
+from mzsane.evaluation.novelty.functional import error_overlap, measure_disagreement
+from mzsane.evaluation.novelty.norms import NormRange
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.disagreement import classify_models, read_labels
 from mzsane.networks.run import ModelSet

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mzsane.evaluation.functional import error_overlap, measure_disagreement
+from mzsane.evaluation.novelty.functional import error_overlap, measure_disagreement
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
 RIGHT = LABELS.clone()

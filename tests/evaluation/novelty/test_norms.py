@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mzsane.config import NetworkConfig
-from mzsane.evaluation.norms import NormRange
-from mzsane.evaluation.novelty import KnownModels
+from mzsane.evaluation.novelty.distance import KnownModels
+from mzsane.evaluation.novelty.norms import NormRange
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator

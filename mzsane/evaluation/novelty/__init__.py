@@ -1,0 +1,1 @@
+"""How new a model is: distance up to symmetries, norms, behaviour, memorisation."""
