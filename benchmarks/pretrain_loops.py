@@ -17,8 +17,8 @@ from pretrain_plain import PlainLoop
 from tokens_windows import ARCHITECTURES, lay_out, publish_random, read_peak
 
 from mzsane.backbone.checkpoints import Checkpoints
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.machine import measure_matrix_peak
-from mzsane.backbone.ranks import Ranks
 from mzsane.backbone.training import Training
 from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, ExecutionConfig, NetworkConfig, SliceConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.reconstruction import COMMON, RECIPES, train
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
-from mzsane.backbone.judge import Judge
+from mzsane.backbone.validation.judge import Judge
 from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons

@@ -33,7 +33,7 @@ from experiments.bench import Bench
 from experiments.draws import Made
 from experiments.generation_figures import draw_costs, draw_curves
 from flows.presets import load_zoo_preset
-from mzsane.backbone.judge import Judge
+from mzsane.backbone.validation.judge import Judge
 from mzsane.evaluation.distillation import STEPS
 from mzsane.evaluation.novelty.norms import NormRange
 from mzsane.sampling.samplers import SAMPLERS

@@ -26,10 +26,10 @@ from flows.presets import load_zoo_preset
 from mzsane.appearance import COLORS, INK, create_figure, style_axes, to_png
 from mzsane.backbone.behaviour import open_network_behaviour
 from mzsane.backbone.inference import count_latents, decode_models, encode_models, load_backbone
-from mzsane.backbone.judge import Judge
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.pretrain import pretrain
 from mzsane.backbone.refinement import refine_latents
+from mzsane.backbone.validation.judge import Judge
 from mzsane.composition import TokenSlice
 from mzsane.config import AnyZooConfig, BackboneConfig, ExecutionConfig, SliceConfig, TokensConfig
 from mzsane.plan import plan_zoo_stage

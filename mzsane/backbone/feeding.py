@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mzsane.backbone.attention import AttentionPlan, plan_attention
-from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.randomness import make_generator

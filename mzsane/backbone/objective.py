@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.behaviour import Behaviour
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.feeding import Feed
 from mzsane.backbone.loss import contrast_loss, group_errors, latent_penalties, weigh_errors
-from mzsane.backbone.ranks import Ranks
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator

@@ -11,8 +11,8 @@ import polars as pl
 import torch
 
 from mzsane.backbone.checkpoints import Checkpoints
-from mzsane.backbone.launch import launch_ranks
-from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.distributed.launch import launch_ranks
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.training import Training
 from mzsane.composition import TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, ExecutionConfig

@@ -14,14 +14,7 @@ from mzsane.appearance import draw_png
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.behaviour import open_behaviour
 from mzsane.backbone.checkpoints import Checkpoints
-from mzsane.backbone.clock import Clock
-from mzsane.backbone.feeding import Feed, Feeder, open_windows
-from mzsane.backbone.machine import choose_precision, keep_freed_memory
-from mzsane.backbone.objective import Losses, Objective, freeze_unused
-from mzsane.backbone.optimisation import make_optimizer, set_rates, update_average
-from mzsane.backbone.picture import draw_curves, draw_scales
-from mzsane.backbone.ranks import Ranks
-from mzsane.backbone.spreading import (
+from mzsane.backbone.distributed.data_parallel import (
     gather_state,
     gather_tensors,
     hold_gradients,
@@ -30,7 +23,14 @@ from mzsane.backbone.spreading import (
     share_tensors,
     spread,
 )
-from mzsane.backbone.validation import Validator
+from mzsane.backbone.distributed.ranks import Ranks
+from mzsane.backbone.feeding import Feed, Feeder, open_windows
+from mzsane.backbone.machine import choose_precision, keep_freed_memory
+from mzsane.backbone.objective import Losses, Objective, freeze_unused
+from mzsane.backbone.optimisation import make_optimizer, set_rates, update_average
+from mzsane.backbone.profile import Clock
+from mzsane.backbone.validation.measure import Validator
+from mzsane.backbone.validation.picture import draw_curves, draw_scales
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError

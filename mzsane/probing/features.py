@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.inference import encode_models
-from mzsane.backbone.linear_probes import pool_latents
+from mzsane.backbone.validation.linear_probes import pool_latents
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.randomness import make_generator
 

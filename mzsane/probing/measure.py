@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from mzsane.backbone.linear_probes import cut_by_model, predict_numbers, read_numbers, rescale_features
+from mzsane.backbone.validation.linear_probes import cut_by_model, predict_numbers, read_numbers, rescale_features
 
 _RESAMPLES = 400
 _INTERVAL = (0.025, 0.975)

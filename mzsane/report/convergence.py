@@ -30,7 +30,7 @@ def measure_convergence(curves: pl.DataFrame, passes: Mapping[str, float] | None
 
     Args:
         curves: Training curves, long: arm, composition, seed, step, metric, value; validation metrics by zoo, such as
-            `val_r2/digits` (see `mzsane.backbone.validation`).
+            `val_r2/digits` (see `mzsane.backbone.validation.measure`).
         passes: By arm, how often each checkpoint was seen in training.
 
     Returns:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from mzsane.appearance import COLORS, MARKERS, MUTED, SIZE, create_figure, create_message, quote, style_axes
 from mzsane.backbone.inference import encode_models, load_backbone
-from mzsane.backbone.linear_probes import pool_latents
+from mzsane.backbone.validation.linear_probes import pool_latents
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.tokens.store import read_tokens

@@ -9,7 +9,7 @@ The SAMPLES artifact holds `populations.safetensors`, flat weights by population
 
 `samples.parquet` is a record a sample: how it was made (sampler, bandwidth, seed, `anchor_choice`, the round that it is
 of, the anchors that it was `made_of`, the anchor that its weights are nearest to and the distance), accuracy on
-validation images and rank by that, its memorisation card (`evaluation.novelty.memorisation`), and what it cost: gradient
+validation images and rank by that, its memorisation card (`novelty.memorisation`), and what it cost: gradient
 steps, image passes and seconds, those of preparing the anchors shared among the samples, those of choosing a bandwidth
 left out. `sees` says what drawing it looked at of the target, `anchors_see` what choosing its anchors did: `none`;
 `images`, without labels, where running statistics are computed on them (`conditioned`) or samples were `guided` by them

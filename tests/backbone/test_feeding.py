@@ -18,8 +18,8 @@ from torch import Tensor
 
 import mzsane.backbone.feeding
 from mzsane.backbone.attention import AttentionPlan
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.feeding import Feed, Feeder, augment, open_windows
-from mzsane.backbone.ranks import Ranks
 from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.randomness import make_generator

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mzsane.backbone import clock as clock_module
 from mzsane.backbone import machine
+from mzsane.backbone import profile as clock_module
 from mzsane.backbone.attention import plan_attention
 from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.clock import Clock
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.feeding import Feed
 from mzsane.backbone.machine import (
     choose_precision,
@@ -24,7 +24,7 @@ from mzsane.backbone.machine import (
     keep_freed_memory,
     measure_matrix_peak,
 )
-from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.profile import Clock
 from mzsane.config import BackboneConfig
 
 CPU = torch.device("cpu")

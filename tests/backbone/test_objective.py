@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.feeding import Feed, Feeder, open_windows
 from mzsane.backbone.inference import load_backbone
 from mzsane.backbone.objective import Losses, Objective, freeze_unused
 from mzsane.backbone.pretrain import pretrain
-from mzsane.backbone.ranks import Ranks
 from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.layout.token_layout import TokenLayout

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mzsane.backbone import clock, training
+from mzsane.backbone import profile as clock
+from mzsane.backbone import training
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.feeding import open_windows
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone

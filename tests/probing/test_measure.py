@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy.stats import kendalltau
 
-from mzsane.backbone.linear_probes import predict_numbers
+from mzsane.backbone.validation.linear_probes import predict_numbers
 from mzsane.probing.measure import (
     Checkpoints,
     Property,

@@ -129,8 +129,8 @@ class KnownModels:
     def find_nearest(self, flat_SP: Tensor, not_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the Euclidean distance to the nearest known checkpoint, and its model's number in `names`: (S,), (S,).
 
-        It is a distance up to symmetry, of weights with balanced scales (see `evaluation.novelty.nearest`). NaN for a model
-        whose weights are not finite, or if there is nothing to compare it with.
+        It is a distance up to symmetry, of weights with balanced scales (see `nearest`). NaN for a model whose
+        weights are not finite, or if there is nothing to compare it with.
 
         Args:
             flat_SP: models.

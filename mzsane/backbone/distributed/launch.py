@@ -1,7 +1,7 @@
 """Pre-training in several processes on one machine: started by `torchrun`, watched from here.
 
-Each process runs `mzsane.backbone.rank` on a request file and opens the store through the environment; the first one
-writes what it would tell a sink to a file, a line each, and one that fails on purpose leaves its error in another.
+Each process runs `backbone.distributed.rank` on a request file and opens the store through the environment; the first
+one writes what it would tell a sink to a file, a line each, and one that fails on purpose leaves its error in another.
 """
 
 import json
@@ -29,7 +29,7 @@ from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from mzsane.windows.memory import Mixture
 
 EVENTS, ERROR = "events.jsonl", "error.json"  # beside the request
-_MODULE = "mzsane.backbone.rank"
+_MODULE = "mzsane.backbone.distributed.rank"
 _POLL_SECONDS = 0.2
 _LAST_WORDS = 15  # lines of a lost process's output that are told
 

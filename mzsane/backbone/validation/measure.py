@@ -21,9 +21,9 @@ from torch import Tensor
 from mzsane.appearance import COLORS, INK, MUTED, create_figure, create_message, quote, style_axes, to_png
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.inference import decode_models, encode_models
-from mzsane.backbone.judge import Judge
-from mzsane.backbone.linear_probes import LEAST_FITTED, LEAST_SCORED, Probes, pool_latents
 from mzsane.backbone.loss import explained_variance
+from mzsane.backbone.validation.judge import Judge
+from mzsane.backbone.validation.linear_probes import LEAST_FITTED, LEAST_SCORED, Probes, pool_latents
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.errors import ConfigError

@@ -5,9 +5,9 @@ from statistics import median_high
 
 import torch
 
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.feeding import Feed, Feeder
 from mzsane.backbone.machine import count_flops, measure_matrix_peak, measure_memory
-from mzsane.backbone.ranks import Ranks
 from mzsane.config import BackboneConfig
 
 

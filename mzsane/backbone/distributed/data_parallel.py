@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mzsane.backbone.autoencoder import Autoencoder
-from mzsane.backbone.ranks import Ranks
+from mzsane.backbone.distributed.ranks import Ranks
 
 
 def spread(model: Autoencoder, ranks: Ranks, shard: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""One process of a pre-training that several do together: `torchrun ... -m mzsane.backbone.rank REQUEST`."""
+"""One process of a pre-training that several do together: `torchrun ... -m THIS_MODULE REQUEST`."""
 
 import json
 import logging
@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mzsane.backbone.launch import ERROR, EVENTS, Request
+from mzsane.backbone.distributed.launch import ERROR, EVENTS, Request
+from mzsane.backbone.distributed.ranks import join_ranks
 from mzsane.backbone.pretrain import pretrain
-from mzsane.backbone.ranks import join_ranks
 from mzsane.composition import TokenSlice
 from mzsane.device import choose_device
 from mzsane.errors import MzsaneError

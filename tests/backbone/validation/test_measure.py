@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mzsane.backbone import judge
 from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.validation import Validator
+from mzsane.backbone.validation.measure import Validator, judge
 from mzsane.composition import ChosenSlice
 from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError

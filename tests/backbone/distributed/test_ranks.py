@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 import torch
 
+from mzsane.backbone.distributed.launch import _pass_on
+from mzsane.backbone.distributed.ranks import Ranks
 from mzsane.backbone.inference import load_backbone
-from mzsane.backbone.launch import _pass_on
 from mzsane.backbone.pretrain import plan_backbone, pretrain
-from mzsane.backbone.ranks import Ranks
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, SliceConfig
 from mzsane.errors import ConfigError, DivergedError, WorkerError
@@ -172,6 +172,6 @@ def find_ranks():
                 marks = (folder / "environ").read_bytes()
             except OSError:
                 continue
-            if b"mzsane.backbone.rank" in line and b"\0RANK=" in marks:
+            if b"mzsane.backbone.distributed.rank" in line and b"\0RANK=" in marks:
                 found.append(int(folder.name))
     return found

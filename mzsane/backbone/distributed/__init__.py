@@ -1,0 +1,1 @@
+"""One backbone on several devices or processes."""

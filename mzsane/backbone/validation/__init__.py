@@ -1,0 +1,1 @@
+"""What a backbone is measured by while it trains, on validation models and images alone."""
