@@ -25,7 +25,7 @@ from mzsane.appearance import draw_png
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
 from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, arm_scores, name_curve, read_answers
-from mzsane.report.plots import plot_curves
+from mzsane.report.figures.plots import plot_curves
 from mzsane.store.artifacts import Artifact, ArtifactStore
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import polars as pl
 
 from mzsane.config import QuestionConfig
 from mzsane.report.answers import Answer, answer_questions
-from mzsane.report.convergence import list_failed
-from mzsane.report.duel_summary import summarise_duels
-from mzsane.report.duels import match_duels
-from mzsane.report.effects import estimate_effects, to_frame
 from mzsane.report.findings import Findings, find_findings
-from mzsane.report.leaders import find_leaders
+from mzsane.report.statistics.convergence import list_failed
+from mzsane.report.statistics.duel_summary import summarise_duels
+from mzsane.report.statistics.duels import match_duels
+from mzsane.report.statistics.effects import estimate_effects, to_frame
+from mzsane.report.statistics.leaders import find_leaders
 
 
 @dataclass(frozen=True)

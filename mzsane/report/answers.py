@@ -8,10 +8,10 @@ import polars as pl
 
 from mzsane.config import QuestionConfig
 from mzsane.report.cells import join_names
-from mzsane.report.convergence import describe_convergence, describe_failed, list_failed
-from mzsane.report.duels import describe_difference, judge_difference
-from mzsane.report.effects import ADJUSTED, CHANGES, Effect, estimate_effects, name_place
-from mzsane.report.leaders import find_contrast, find_leaders
+from mzsane.report.statistics.convergence import describe_convergence, describe_failed, list_failed
+from mzsane.report.statistics.duels import describe_difference, judge_difference
+from mzsane.report.statistics.effects import ADJUSTED, CHANGES, Effect, estimate_effects, name_place
+from mzsane.report.statistics.leaders import find_contrast, find_leaders
 
 DEFAULT_QUESTION = "What should the zoo be made of?"
 _MOST_TARGETS = 3  # that one sentence compares compositions on

@@ -7,7 +7,7 @@ import polars as pl
 
 from mzsane.errors import ConfigError
 from mzsane.evaluation.scorer import SEES as SEES  # the report orders by it
-from mzsane.report.intervals import LEAST_UNITS, t_factors
+from mzsane.report.statistics.intervals import LEAST_UNITS, t_factors
 
 METHODS = (
     "zoo",

@@ -23,15 +23,15 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
 from mzsane.report.cells import ROW_SCHEMA
-from mzsane.report.convergence import measure_convergence
-from mzsane.report.differences import find_differences
+from mzsane.report.figures.pictures import draw_pictures
+from mzsane.report.figures.shares import SHARE_SCHEMA, measure_shares
 from mzsane.report.findings import Findings
-from mzsane.report.intervals import Interval, measure_interval
 from mzsane.report.latents import LATENT_SCHEMA, map_latents
-from mzsane.report.page import render_report
-from mzsane.report.pictures import draw_pictures
+from mzsane.report.page.page import render_report
 from mzsane.report.run_facts import describe_run
-from mzsane.report.shares import SHARE_SCHEMA, measure_shares
+from mzsane.report.statistics.convergence import measure_convergence
+from mzsane.report.statistics.differences import find_differences
+from mzsane.report.statistics.intervals import Interval, measure_interval
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet

@@ -17,8 +17,8 @@ from mzsane.report.answers import (
     name_best,
 )
 from mzsane.report.cells import join_names
-from mzsane.report.duels import COPIES, find_strongest
-from mzsane.report.effects import ADJUSTED, FACTORS, Effect, name_place
+from mzsane.report.statistics.duels import COPIES, find_strongest
+from mzsane.report.statistics.effects import ADJUSTED, FACTORS, Effect, name_place
 
 _EXPLORATORY = "Exploratory:"
 

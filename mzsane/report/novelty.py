@@ -19,7 +19,7 @@ from mzsane.appearance import (
     style_axes,
 )
 from mzsane.report.cells import check_rows, list_names
-from mzsane.report.pooling import pool_seeds
+from mzsane.report.statistics.pooling import pool_seeds
 from mzsane.report.words import PLACES
 
 _MARKERS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mzsane.parallel import count_cores
-from mzsane.report.page import Facts
+from mzsane.report.page.page import Facts
 
 
 def describe_run(started: float | None = None) -> Facts:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mzsane.report.answers import Answer
 from mzsane.report.cells import SEES, Cell, average_seeds, check_rows, explain_interval, format_accuracy, list_names
-from mzsane.report.duels import find_strongest
+from mzsane.report.statistics.duels import find_strongest
 from mzsane.report.words import PLACES
 
 BEST, INSIDE, UNKNOWN, MISSING = "★", "•", "~", "–"
@@ -50,8 +50,8 @@ def arrange_entries(
 
     Args:
         rows: One measurement a row.
-        duels: The duels (`mzsane.report.duels`).
-        leaders: The best compositions (`mzsane.report.leaders`).
+        duels: The duels (`mzsane.report.statistics.duels`).
+        leaders: The best compositions (`mzsane.report.statistics.leaders`).
 
     Returns:
         By composition and target, None where nothing was measured.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mzsane.report.answers import Answer
-from mzsane.report.page import render_report
+from mzsane.report.page.page import render_report
 from tests.report.made_up import make_large, make_small
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

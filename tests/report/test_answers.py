@@ -9,8 +9,8 @@ import pytest
 from mzsane.config import QuestionConfig
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer, answer_questions
-from mzsane.report.convergence import CONVERGENCE_SCHEMA
-from mzsane.report.effects import estimate_effects
+from mzsane.report.statistics.convergence import CONVERGENCE_SCHEMA
+from mzsane.report.statistics.effects import estimate_effects
 from tests.report.made_models import make_models
 
 NOTHING = pl.DataFrame(schema=CONVERGENCE_SCHEMA)

@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from mzsane.report.cells import ROW_SCHEMA
-from mzsane.report.duels import match_duels
-from mzsane.report.effects import estimate_effects
-from mzsane.report.intervals import measure_interval
+from mzsane.report.statistics.duels import match_duels
+from mzsane.report.statistics.effects import estimate_effects
+from mzsane.report.statistics.intervals import measure_interval
 
 WORLDS, ANCHORS, DRAWS = 300, 10, 10
 OF_ANCHOR, OF_DRAW = 0.03, 0.02  # deviations of accuracy: what an anchor's samples share, and what they do not

@@ -9,16 +9,16 @@ from mzsane.plan import ArmPlan, list_arms
 from mzsane.report.analysis import analyse
 from mzsane.report.cells import average_seeds
 from mzsane.report.compare import name_measurement
-from mzsane.report.duel_summary import SUMMARY_SCHEMA
-from mzsane.report.effects import estimate_effects, to_frame
+from mzsane.report.figures.pictures import draw_pictures
 from mzsane.report.findings import find_findings
-from mzsane.report.leaders import LEADER_SCHEMA
-from mzsane.report.page_tables import list_effects
-from mzsane.report.pictures import draw_pictures
+from mzsane.report.page.tables import list_effects
+from mzsane.report.statistics.duel_summary import SUMMARY_SCHEMA
+from mzsane.report.statistics.effects import estimate_effects, to_frame
+from mzsane.report.statistics.leaders import LEADER_SCHEMA
 from mzsane.report.table import comparison_markdown, comparison_table
 from tests.report.made_models import make_models
 from tests.report.made_up import make_small
-from tests.report.test_page import render
+from tests.report.page.test_page import render
 
 UNKNOWN = "not known whether in distribution"
 

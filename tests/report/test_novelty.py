@@ -3,9 +3,9 @@
 import polars as pl
 
 from mzsane.report.cells import check_rows
-from mzsane.report.figures_accuracy import draw_novelty
+from mzsane.report.figures.accuracy import draw_novelty
 from mzsane.report.novelty import plot_novelty
-from mzsane.report.pooling import pool_seeds
+from mzsane.report.statistics.pooling import pool_seeds
 
 
 def test_each_method_stands_at_its_mean_novelty_and_accuracy(row):

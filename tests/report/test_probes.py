@@ -5,8 +5,8 @@ import pytest
 
 from mzsane.probing.picture import pick_shown, plot_probes
 from mzsane.probing.stage import PROBE_SCHEMA
-from mzsane.report.figures_latents import draw_probes
-from mzsane.report.page_tables import list_probes
+from mzsane.report.figures.latents import draw_probes
+from mzsane.report.page.tables import list_probes
 
 
 def make_probe(features, value, gain=(0.0, 0.0), zoo="digits", inside=True, metric="r2", name="test_accuracy", arm="a"):

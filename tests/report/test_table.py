@@ -10,8 +10,8 @@ from rich.console import Console
 from mzsane.errors import ConfigError
 from mzsane.report.answers import Answer
 from mzsane.report.cells import average_seeds, explain_interval
-from mzsane.report.duels import DUEL_SCHEMA
-from mzsane.report.leaders import LEADER_SCHEMA
+from mzsane.report.statistics.duels import DUEL_SCHEMA
+from mzsane.report.statistics.leaders import LEADER_SCHEMA
 from mzsane.report.table import comparison_markdown, comparison_table
 
 NO_DUELS, NO_LEADERS = pl.DataFrame(schema=DUEL_SCHEMA), pl.DataFrame(schema=LEADER_SCHEMA)

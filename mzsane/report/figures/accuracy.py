@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from mzsane.report.figures import (
+from mzsane.report.figures.vega import (
     ACCURACY,
     Entry,
     Figure,

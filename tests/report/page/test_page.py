@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 
 from mzsane.report.answers import DEFAULT_QUESTION, Answer
-from mzsane.report.convergence import describe_failed
-from mzsane.report.duel_summary import SUMMARY_SCHEMA
-from mzsane.report.duels import find_strongest
-from mzsane.report.leaders import LEADER_SCHEMA
-from mzsane.report.page import Facts, render_report
+from mzsane.report.page.page import Facts, render_report
+from mzsane.report.statistics.convergence import describe_failed
+from mzsane.report.statistics.duel_summary import SUMMARY_SCHEMA
+from mzsane.report.statistics.duels import find_strongest
+from mzsane.report.statistics.leaders import LEADER_SCHEMA
 from tests.report.made_up import make_ablation, make_large, make_small
 
 VOID = {"meta", "input", "img", "br", "path", "wbr"}

@@ -3,7 +3,7 @@
 import altair as alt
 import polars as pl
 
-from mzsane.report.figures import (
+from mzsane.report.figures.vega import (
     CATEGORIES,
     Entry,
     Figure,

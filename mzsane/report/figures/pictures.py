@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from mzsane.appearance import Look, draw_png
 from mzsane.probing.picture import pick_shown, plot_probes
-from mzsane.report.effect_plots import plot_effects, plot_heatmap
+from mzsane.report.figures.effects import plot_effects, plot_heatmap
+from mzsane.report.figures.plots import plot_accuracy, plot_curves, plot_finetuning
+from mzsane.report.figures.shares import plot_shares
 from mzsane.report.latents import plot_latents
 from mzsane.report.novelty import plot_novelty
-from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
-from mzsane.report.shares import plot_shares
 
 
 def draw_pictures(

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
-from mzsane.report.intervals import compare_means, compare_pairs, measure_interval, t_quantile
+from mzsane.report.statistics.intervals import compare_means, compare_pairs, measure_interval, t_quantile
 
 
 def test_values_that_stand_for_themselves_have_students_interval():

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from mzsane.report.duel_summary import summarise_duels
-from mzsane.report.duels import find_strongest, match_duels
+from mzsane.report.statistics.duel_summary import summarise_duels
+from mzsane.report.statistics.duels import find_strongest, match_duels
 from tests.report.made_models import make_models
 
 

@@ -22,15 +22,15 @@ from markupsafe import Markup, escape
 
 from mzsane.report.answers import DEFAULT_QUESTION, Answer
 from mzsane.report.cells import check_rows
-from mzsane.report.convergence import describe_failed
-from mzsane.report.figures import FONT_SIZE, list_data
-from mzsane.report.figures_accuracy import draw_cost, draw_methods, draw_novelty
-from mzsane.report.figures_backbone import draw_convergence, draw_curves, draw_shares
-from mzsane.report.figures_change import draw_effects, draw_finetuning
-from mzsane.report.figures_latents import draw_latents, draw_probes
-from mzsane.report.grids import AccuracyView, list_compositions, list_duels, list_views
-from mzsane.report.page_tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance
-from mzsane.report.pooling import pool_seeds
+from mzsane.report.figures.accuracy import draw_cost, draw_methods, draw_novelty
+from mzsane.report.figures.backbone import draw_convergence, draw_curves, draw_shares
+from mzsane.report.figures.change import draw_effects, draw_finetuning
+from mzsane.report.figures.grids import AccuracyView, list_compositions, list_duels, list_views
+from mzsane.report.figures.latents import draw_latents, draw_probes
+from mzsane.report.figures.vega import FONT_SIZE, list_data
+from mzsane.report.page.tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance
+from mzsane.report.statistics.convergence import describe_failed
+from mzsane.report.statistics.pooling import pool_seeds
 from mzsane.report.words import METHOD_MEANINGS, SEES_MEANINGS, WORDS
 
 EMPTY = pl.DataFrame()
@@ -207,7 +207,7 @@ def _hash_script(script: str) -> str:
 
 def _open_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mzsane.report", "."),
+        loader=jinja2.PackageLoader("mzsane.report.page", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

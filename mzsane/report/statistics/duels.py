@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from mzsane.report.cells import METHODS, SEES, rank_method
-from mzsane.report.intervals import Interval, compare_means, compare_pairs
+from mzsane.report.statistics.intervals import Interval, compare_means, compare_pairs
 
 COPIES = ("anchors", "best_anchor", "best_model", "transfer")  # networks that somebody trained, as they are
 _AS_NOVEL = 0.9  # of a sample's novelty, from which on an opponent is as new

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mzsane.report.shares import SHARE_SCHEMA, THRESHOLDS, measure_shares, plot_shares
+from mzsane.report.figures.shares import SHARE_SCHEMA, THRESHOLDS, measure_shares, plot_shares
 
 
 def make_scores(method, models, chosen_of=None, epochs=0, ensemble=1, outside=False):

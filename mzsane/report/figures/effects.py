@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from mzsane.appearance import COLORS, INK, MUTED, SIZE, Look, create_figure, create_message, quote, style_axes
 from mzsane.report.cells import SEES, Cell, average_seeds, format_accuracy, list_names
-from mzsane.report.effects import CHANGES
+from mzsane.report.statistics.effects import CHANGES
 from mzsane.report.table import MISSING
 from mzsane.report.words import name_epochs
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from mzsane.report.cells import METHODS, SEES, list_names
-from mzsane.report.intervals import LEAST_UNITS, t_factors
+from mzsane.report.statistics.intervals import LEAST_UNITS, t_factors
 from mzsane.report.words import KINDS, name_epochs, name_method, name_sight
 
 KEYS = (

@@ -4,8 +4,7 @@ import altair as alt
 import polars as pl
 
 from mzsane.report.cells import SEES
-from mzsane.report.effects import CHANGES
-from mzsane.report.figures import (
+from mzsane.report.figures.vega import (
     ACCURACY,
     Entry,
     Figure,
@@ -18,6 +17,7 @@ from mzsane.report.figures import (
     shape_by,
     tell,
 )
+from mzsane.report.statistics.effects import CHANGES
 from mzsane.report.words import name_epochs
 
 

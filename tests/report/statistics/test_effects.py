@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mzsane.report.effects import EFFECT_SCHEMA, estimate_effects, to_frame
+from mzsane.report.statistics.effects import EFFECT_SCHEMA, estimate_effects, to_frame
 
 DATASETS = ("a", "b", "c")
 TARGETS = (*DATASETS, "new")

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from mzsane.report.leaders import LEADER_SCHEMA, find_contrast, find_leaders
+from mzsane.report.statistics.leaders import LEADER_SCHEMA, find_contrast, find_leaders
 from tests.report.made_models import make_models
 
 

@@ -6,7 +6,7 @@ import polars as pl
 from matplotlib.colors import to_hex
 
 from mzsane.appearance import assign_looks, to_png, to_svg
-from mzsane.report.plots import plot_accuracy, plot_curves, plot_finetuning
+from mzsane.report.figures.plots import plot_accuracy, plot_curves, plot_finetuning
 
 
 def list_markers(axes):

@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from mzsane.report.cells import SEES
-from mzsane.report.duels import LEAST_SEEDS, describe_difference
-from mzsane.report.intervals import Interval, compare_means, compare_pairs
+from mzsane.report.statistics.duels import LEAST_SEEDS, describe_difference
+from mzsane.report.statistics.intervals import Interval, compare_means, compare_pairs
 
 LEADER_SCHEMA = {
     "target": pl.String,

@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from mzsane.report.convergence import (
+from mzsane.report.statistics.convergence import (
     CONVERGENCE_SCHEMA,
     describe_convergence,
     describe_failed,

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from mzsane.report.answers import format_interval, format_points
-from mzsane.report.duels import find_strongest
-from mzsane.report.effects import name_place
+from mzsane.report.statistics.duels import find_strongest
+from mzsane.report.statistics.effects import name_place
 from mzsane.report.words import name_epochs, name_method, name_sees
 
 SYMBOLS = {"win": "▲", "tie": "=", "loss": "▼", "untested": "?"}

@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from mzsane.report.effect_plots import plot_effects, plot_heatmap
-from mzsane.report.effects import EFFECT_SCHEMA
-from mzsane.report.figures_change import draw_effects
+from mzsane.report.figures.change import draw_effects
+from mzsane.report.figures.effects import plot_effects, plot_heatmap
+from mzsane.report.statistics.effects import EFFECT_SCHEMA
 
 
 @pytest.fixture

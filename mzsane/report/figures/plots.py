@@ -24,7 +24,7 @@ from mzsane.appearance import (
     style_axes,
 )
 from mzsane.report.cells import Cell, average_seeds, check_rows, explain_interval, list_names, rank_method
-from mzsane.report.pooling import pool_seeds
+from mzsane.report.statistics.pooling import pool_seeds
 from mzsane.report.words import PLACES
 
 _EVEN_EPOCHS = 5  # more epochs of fine-tuning than this are drawn on a logarithmic scale

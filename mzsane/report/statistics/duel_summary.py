@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from statsmodels.regression.linear_model import OLS
 
-from mzsane.report.duels import describe_difference, list_pairs, name_duel
-from mzsane.report.intervals import LEAST_UNITS, Interval, measure_interval, t_quantile
+from mzsane.report.statistics.duels import describe_difference, list_pairs, name_duel
+from mzsane.report.statistics.intervals import LEAST_UNITS, Interval, measure_interval, t_quantile
 
 SUMMARY_SCHEMA = {
     "method": pl.String,

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from mzsane.probing.picture import name_features, name_property
-from mzsane.report.figures import to_columns
+from mzsane.report.figures.vega import to_columns
 from mzsane.report.provenance import merge_artifacts
 from mzsane.report.words import PLACES, WORDS
 

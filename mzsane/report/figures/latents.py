@@ -5,7 +5,7 @@ import polars as pl
 
 from mzsane.probing.features import FEATURES
 from mzsane.probing.picture import name_features, name_property, pick_shown
-from mzsane.report.figures import CATEGORIES, Entry, Figure, axis_x, axis_y, color_by, draw_panel, shape_by, tell
+from mzsane.report.figures.vega import CATEGORIES, Entry, Figure, axis_x, axis_y, color_by, draw_panel, shape_by, tell
 
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 

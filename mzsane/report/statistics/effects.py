@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 
 from mzsane.report.cells import SEES, check_rows, join_names
-from mzsane.report.intervals import LEAST_UNITS, t_quantile
+from mzsane.report.statistics.intervals import LEAST_UNITS, t_quantile
 from mzsane.report.words import PLACES
 
 FACTORS = ("models", "datasets", "architectures")

@@ -5,10 +5,10 @@ import polars as pl
 from mzsane.appearance import assign_looks
 from mzsane.probing.stage import PROBE_SCHEMA
 from mzsane.report.cells import check_rows
-from mzsane.report.effects import EFFECT_SCHEMA
+from mzsane.report.figures.pictures import draw_pictures
+from mzsane.report.figures.shares import SHARE_SCHEMA
 from mzsane.report.latents import LATENT_SCHEMA
-from mzsane.report.pictures import draw_pictures
-from mzsane.report.shares import SHARE_SCHEMA
+from mzsane.report.statistics.effects import EFFECT_SCHEMA
 from tests.report.made_up import make_small
 
 FRAMES = ("effects", "shares", "latents", "curves", "probes")

@@ -1,0 +1,1 @@
+"""Figures: data in, a picture or a vega-lite chart out."""

@@ -1,0 +1,1 @@
+"""The page: tables, figures and words in one file."""

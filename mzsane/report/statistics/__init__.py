@@ -1,0 +1,1 @@
+"""Effects, duels, intervals: what a comparison says and how sure it is."""
