@@ -57,6 +57,12 @@ def choose_checkpoints(slices: Sequence[TokenSlice], seed: int, store: ArtifactS
     ]
 
 
+def list_trained(used: pl.DataFrame, number: int, table: TokenTable) -> Tensor:
+    """Return the rows of a slice's tokens that a backbone was trained on, by model and epoch."""
+    rows = table.index.with_row_index("row").join(used.filter(slice=number), on=["model", "epoch"], how="semi")
+    return torch.tensor(rows.sort("model", "epoch")["row"].to_list())
+
+
 def _choose_rows(table: TokenTable, item: TokenSlice, seed: int, number: int) -> Tensor:
     part = item.part
     rows = table.index.with_row_index("at").filter(pl.col("split") == "train")

@@ -21,13 +21,14 @@ from mzsane.config import (
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_ablation
 from mzsane.evaluation.score import plan_baselines, plan_scores, score_baselines, score_samples
+from mzsane.evaluation.selection import draw_samples, plan_samples
 from mzsane.feasibility import check_layouts
 from mzsane.fetch.download import download, plan_download
 from mzsane.metrics import MetricSink
 from mzsane.probing.stage import plan_probes, probe_backbone
 from mzsane.problems.images.content import pin_images
 from mzsane.report.compare import ArmParts, compare, plan_comparison
-from mzsane.sampling.draw import Target, draw_samples, plan_samples
+from mzsane.sampling.target import Target
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.zoo.make import make_zoo, plan_zoo

@@ -32,7 +32,8 @@ from mzsane.problems.images.noise import draw_noise_images
 from mzsane.problems.images.pseudo import draw_pseudo_images
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import lay_out_target
-from mzsane.sampling.draw import Target, read_populations
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet

@@ -35,7 +35,7 @@ from mzsane.networks.build import build_network
 from mzsane.networks.conditioning import has_statistics
 from mzsane.networks.run import ModelSet, Score, score_models
 from mzsane.problems.images.dataset import load_images
-from mzsane.sampling.draw import Target
+from mzsane.sampling.target import Target
 
 SEES = ("none", "statistics", "images", "labels")  # what was used of the target, the least first
 _MEASURED = {name: kind for name, kind in CARD_SCHEMA.items() if name != "nearest_model"}

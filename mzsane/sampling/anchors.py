@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from mzsane.backbone.refinement import refine_latents
-from mzsane.composition import TokenSlice
+from mzsane.composition import TokenSlice, list_trained
 from mzsane.config import AnyImagesConfig, FilesConfig, GlyphsConfig, ImagesConfig, SamplingConfig
 from mzsane.errors import ConfigError
-from mzsane.evaluation.novelty.distance import list_trained
 from mzsane.metrics import MetricSink
 from mzsane.networks.behaviour import NetworkBehaviour
 from mzsane.problems.images.noise import draw_noise_images

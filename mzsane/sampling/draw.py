@@ -1,294 +1,54 @@
-"""Draw samples for one target from one backbone, and select the best on the target's validation images.
-
-The SAMPLES artifact holds `populations.safetensors`, flat weights by population, all in the target's layout:
-
-- `samples`: the drawn models,
-- `anchors`: the anchors decoded without noise, and `anchor_weights`: the anchors as they are in the zoo, canonical,
-  whose names, slice/model, are in `anchors.parquet`,
-- `originals`: held-out zoo models, and `reconstruction`: the same through the backbone.
-
-`samples.parquet` is a record a sample: how it was made (sampler, bandwidth, seed, `anchor_choice`, the round that it is
-of, the anchors that it was `made_of`, the anchor that its weights are nearest to and the distance), accuracy on
-validation images and rank by that, its memorisation card (`novelty.memorisation`), and what it cost: gradient
-steps, image passes and seconds, those of preparing the anchors shared among the samples, those of choosing a bandwidth
-left out. `sees` says what drawing it looked at of the target, `anchors_see` what choosing its anchors did: `none`;
-`images`, without labels, where running statistics are computed on them (`conditioned`) or samples were `guided` by them
-(`mzsane.sampling.guidance`); `labels`, where anchors or bandwidth were chosen by them, and in every round after the
-first. `generator_sees` says the same of the backbone: `images` if it was trained with the behavioural loss on a zoo of
-the target's dataset. It says whether the anchors' latents were `refined`, for which nothing is seen (`refine_anchors`).
-`positions` are `mapped` when anchors of another architecture lent their latents, and the `head` is `new` when they have
-other classes. `bandwidths.parquet` has the bandwidths that were tried, none when one was given.
+"""Draw new weights from a backbone: latents from a sampler, moved by guidance where there is some, and decoded.
 
 Suffixes: A anchors, S samples, P weights of a model, T tokens, L latent width.
 """
 
-import math
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
-import polars as pl
-import torch
 from torch import Tensor
 
-from mzsane.composition import TokenSlice
-from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, NetworkConfig, SamplingConfig
-from mzsane.evaluation.novelty.distance import find_known_models
-from mzsane.evaluation.novelty.memorisation import Memorisation
-from mzsane.layout.token_layout import TokenLayout
-from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.networks.build import choose_network
-from mzsane.networks.run import ModelSet, score_models
-from mzsane.networks.shapes import name_code
-from mzsane.problems.images.content import pin_images
+from mzsane.config import SamplingConfig
+from mzsane.metrics import MetricSink
 from mzsane.randomness import make_generator
-from mzsane.sampling.anchors import (
-    choose_anchors,
-    load_anchors,
-    load_held_out,
-    refine_anchors,
-    resolve_given,
-    share_images,
-)
-from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.sampling.decoding import Decoder
-from mzsane.sampling.guidance import Guidance, open_guidance
+from mzsane.sampling.guidance import Guidance
 from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
-from mzsane.steady import steady
-from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
-from mzsane.store.serialisation import load_tensors, save_tensors, to_parquet
-from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.subject import name_activations
-
-VERSION = 7
 
 
 @dataclass(frozen=True)
-class Target:
-    """What samples are made for and scored on.
+class WeightSampler:
+    """A sampler with the backbone that decodes what it draws.
 
     Attributes:
-        network: the architecture.
-        images: the image dataset.
-        tokens: the TOKENS artifact of a zoo that was trained on just this, if there is one.
+        config: which sampler.
+        decoder: of the backbone, for the target.
+        guidance: what drawn latents are moved by, if anything.
+        seed: of all draws.
+        sink: where progress goes.
     """
 
-    network: NetworkConfig
-    images: ImagesConfig
-    tokens: ArtifactRef | None = None
+    config: SamplingConfig
+    decoder: Decoder
+    guidance: Guidance | None
+    seed: int
+    sink: MetricSink
 
-
-def plan_samples(
-    config: SamplingConfig,
-    target: Target,
-    backbone: ArtifactRef,
-    slices: Sequence[TokenSlice],
-    anchor_slices: Sequence[int],
-    seed: int,
-) -> Work:
-    """Name the work of drawing samples; `anchor_slices` are the numbers of the slices that anchors come from."""
-    inputs = {"backbone": backbone} | {f"tokens/{number}": part.tokens for number, part in enumerate(slices)}
-    if target.tokens is not None:
-        inputs["target"] = target.tokens
-    settings = {
-        "sampling": config.recipe() | {"anchor_models": resolve_given(config, slices)},
-        "network": target.network.recipe(),
-        "images": pin_images(target.images).recipe(),
-        **name_code(target.network, target.images),
-        "anchor_slices": list(anchor_slices),
-        "seed": seed,
-    }
-    return Work("samples", VERSION, settings, inputs, seed=seed)
-
-
-@steady
-def draw_samples(
-    config: SamplingConfig,
-    target: Target,
-    backbone: ArtifactRef,
-    slices: Sequence[TokenSlice],
-    anchor_slices: Sequence[int],
-    seed: int,
-    store: ArtifactStore,
-    execution: ExecutionConfig | None = None,
-    sink: MetricSink = NO_SINK,
-) -> Artifact:
-    """Draw samples, or open them when they were drawn before.
-
-    Anchors are training models of the composition, at the last checkpoint that was trained on. Random ones look at no
-    target data; for others see `choose_anchors`. All choices look at validation images only.
-
-    Raises:
-        ConfigError: there are too few anchors for the sampler, one that is given was not trained on, or the backbone
-            has no positions for the target's tokens.
-    """
-    work = plan_samples(config, target, backbone, slices, anchor_slices, seed)
-    if found := store.find(work.ref):
-        return found
-    trained = store.open(backbone)
-    all_tables = {number: read_tokens(store.open(part.tokens)) for number, part in enumerate(slices)}
-    tables = {number: all_tables[number] for number in anchor_slices}
-    decoder = Decoder(trained, target.network, target.images, [table.layout for table in tables.values()], seed)
-    chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
-    started = time.monotonic()
-    flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
-    guidance = None
-    # What has another architecture or other classes cannot teach the target's.
-    comparable = not decoder.mapped and not decoder.new_head
-    told = name_activations(tables, chosen.names, decoder.layout)
-    alike = all(choose_network(target.network, activation) == target.network for activation in told)
-    refined = config.refine_anchors and comparable and alike  # the target's network is what compares them
-    if refined:
-        latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
-    if config.guidance_steps and comparable:
-        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed, told)
-    preparing = time.monotonic() - started
-    decoded_AP = decoder.renew_heads(decoder.decode(latents_ATL), "anchors")
-    anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1], seed)
-    memorisation = Memorisation(
-        find_known_models(trained, all_tables, decoder.layout),
-        all_tables,
-        ModelSet(target.network, target.images, decoder.layout, decoded_AP),
-        seed,
-        execution,
-        sink,
-        decoded_AP,
-    )
-    desk = _Desk(config, target, decoder, guidance, memorisation, seed, execution, sink)
-    bandwidth, trials = choose_bandwidth(config, lambda width: desk.attempt(anchors, width))
-    drawn, samples, accuracies = desk.draw_rounds(anchors, bandwidth)
-    if not config.anchors:  # their latents stood for all, and no sample is made of one
-        flat_AP, decoded_AP, names = flat_AP[:0], decoded_AP[:0], []
-        drawn = replace(drawn, used_SA=drawn.used_SA[:, :0])
-    else:
-        names = chosen.names
-    anchor_weights = decoder.renew_heads(flat_AP, "anchor_weights")
-    originals, activations = load_held_out(target.tokens, tables, decoder, store)
-    populations = {
-        "samples": samples,
-        "anchors": decoded_AP,
-        "anchor_weights": anchor_weights,
-        "originals": originals,
-        "reconstruction": decoder.decode(decoder.encode(originals)),
-    }
-    base = "images" if decoder.conditioned else "none"
-    looked = chosen.labelled or config.rounds > 1 or any(trial.accuracy is not None for trial in trials)
-    guided = "images" if guidance else base
-    how = {
-        "sampler": config.sampler,
-        "bandwidth": bandwidth,
-        "seed": seed,
-        "sees": "labels" if looked else guided,
-        "anchors_see": "labels" if chosen.labelled else base,
-        "generator_sees": "images" if _behaves_on(decoder.config, all_tables, target.images) else "none",
-        "anchor_choice": config.anchor_choice if names else "none",
-        "round": config.rounds,
-        "positions": "mapped" if decoder.mapped else "own",
-        "head": "new" if decoder.new_head else "decoded",
-        "conditioned": decoder.conditioned,
-        "guided": guidance is not None,
-        "refined": refined,
-        "gradient_steps": config.guidance_steps * config.rounds if guidance else 0,
-        "image_passes": guidance.count_passes(config.samples) * config.rounds if guidance else 0,
-        "seconds": (preparing + desk.seconds) / config.samples,
-    }
-    records = pl.DataFrame(
-        {
-            "sample": range(config.samples),
-            "made_of": [[names[i] for i in used_A.nonzero().flatten()] for used_A in drawn.used_SA],
-            **_find_nearest(samples, anchor_weights, decoder.body_P),
-            "validation_accuracy": accuracies[-1],
-        },
-        schema_overrides={"made_of": pl.List(pl.String), "nearest_anchor": pl.Int64, "nearest_distance": pl.Float64},
-    ).with_columns(
-        pl.col("validation_accuracy").rank("ordinal", descending=True).cast(pl.Int64).alias("rank"),
-        **{name: pl.lit(value) for name, value in how.items()},
-        cluster=pl.col("nearest_anchor").replace_strict(dict(enumerate(names)), return_dtype=pl.String, default=None),
-    )
-    card = memorisation.measure(samples, sampled=True)
-    best = records.filter(pl.col("rank") <= config.keep)["validation_accuracy"].mean()
-    notes = {"layout": decoder.layout.model_dump(mode="json")}
-    files = {
-        "populations.safetensors": save_tensors(populations, notes),
-        "samples.parquet": to_parquet(pl.concat([records, card], how="horizontal")),
-        "anchors.parquet": to_parquet(pl.DataFrame({"model": names}, schema={"model": pl.String})),
-        "originals.parquet": to_parquet(pl.DataFrame({"activation": activations}, schema={"activation": pl.String})),
-        "bandwidths.parquet": to_parquet(list_trials(trials, bandwidth)),
-    }
-    counts = {
-        "samples": config.samples,
-        "anchors": len(names),
-        "models_that_latents_are_from": len(chosen.names),
-        "bandwidth": bandwidth,
-        "validation_accuracy_by_round": [fmean(found) for found in accuracies],
-        "validation_accuracy_of_selected": best,
-    }
-    return store.publish(work, files, counts)
-
-
-def read_populations(samples: Artifact) -> tuple[dict[str, Tensor], pl.DataFrame, TokenLayout]:
-    """Read a SAMPLES artifact: flat weights by population, the records, and the layout."""
-    populations, notes = load_tensors(samples.path("populations.safetensors").read_bytes())
-    records = pl.read_parquet(samples.path("samples.parquet"))
-    return populations, records, TokenLayout.model_validate(notes["layout"])
-
-
-class _Desk:
-    """Where models are drawn, decoded and scored on validation images."""
-
-    def __init__(
-        self,
-        config: SamplingConfig,
-        target: Target,
-        decoder: Decoder,
-        guidance: Guidance | None,
-        memorisation: Memorisation,
-        seed: int,
-        execution: ExecutionConfig | None,
-        sink: MetricSink,
-    ) -> None:
-        self.config, self.target, self.decoder, self.seed = config, target, decoder, seed
-        self.guidance, self.memorisation = guidance, memorisation
-        self.execution, self.sink = execution, sink
-        self.seconds = 0.0  # that drawing the samples, not trying bandwidths, took
-
-    def attempt(self, anchors: Anchors, bandwidth: float) -> Trial:
-        """Draw a few models with a bandwidth, the same random numbers for all bandwidths, and measure them."""
-        origin_AA = torch.eye(len(anchors.latents_ATL), dtype=torch.bool)
-        _, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.bandwidth_samples, "trial")
-        accuracy = None if self.decoder.new_head else fmean(self._score(flat_SP))
-        novelty = float(self.memorisation.measure_sampling(flat_SP).nanmean())
-        return Trial(bandwidth, accuracy, None if math.isnan(novelty) else novelty)
-
-    def draw_rounds(self, anchors: Anchors, bandwidth: float) -> tuple[Drawn, Tensor, list[list[float]]]:
-        """Draw the samples; where there are more rounds, draw again from the selected ones.
-
-        Returns:
-            The last round's latents, with the anchors that they go back to, its weights (S, P), and the accuracies on
-            validation images of each round.
-        """
-        origin_AA = torch.eye(len(anchors.latents_ATL), dtype=torch.bool)
-        accuracies: list[list[float]] = []
-        for number in range(self.config.rounds):
-            names = ("kde", number) if number else ("kde",)
-            started = time.monotonic()
-            drawn, flat_SP = self._draw(anchors, origin_AA, bandwidth, self.config.samples, *names)
-            self.seconds += time.monotonic() - started
-            accuracies.append(self._score(flat_SP))
-            best = sorted(range(len(flat_SP)), key=lambda i: -accuracies[-1][i])[: self.config.keep]
-            anchors, origin_AA = replace(anchors, latents_ATL=drawn.latents_STL[best]), drawn.used_SA[best]
-        return drawn, flat_SP, accuracies
-
-    def models(self, flat_SP: Tensor) -> ModelSet:
-        """Return models with the target's images."""
-        return ModelSet(self.target.network, self.target.images, self.decoder.layout, flat_SP)
-
-    def _draw(
+    def draw(
         self, anchors: Anchors, origin_AA: Tensor, bandwidth: float, count: int, *names: int | str
     ) -> tuple[Drawn, Tensor]:
-        """Draw, guide and decode; the origin says which anchors each of the latents goes back to."""
+        """Draw, guide and decode some models.
+
+        Args:
+            anchors: the latents that are started from.
+            origin_AA: which anchors of the first round each of these goes back to.
+            bandwidth: how far from them.
+            count: of models.
+            names: which draw of the seed it is.
+
+        Returns:
+            The latents with the first round's anchors that they go back to, and the weights, (S, P).
+        """
         generator = make_generator(self.seed, "samples", *names)
         drawn = SAMPLERS[self.config.sampler](anchors, bandwidth, count, generator)
         drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
@@ -299,20 +59,3 @@ class _Desk:
             )
             drawn = replace(drawn, latents_STL=moved_STL)
         return drawn, self.decoder.renew_heads(self.decoder.decode(drawn.latents_STL), *names)
-
-    def _score(self, flat_SP: Tensor) -> list[float]:
-        scores = score_models(self.models(flat_SP), "val", self.execution, self.sink)
-        return [score.accuracy for score in scores]
-
-
-def _behaves_on(config: BackboneConfig, tables: Mapping[int, TokenTable], images: ImagesConfig) -> bool:
-    """Tell whether a backbone was trained on what networks do on images of the target's dataset."""
-    return config.behaviour > 0 and any(share_images(table, images) for table in tables.values())
-
-
-def _find_nearest(flat_SP: Tensor, anchors_AP: Tensor, body_P: Tensor) -> dict[str, list[float | None]]:
-    """Return for each sample the anchor with the nearest weights, new heads left out, and its distance."""
-    if not len(anchors_AP):
-        return {name: [None] * len(flat_SP) for name in ("nearest_anchor", "nearest_distance")}
-    distances_S, nearest_S = torch.cdist(flat_SP[:, body_P], anchors_AP[:, body_P]).min(dim=1)
-    return {"nearest_anchor": nearest_S.tolist(), "nearest_distance": distances_S.tolist()}

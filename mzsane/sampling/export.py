@@ -17,7 +17,7 @@ from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network
 from mzsane.networks.run import ModelSet, load_model
 from mzsane.problems.images.dataset import load_images
-from mzsane.sampling.draw import read_populations
+from mzsane.sampling.populations import read_populations
 from mzsane.store.artifacts import Artifact
 from mzsane.store.serialisation import save_tensors
 

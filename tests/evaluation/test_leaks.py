@@ -23,9 +23,11 @@ from mzsane.config import (
 )
 from mzsane.evaluation.novelty.distance import open_known_models
 from mzsane.evaluation.score import score_baselines, score_samples
+from mzsane.evaluation.selection import draw_samples
 from mzsane.plan import ArmPlan, list_arms
 from mzsane.problems.images.dataset import load_images
-from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 

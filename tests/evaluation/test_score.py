@@ -8,8 +8,10 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.score import score_baselines, score_samples
+from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.run import ModelSet, score_models
-from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.store.artifacts import ArtifactRef
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens

@@ -7,7 +7,8 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import EvaluationConfig, ExecutionConfig, GlyphsConfig, SamplingConfig, SliceConfig, ZooConfig
 from mzsane.evaluation.score import score_samples
-from mzsane.sampling.draw import Target, draw_samples
+from mzsane.evaluation.selection import draw_samples
+from mzsane.sampling.target import Target
 from mzsane.tokens.build import build_tokens
 from mzsane.zoo.train import train_zoo
 

@@ -38,7 +38,7 @@ MODULES = {
     "tokens": "mzsane/tokens/build.py",
     "backbone": "mzsane/backbone/pretrain.py",
     "probes": "mzsane/probing/stage.py",
-    "samples": "mzsane/sampling/draw.py",
+    "samples": "mzsane/evaluation/selection.py",
     "baselines": "mzsane/evaluation/score.py",
     "scores": "mzsane/evaluation/score.py",
     "comparison": "mzsane/report/compare.py",

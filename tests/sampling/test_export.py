@@ -11,13 +11,15 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError, StoreError
+from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.build import build_network
 from mzsane.networks.run import ModelSet, score_models
 from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.sampling import export
-from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.export import export_samples
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.store.artifacts import Artifact
 from mzsane.tokens.build import plan_tokens
 

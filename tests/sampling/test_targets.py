@@ -20,9 +20,11 @@ from mzsane.config import (
 )
 from mzsane.errors import ConfigError
 from mzsane.evaluation.score import score_samples
+from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.build import build_network
 from mzsane.networks.run import ModelSet, score_models
-from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.tokens.build import build_tokens, plan_tokens
 from mzsane.tokens.store import read_tokens
 from mzsane.tokens.transfer import fit_weights, map_tokens

@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mzsane.composition import list_trained
 from mzsane.evaluation.novelty.nearest import NearestSearch
 from mzsane.evaluation.novelty.quotient import Quotient
 from mzsane.layout.agreement import check_same_layout
@@ -236,12 +237,6 @@ def find_known_models(backbone: Artifact, tables: Mapping[int, TokenTable], layo
         if cut_head(table.layout).digest == body
     }
     return KnownModels.from_tables(chosen, layout) if chosen else None
-
-
-def list_trained(used: pl.DataFrame, number: int, table: TokenTable) -> Tensor:
-    """Return the rows of a slice's tokens that a backbone was trained on, by model and epoch."""
-    rows = table.index.with_row_index("row").join(used.filter(slice=number), on=["model", "epoch"], how="semi")
-    return torch.tensor(rows.sort("model", "epoch")["row"].to_list())
 
 
 def _cut_groups(groups: Sequence[PermutationGroup], layout: TokenLayout) -> tuple[PermutationGroup, ...]:

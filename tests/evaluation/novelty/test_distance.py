@@ -11,10 +11,12 @@ from mzsane.errors import ConfigError
 from mzsane.evaluation.novelty.distance import KnownModels, open_known_models
 from mzsane.evaluation.novelty.distance import distance as novelty
 from mzsane.evaluation.score import score_samples
+from mzsane.evaluation.selection import draw_samples
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network
 from mzsane.randomness import make_generator
-from mzsane.sampling.draw import Target, draw_samples, read_populations
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.symmetry.apply.permute import permute_weights
 from mzsane.symmetry.groups import draw_permutations
 from mzsane.tokens.build import plan_tokens

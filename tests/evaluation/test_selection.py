@@ -9,10 +9,12 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.novelty.distance import open_known_models
+from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.run import ModelSet, score_models
-from mzsane.sampling.draw import Target, draw_samples, read_populations
 from mzsane.sampling.guidance import open_guidance, write_lessons
+from mzsane.sampling.populations import read_populations
 from mzsane.sampling.samplers import SAMPLERS, flow
+from mzsane.sampling.target import Target
 from mzsane.tokens.build import plan_tokens
 from mzsane.tokens.store import read_tokens
 
@@ -136,7 +138,7 @@ def test_trials_are_measured_as_they_are(arm, monkeypatch):
         scored.append((split, models.flat_NP, score_models(models, split, *rest)))
         return scored[-1][2]
 
-    monkeypatch.setattr("mzsane.sampling.draw.score_models", watch)
+    monkeypatch.setattr("mzsane.evaluation.selection.score_models", watch)
     config = SAMPLING.model_copy(update={"bandwidth": (0.1, 0.4), "bandwidth_samples": 5, "rounds": 2})
     samples = draw_samples(config, target, backbone.ref, slices, [0], 3, store, SERIAL)
     assert [(split, len(flat)) for split, flat, _ in scored] == [("val", 5)] * 2 + [("val", 12)] * 2

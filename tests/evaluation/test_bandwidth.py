@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mzsane.config import SamplingConfig
-from mzsane.sampling.bandwidth import Trial, choose_bandwidth, list_trials
+from mzsane.evaluation.bandwidth import Trial, choose_bandwidth, list_trials
 
 GRID = (0.0, 0.2, 0.5, 1.0)
 
