@@ -27,7 +27,8 @@ from mzsane.fetch.download import download, plan_download
 from mzsane.metrics import MetricSink
 from mzsane.probing.stage import plan_probes, probe_backbone
 from mzsane.problems.images.content import pin_images
-from mzsane.report.compare import ArmParts, compare, plan_comparison
+from mzsane.report.compare import compare, plan_comparison
+from mzsane.report.gather import ArmParts
 from mzsane.sampling.target import Target
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens

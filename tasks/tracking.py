@@ -24,8 +24,9 @@ from mzsane.addresses import hide_secrets, show_address, split_user
 from mzsane.appearance import draw_png
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
-from mzsane.report.compare import ArmParts, arm_curves, arm_probes, arm_rows, arm_scores, name_curve, read_answers
+from mzsane.report.compare import read_answers
 from mzsane.report.figures.plots import plot_curves
+from mzsane.report.gather import ArmParts, gather_curves, gather_probes, gather_rows, gather_scores, name_curve
 from mzsane.store.artifacts import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
@@ -199,11 +200,11 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
             addresses[f"{kind}.{target.name}"] = refs[target.name]
     tags = [RunTag(f"artifact.{name}", store.address(ref)) for name, ref in addresses.items()]
     client.log_batch(run, params=params, tags=tags)
-    curves = arm_curves(parts, store)
+    curves = gather_curves(parts, store)
     points = [
         (f"pretrain/{metric}", value, step) for metric, value, step in curves["metric", "value", "step"].iter_rows()
     ]
-    for row in arm_rows(config, parts, arm_scores(config, parts, store), store).iter_rows(named=True):
+    for row in gather_rows(config, parts, gather_scores(config, parts, store), store).iter_rows(named=True):
         seen = row["sees"] if row["finetune_epochs"] == 0 else "finetuned"
         method = row["method"] if row["ensemble"] == 1 else f"{row['method']}-ensemble-{row['ensemble']}"
         if row["method"] == "distilled_init":  # one for each number of steps
@@ -215,7 +216,7 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
         if row["novelty_mean"] is not None:
             points.append((f"{key}/novelty", row["novelty_mean"], row["finetune_epochs"]))
     for row in (
-        arm_probes(resolve_ablation(config), parts, store).filter(pl.col("value").is_finite()).iter_rows(named=True)
+        gather_probes(resolve_ablation(config), parts, store).filter(pl.col("value").is_finite()).iter_rows(named=True)
     ):
         points.append((f"probes/{row['zoo']}/{row['property']}/{row['features']}/{row['metric']}", row["value"], 0))
     _log_points(client, run, points)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,43 +17,17 @@ from mzsane.config.zoo import NetworkConfig
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source
 from mzsane.networks.build import build_network, choose_network
-from mzsane.networks.recognise import (
-    Recognised,
-    Signature,
-    UnknownWeightsError,
-    compare_shapes,
-    explain_misfit,
-    read_signature,
-    recognise,
-    rename_tensors,
-)
 from mzsane.networks.train_loop import measure_splits
-from mzsane.networks.wrappers import match_names
 from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.formats.checkpoint import CheckpointReader
-from mzsane.zoo.formats.effective import compute_weights, is_derived
 from mzsane.zoo.formats.listing import Entry, has_diverged
 from mzsane.zoo.formats.sharded import join_shards, read_files
 from mzsane.zoo.formats.states import Choice, State
+from mzsane.zoo.pattern import Pattern, fit_pattern
 from mzsane.zoo.selection import find_missing, passes_all
 from mzsane.zoo.shards import ShardContent, hash_weights
 
 FILTERED = "filtered: "  # begins the reason of what was measured and is not asked for
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """What all checkpoints of a zoo share: names, shapes and types of tensors, and the architecture if known."""
-
-    signature: Signature
-    dtypes: tuple[torch.dtype, ...]
-    found: Recognised | None
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of a checkpoint's tensors."""
-        sizes = [math.prod(shape) for _, shape in self.signature]
-        return sum(size * kind.itemsize for size, kind in zip(sizes, self.dtypes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -177,67 +150,6 @@ def list_networks(entry: Entry, states: Sequence[State], config: ReadConfig) -> 
         else:
             networks.append(Network(place, entry.model, place if state.epoch is None else state.epoch, state.tensors))
     return networks
-
-
-def make_pattern(tensors: Mapping[str, Tensor], config: ReadConfig) -> Pattern | None:
-    """Return the pattern of the zoo that a checkpoint begins; None when it is not of the given architecture.
-
-    Raises:
-        ConfigError: the given architecture cannot be built.
-        UnknownWeightsError: which network it is, or what its weights are made of, cannot be told.
-    """
-    tensors, found = _resolve(tensors, config)
-    if found is None and config.network is not None:
-        return None
-    ours = rename_tensors(tensors, found) if found else tensors
-    return Pattern(read_signature(ours), tuple(value.dtype for value in ours.values()), found)
-
-
-def explain_other(tensors: Mapping[str, Tensor], config: ReadConfig) -> str:
-    """Return why a checkpoint is not of the given architecture."""
-    assert config.network is not None
-    classes = config.images.classes if config.images else None
-    difference = explain_misfit(read_signature(tensors), config.network, classes)
-    return f"another architecture: not the given network, {config.network.architecture}: {difference}"
-
-
-def fit_pattern(tensors: dict[str, Tensor], pattern: Pattern, config: ReadConfig) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors with the names and in the order of the zoo's.
-
-    Raises:
-        ConfigError: it is of another architecture, or what its weights are made of is not known.
-    """
-    if read_signature(tensors) != pattern.signature:
-        tensors, found = _resolve(tensors, config)
-        if found is not None:
-            tensors = rename_tensors(tensors, found)
-        names = [name for name, _ in pattern.signature]
-        if tensors.keys() != set(names) and (matched := match_names(tensors, names)):
-            tensors = {name: tensors[theirs] for name, theirs in matched.items()}
-        if tensors.keys() == set(names):
-            tensors = {name: tensors[name] for name in names}
-        signature = read_signature(tensors)
-        if signature != pattern.signature:
-            difference = compare_shapes(dict(signature), dict(pattern.signature), "the first checkpoint")
-            raise ConfigError(
-                f"another architecture: {difference or 'it has fewer counters than the first checkpoint'}"
-            )
-    if tuple(value.dtype for value in tensors.values()) != pattern.dtypes:
-        raise ConfigError("another architecture: whole numbers where the others have fractions, or the reverse")
-    return tensors
-
-
-def _resolve(tensors: Mapping[str, Tensor], config: ReadConfig) -> tuple[dict[str, Tensor], Recognised | None]:
-    """Recognise a checkpoint as it is, else by the weights that its layers compute with."""
-    classes = config.images.classes if config.images else None
-    found = recognise(read_signature(tensors), config.network, classes)
-    if found is None and is_derived(tensors):
-        try:
-            tensors = compute_weights(tensors)
-        except ConfigError as error:
-            raise UnknownWeightsError(str(error)) from None
-        found = recognise(read_signature(tensors), config.network, classes)
-    return dict(tensors), found
 
 
 def read_ahead(

@@ -22,7 +22,7 @@ from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import Artifact
 from mzsane.store.storage import Storage
 from mzsane.zoo.formats.listing import is_litter
-from mzsane.zoo.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
+from mzsane.zoo.formats.published import describe_model, describe_schedule, name_folders, rename_tensors, write_result
 from mzsane.zoo.shards import iterate_weights, read_index
 
 

@@ -17,7 +17,6 @@ from mzsane.errors import ConfigError
 from mzsane.fetch.download import download, open_archive, plan_download
 from mzsane.fetch.sources import Source, open_source
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.networks.build import build_network
 from mzsane.networks.recognise import Signature, UnknownWeightsError
 from mzsane.networks.shapes import name_code
 from mzsane.networks.trial import try_evaluation
@@ -29,17 +28,15 @@ from mzsane.store.serialisation import to_parquet
 from mzsane.zoo.card import draw_card
 from mzsane.zoo.chunks import (
     FILTERED,
-    Pattern,
     ReadChunk,
-    explain_other,
     list_networks,
-    make_pattern,
     make_reader,
     read_ahead,
     read_chunk,
 )
 from mzsane.zoo.contents import CONTENT, check_content, find_content
 from mzsane.zoo.formats.listing import GAP, METRICS, Entry, Listing
+from mzsane.zoo.pattern import Pattern, check_images, explain_other, make_pattern
 from mzsane.zoo.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
 from mzsane.zoo.subject import write_subject
@@ -213,7 +210,7 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
             if pattern is None:
                 reasons.append(explain_other(network.tensors, config))
             elif config.network is not None or (pattern.signature, pattern.dtypes) in first:
-                _check_images(config, pattern)
+                check_images(config, pattern)
                 return pattern
             else:
                 first[pattern.signature, pattern.dtypes] = pattern
@@ -221,41 +218,9 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
             break
     if first:  # no two are alike
         pattern = next(iter(first.values()))
-        _check_images(config, pattern)
+        check_images(config, pattern)
         return pattern
     raise ConfigError(f"no checkpoint of {config.origin} can be used: {count_reasons(reasons)}")
-
-
-def _check_images(config: ReadConfig, pattern: Pattern) -> None:
-    """Check that the networks take the given images, before any of them is read."""
-    found = pattern.found
-    if config.measure and found is None:
-        raise ConfigError(
-            f"measure needs the network of the checkpoints of {config.origin}, which is none that is recognised: set "
-            "network, or leave measure out"
-        )
-    if config.images is None or found is None:
-        return
-    if found.classes != config.images.classes:
-        raise ConfigError(
-            f"the checkpoints of {config.origin} have {found.classes} outputs, and images {config.images.source} have "
-            f"{config.images.classes} classes: set images to what they were trained on, or leave it out"
-        )
-    images = load_images(config.images)
-    network = build_network(found.network, images.channels, images.classes, images.size)
-    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    size = f"{images.channels} channels and {images.size}x{images.size} pixels"
-    for name, shape in pattern.signature:
-        if needed.get(name) != shape:
-            raise ConfigError(
-                f"{name} of the checkpoints of {config.origin} is {list(shape)}; images of {size} need "
-                f"{list(needed.get(name, ()))}: set images to what the models were trained on, or leave it out"
-            )
-    try:
-        with torch.no_grad():
-            network.eval()(images.splits["test"].images_NCHW[:1])
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{found.network.architecture} does not take images of {size}: {error}") from None
 
 
 def _cut(config: ReadConfig, source: Source, entries: Sequence[Entry], pattern: Pattern) -> list[ReadChunk]:

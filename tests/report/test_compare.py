@@ -1,7 +1,7 @@
 """Which arms the map of latents shows."""
 
 from mzsane.config import AblationConfig
-from mzsane.report.compare import ArmParts, choose_mapped
+from mzsane.report.gather import ArmParts, choose_mapped
 from mzsane.store.artifacts import ArtifactRef
 
 

@@ -8,9 +8,9 @@ from mzsane.config import AblationConfig, validate_config
 from mzsane.plan import ArmPlan, list_arms
 from mzsane.report.analysis import analyse
 from mzsane.report.cells import average_seeds
-from mzsane.report.compare import name_measurement
 from mzsane.report.figures.pictures import draw_pictures
 from mzsane.report.findings import find_findings
+from mzsane.report.gather import name_measurement
 from mzsane.report.page.tables import list_effects
 from mzsane.report.statistics.duel_summary import SUMMARY_SCHEMA
 from mzsane.report.statistics.effects import estimate_effects, to_frame

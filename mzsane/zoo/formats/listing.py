@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from mzsane.zoo.formats.numbers import parse_number
+from mzsane.zoo.formats.tables import parse_number
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
 GAP = "generalisation_gap"

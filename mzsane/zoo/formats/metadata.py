@@ -13,8 +13,7 @@ from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source
 from mzsane.zoo.formats.listing import Entry, Listing, find_metric, find_split, is_metric, pick_metrics
 from mzsane.zoo.formats.loose_files import sort_entries
-from mzsane.zoo.formats.numbers import parse_number
-from mzsane.zoo.formats.tables import Row, Table, read_table, to_text, type_columns
+from mzsane.zoo.formats.tables import Row, Table, parse_number, read_table, to_text, type_columns
 
 _KEYS = ("file", "model", "epoch", "split", "dataset")
 _EPOCHS = 10**9

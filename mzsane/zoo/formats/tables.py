@@ -1,7 +1,8 @@
 """Tables that people keep beside checkpoints (.csv, .json, .jsonl, .parquet), as rows whose cells are what was written.
 
 Cells of a csv are text, so that an identifier such as `001` stays one; only columns that nobody asks for by name become
-numbers where all of their cells are.
+numbers where all of their cells are. Of numbers as people and programs write them what is certain is read, and what can
+be read in two ways is not.
 """
 
 import io
@@ -10,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +21,10 @@ from mzsane.addresses import show_address, split_query
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source, open_storage
 
+_HUGE = 10**300  # a float would not hold some whole numbers beyond
+_GROUPED = re.compile(r"^[+-]?[0-9]{1,3}((,[0-9]{3}){2,}|(,[0-9]{3})+\.[0-9]+)$")  # 1,234,567 and 1,234.5
+_COMMA = re.compile(r"^([+-]?)([0-9]*),([0-9]+)(e[+-]?[0-9]+)?$", re.IGNORECASE)
+_THOUSANDS = re.compile(r"^[+-]?[1-9][0-9]{0,2},[0-9]{3}$")
 Row = dict[str, Any]
 _SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet")
 _TWICE = re.compile(r"^(.*)_duplicated_[0-9]+$")  # what polars calls a column that comes again
@@ -141,3 +147,32 @@ def _find_type(cells: list[Any]) -> Any:
     if all(cell in ("true", "false") for cell in stripped):
         return lambda cell: cell.strip() == "true"
     return None
+
+
+def parse_number(value: Any) -> float | None:
+    """Return a value as a number; None when it is none, or can be read in two ways (`1,234`).
+
+    Text is read with space around it, with a decimal comma, with commas between thousands, and as per cent. NaN and
+    infinities are numbers: those of a run that has diverged.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return float(value) if abs(value) < _HUGE else math.inf * (1 if value > 0 else -1)
+    if isinstance(value, float | Decimal):
+        return float(value)
+    return _parse_text(value.strip()) if isinstance(value, str) else None
+
+
+def _parse_text(text: str) -> float | None:
+    if text.endswith("%"):
+        number = None if text.endswith("%%") else _parse_text(text[:-1].rstrip())
+        return None if number is None else number / 100
+    if _GROUPED.match(text):
+        text = text.replace(",", "")
+    elif _COMMA.match(text) and not _THOUSANDS.match(text):
+        text = text.replace(",", ".")
+    try:
+        return None if "_" in text or "," in text else float(text)
+    except ValueError:
+        return None

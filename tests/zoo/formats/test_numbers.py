@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from mzsane.zoo.formats.listing import has_diverged, pick_metrics
-from mzsane.zoo.formats.numbers import parse_number
+from mzsane.zoo.formats.tables import parse_number
 
 
 @pytest.mark.parametrize(

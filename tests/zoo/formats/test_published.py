@@ -15,8 +15,8 @@ from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.serialisation import load_torch, save_tensors, to_parquet
 from mzsane.zoo.export import export_zoo
+from mzsane.zoo.formats.published import name_folders
 from mzsane.zoo.make import plan_zoo
-from mzsane.zoo.published import name_folders
 from mzsane.zoo.read import read_zoo
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import train_zoo
