@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from measuring import make_row, report_rows  # noqa: E402
 
-from mzsane.config.download import DownloadConfig  # noqa: E402
+from mzsane.config.reading import DownloadConfig  # noqa: E402
 from mzsane.fetch.download import archive_paths, download  # noqa: E402
 from mzsane.store.artifacts import ArtifactStore  # noqa: E402
 from tests.fetch.http_server import serve  # noqa: E402

@@ -14,7 +14,7 @@ import torch
 
 from mzsane.config import AblationConfig, AnyImagesConfig, AnyZooConfig, BackboneConfig, NetworkConfig, ZooConfig
 from mzsane.config.images import DigitsConfig, GlyphsConfig, TorchvisionConfig
-from mzsane.config.twins import TwinsConfig
+from mzsane.config.zoos import TwinsConfig
 from mzsane.errors import ConfigError
 from mzsane.networks.build import build_network
 

@@ -8,7 +8,6 @@ either, so that two ablations that call one zoo by different names share it.
 from mzsane.config.ablation import AblationConfig, CompositionConfig, SliceConfig, TargetConfig
 from mzsane.config.backbone import BackboneConfig
 from mzsane.config.base import Config
-from mzsane.config.download import DownloadConfig
 from mzsane.config.execution import ExecutionConfig
 from mzsane.config.images import (
     IMAGE_SIZE,
@@ -21,12 +20,11 @@ from mzsane.config.images import (
 )
 from mzsane.config.loading import explain_validation, load_config, validate_config
 from mzsane.config.questions import QuestionConfig
-from mzsane.config.reading import MetricFilter, ReadConfig
+from mzsane.config.reading import DownloadConfig, MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
-from mzsane.config.twins import TwinsConfig
 from mzsane.config.zoo import FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
-from mzsane.config.zoos import AnyZooConfig
+from mzsane.config.zoos import AnyZooConfig, TwinsConfig
 
 __all__ = [
     "IMAGE_SIZE",

@@ -20,9 +20,8 @@ from mzsane.config.questions import QuestionConfig
 from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
-from mzsane.config.twins import TwinsConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
-from mzsane.config.zoos import AnyZooConfig
+from mzsane.config.zoos import AnyZooConfig, TwinsConfig
 
 
 class SliceConfig(Config):

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mzsane.addresses import store_address
-from mzsane.config.download import DownloadConfig
+from mzsane.config.reading import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
 from mzsane.fetch.archives import ZipSource
 from mzsane.fetch.catalog import find_entry

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
-from mzsane.config.twins import TwinsConfig
+from mzsane.config.zoos import TwinsConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network

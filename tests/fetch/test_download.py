@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mzsane.config import validate_config
-from mzsane.config.download import DownloadConfig
+from mzsane.config.reading import DownloadConfig
 from mzsane.errors import ConfigError, CorruptArtifactError, StoreError
 from mzsane.fetch import http as remote
 from mzsane.fetch.download import archive_paths, download, open_archive, plan_download
@@ -169,7 +169,7 @@ def test_killed_at_any_point_it_goes_on_at_the_piece(server, store, tmp_path, fi
     server.faults.seconds_a_block = 0.01
     code = (
         "import sys; from mzsane.store.artifacts import ArtifactStore\n"
-        "from mzsane.config.download import DownloadConfig\n"
+        "from mzsane.config.reading import DownloadConfig\n"
         "from mzsane.fetch.download import download\n"
         "download(DownloadConfig.model_validate_json(sys.argv[1]), ArtifactStore(sys.argv[2]))"
     )

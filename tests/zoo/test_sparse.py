@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mzsane.config import ExecutionConfig
-from mzsane.config.twins import TwinsConfig
+from mzsane.config.zoos import TwinsConfig
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
