@@ -288,13 +288,10 @@ class Storage:
         except StoreError:
             raise
         except FileNotFoundError as error:
-            if writing and not self._local:
-                raise StoreError(
-                    f"the bucket of {self.root} does not exist: create it, or set {self._setting}"
-                ) from None
-            if writing:
-                raise self._failed(name, error) from None
-            raise
+            if not writing:
+                raise
+            missing = f"the bucket of {self.root} does not exist: create it, or set {self._setting}"
+            raise (self._failed(name, error) if self._local else StoreError(missing)) from None
         except PermissionError as error:
             advice = (
                 f"the folder cannot be written: set {self._setting} to one that can"
