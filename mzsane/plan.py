@@ -134,7 +134,9 @@ def plan_comparison_stage(config: AblationConfig, started: float | None = None) 
     config = resolve_ablation(config)
     parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
     work = plan_comparison(config, parts)
-    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink, started))
+    return Stage(
+        config.name, work, lambda store, execution, sink: compare(config, parts, store, sink, started, execution)
+    )
 
 
 def _resolve(config: AblationConfig, target: TargetConfig) -> Target:

@@ -1,5 +1,7 @@
 """A trained backbone in use: whole models to latents and back.
 
+It is computed where the backbone is; what comes out is where that was which went in.
+
 Suffixes: B models, P weights of a model, T tokens, L latent width.
 """
 
@@ -15,17 +17,17 @@ from mzsane.store.serialisation import load_tensors
 from mzsane.windows.windows import map_windows
 
 
-def load_backbone(backbone: Artifact) -> tuple[Autoencoder, BackboneConfig]:
-    """Open a BACKBONE artifact as a model in evaluation mode, its weights fixed, with its config.
+def load_backbone(backbone: Artifact, device: torch.device | str = "cpu") -> tuple[Autoencoder, BackboneConfig]:
+    """Open a BACKBONE artifact as a model on a device, in evaluation mode, its weights fixed, with its config.
 
-    Its products are in the number format that this machine would train it in.
+    Its products are in the number format that this device would train it in.
     """
     config = BackboneConfig.model_validate(backbone.manifest.config["backbone"])
     weights, notes = load_tensors(backbone.path("weights.safetensors").read_bytes())
     model = build_autoencoder(config, notes["token_dim"], torch.Generator())
     model.load_state_dict(weights)
-    model.inference_precision = choose_precision(config, torch.device("cpu"))
-    return model.eval().requires_grad_(False), config
+    model.inference_precision = choose_precision(config, torch.device(device))
+    return model.to(device).eval().requires_grad_(False), config
 
 
 @torch.no_grad()
@@ -33,10 +35,10 @@ def encode_models(
     model: Autoencoder, layout: TokenLayout, flat_BP: Tensor, window: int, halo: int | None = None
 ) -> Tensor:
     """Return the latents of whole models, (B, T, L), computed in windows with a halo, by default of a quarter."""
-    tokens_BTD = layout.tokenize(flat_BP)
-    positions_T3 = layout.positions_T3.to(flat_BP.device)
+    tokens_BTD = layout.tokenize(flat_BP.to(model.device))
+    positions_T3 = layout.positions_T3.to(model.device)
     halo = window // 4 if halo is None else halo
-    return _cap(map_windows(model.encode, tokens_BTD, positions_T3, window, halo), layout)
+    return _cap(map_windows(model.encode, tokens_BTD, positions_T3, window, halo), layout).to(flat_BP.device)
 
 
 def decode_models(
@@ -44,9 +46,11 @@ def decode_models(
 ) -> Tensor:
     """Return the flat weights that latents stand for, (B, P); with a gradient only for latents that ask for one."""
     with torch.set_grad_enabled(latents_BTL.requires_grad):
-        positions_T3 = layout.positions_T3.to(latents_BTL.device)
+        capped_BTL = _cap(latents_BTL.to(model.device), layout)
+        positions_T3 = layout.positions_T3.to(model.device)
         halo = window // 4 if halo is None else halo
-        return layout.detokenize(map_windows(model.decode, _cap(latents_BTL, layout), positions_T3, window, halo))
+        tokens_BTD = map_windows(model.decode, capped_BTL, positions_T3, window, halo)
+        return layout.detokenize(tokens_BTD).to(latents_BTL.device)
 
 
 def count_latents(layout: TokenLayout, latent_dim: int) -> int:

@@ -41,7 +41,8 @@ class ExecutionConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="where populations and backbones are trained and models scored; auto takes the GPU if there is one",
+        description="where populations and backbones are trained and used, and models run; auto takes the GPU if there "
+        "is one",
     )
     ranks: int = Field(
         1,

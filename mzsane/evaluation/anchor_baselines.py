@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mzsane.config import SamplingConfig
+from mzsane.device import find_device
 from mzsane.evaluation.baselines import (
     add_decoded_noise,
     add_layer_noise,
@@ -202,6 +203,7 @@ class AnchorBaselines:
             self.anchors_AP,
             self.scorer.seed,
             self.activations,
+            find_device(self.scorer.execution),
         )
 
     def _generator(self, name: str) -> torch.Generator:

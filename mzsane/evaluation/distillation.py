@@ -70,7 +70,12 @@ class Distilled:
 
 
 def write_mean_lessons(
-    network: nn.Module, layout: TokenLayout, teachers_AP: Tensor, images_NCHW: Tensor, output: Output
+    network: nn.Module,
+    layout: TokenLayout,
+    teachers_AP: Tensor,
+    images_NCHW: Tensor,
+    output: Output,
+    device: torch.device | str = "cpu",
 ) -> Lessons:
     """Ask all teachers once about every image.
 
@@ -82,8 +87,10 @@ def write_mean_lessons(
         output: `probabilities`, compared by cross-entropy: better on images. `logits`, compared by squared error:
             better on noise, of which teachers say nothing clear (79.4 % against 70.8 after 1,000 steps), and on
             pseudo-images (88.0 % against 86.5 after 300).
+        device: where teachers are asked and, later, students learn.
     """
     started = time.perf_counter()
+    images_NCHW = images_NCHW.to(device)
     behaviour = NetworkBehaviour(network, layout, images_NCHW[:BATCH], BATCH, output)
     parts = [write_lessons(behaviour, teachers_AP, some_NCHW).mean(dim=0) for some_NCHW in images_NCHW.split(_CHUNK)]
     passes = len(teachers_AP) * len(images_NCHW)

@@ -31,7 +31,7 @@ from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 
-_CHUNK_MODELS = {"cpu": 1, "cuda": 128}
+_CHUNK_MODELS = {"cpu": 1, "other": 128}
 _TRIED = 8  # images that it is tried on whether models can be one program
 
 
@@ -73,7 +73,7 @@ def finetune_models(
         ConfigError: a GPU is asked for and there is none.
     """
     device = choose_device((execution or ExecutionConfig()).device).type
-    if device == "cuda":
+    if device != "cpu":
         images = load_images(models.images)
         network = build_network(models.network, images.channels, images.classes, images.size)
         if find_obstacle(network, images.splits["train"].images_NCHW[:_TRIED]):
@@ -81,7 +81,7 @@ def finetune_models(
     grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
     jobs = [
         _Job(models.cut(first, last), first, rates, config, seed, device)
-        for first, last in _cut_chunks(models, _CHUNK_MODELS[device])
+        for first, last in _cut_chunks(models, _CHUNK_MODELS["cpu" if device == "cpu" else "other"])
         for rates in grids
     ]
     results = run_jobs(_finetune_job, jobs, device, execution, sink, "models fine-tuned")

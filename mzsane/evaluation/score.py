@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, TokensConfig
-from mzsane.device import choose_device
+from mzsane.device import find_device
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
 from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
@@ -255,14 +255,14 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
     generator = make_generator(seed, "baselines", "distilled_init")
     start_SP = draw_random_models(target.network, target.images, layout, config.distilled_models, generator)
     unlabelled_NCHW = images.splits["train"].images_NCHW
-    shape = (images.channels, images.size, images.size)
+    shape, device = (images.channels, images.size, images.size), find_device(scorer.execution)
     looks = {
         "none": draw_noise_images(_DISTILLATION_IMAGES, shape, generator),
         "statistics": draw_pseudo_images(unlabelled_NCHW, _DISTILLATION_IMAGES, generator),
         "images": unlabelled_NCHW[:_DISTILLATION_IMAGES],
     }
     for sees, seen_NCHW in looks.items():
-        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees])
+        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees], device)
         for steps in config.distillation_steps:
             found = distil(lessons, start_SP, steps, choose_rate(steps), seed, scorer.sink)
             made = Provenance(
@@ -276,7 +276,7 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
 
 def _made_by(execution: ExecutionConfig | None) -> dict[str, str | int]:
     """Return what of the execution changes last bits."""
-    return {"device": choose_device((execution or ExecutionConfig()).device).type, "threads": torch.get_num_threads()}
+    return {"device": find_device(execution).type, "threads": torch.get_num_threads()}
 
 
 def _describe(target: Target) -> dict[str, object]:

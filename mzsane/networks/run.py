@@ -32,7 +32,7 @@ from mzsane.parallel import map_processes
 from mzsane.problems.images.dataset import ImageDataset, load_images
 from mzsane.randomness import seed_globally
 
-_CHUNK_MODELS = {"cpu": 10, "cuda": 256}
+_CHUNK_MODELS = {"cpu": 10, "other": 256}
 _BATCH = 512  # images
 _CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
 
@@ -134,7 +134,7 @@ def score_models(
     device = choose_device((execution or ExecutionConfig()).device).type
     sizes = tuple(size for size in ensembles if size <= len(models.flat_NP))
     together = math.lcm(*sizes)  # so that no ensemble is in two chunks
-    chunk = together * max(1, _CHUNK_MODELS[device] // together)
+    chunk = together * max(1, _CHUNK_MODELS["cpu" if device == "cpu" else "other"] // together)
     jobs = [
         _Job(models.cut(first, first + chunk), first, split, sizes, device)
         for first in range(0, len(models.flat_NP), chunk)

@@ -101,7 +101,7 @@ def try_training(
         raise ConfigError(
             f"architecture {config.architecture!r} is another one with each seed: its names or shapes of weights change"
         )
-    if device == "cuda":
+    if device != "cpu":
         _try_batched(config, images, some)
 
 

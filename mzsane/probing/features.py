@@ -23,7 +23,7 @@ _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 def extract_features(model: Autoencoder, layout: TokenLayout, flat_EP: Tensor, window: int) -> Mapping[str, np.ndarray]:
-    """Return the features of checkpoints by name, (E, F) each.
+    """Return the features of checkpoints, which are on the CPU, by name, (E, F) each.
 
     - `latents`: mean and deviation of the latents over the tokens of each layer.
     - `pooled_latents`: the same over all tokens, which models of any architecture have.

@@ -17,7 +17,8 @@ from typing import Any
 import polars as pl
 
 from mzsane.appearance import assign_looks
-from mzsane.config import AblationConfig
+from mzsane.config import AblationConfig, ExecutionConfig
+from mzsane.device import find_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
@@ -64,6 +65,7 @@ def compare(
     store: ArtifactStore,
     sink: MetricSink = NO_SINK,
     started: float | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> Artifact:
     """Gather all scores, compare them, draw the figures, and write the page.
 
@@ -73,17 +75,19 @@ def compare(
         store: where they are.
         sink: told of progress.
         started: when the ablation began, in seconds since the epoch, if that is known: the page says how long it took.
+        execution: the device that backbones compute on.
     """
     work = plan_comparison(config, arms)
     if found := store.find(work.ref):
         return found
+    device = find_device(execution)
     scores = [gather_scores(config, arm, store) for arm in arms]
     rows = pl.concat([gather_rows(config, arm, found, store) for arm, found in zip(arms, scores, strict=True)])
     models = pl.concat(scores).filter(ensemble=1)
     curves = pl.concat([gather_curves(arm, store) for arm in arms])
     convergence = measure_convergence(curves, {arm.name: count_passes(config, arm, store) for arm in arms})
     shares = pl.concat([gather_shares(config, arm, models) for arm in arms])
-    latents = pl.concat([gather_latents(config, arm, store) for arm in choose_mapped(config, arms)])
+    latents = pl.concat([gather_latents(config, arm, store, device) for arm in choose_mapped(config, arms)])
     probes = pl.concat([gather_probes(config, arm, store) for arm in arms])
     provenance = trace_provenance(config, arms, store)
     differences = find_differences({arm.name: [arm.backbone, *arm.scores.values()] for arm in arms}, store)

@@ -7,6 +7,7 @@ from itertools import compress
 from typing import Any
 
 import polars as pl
+import torch
 
 from mzsane.config import AblationConfig, CompositionConfig, TargetConfig
 from mzsane.report.cells import ROW_SCHEMA
@@ -159,7 +160,9 @@ def choose_mapped(config: AblationConfig, arms: Sequence[ArmParts]) -> list[ArmP
     return [chosen[key] for key in sorted(chosen, key=lambda key: [count or 0 for count in key])]
 
 
-def gather_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) -> pl.DataFrame:
+def gather_latents(
+    config: AblationConfig, arm: ArmParts, store: ArtifactStore, device: torch.device | str = "cpu"
+) -> pl.DataFrame:
     """Return the map of an arm's latents: held-out checkpoints of its composition's zoos and of the targets' zoos."""
     inputs = store.open(arm.backbone).manifest.inputs
     zoos = {part.zoo: ArtifactRef.parse(inputs[f"tokens/{i}"]) for i, part in enumerate(arm.composition.slices)}
@@ -168,7 +171,7 @@ def gather_latents(config: AblationConfig, arm: ArmParts, store: ArtifactStore) 
         if target.zoo is not None:
             samples = store.open(arm.samples[target.name]).manifest.inputs
             zoos.setdefault(target.zoo, ArtifactRef.parse(samples["target"]))
-    latents = map_latents(store.open(arm.backbone), zoos, trained_on, arm.seed, store)
+    latents = map_latents(store.open(arm.backbone), zoos, trained_on, arm.seed, store, device)
     labels = (pl.lit(arm.name).alias("arm"), pl.lit(arm.composition.name).alias("composition"))
     return latents.with_columns(labels).select(list(LATENT_SCHEMA))
 

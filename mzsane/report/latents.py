@@ -37,7 +37,12 @@ _ARM = ("arm", "composition")
 
 
 def map_latents(
-    backbone: Artifact, zoos: Mapping[str, ArtifactRef], trained_on: set[str], seed: int, store: ArtifactStore
+    backbone: Artifact,
+    zoos: Mapping[str, ArtifactRef],
+    trained_on: set[str],
+    seed: int,
+    store: ArtifactStore,
+    device: torch.device | str = "cpu",
 ) -> pl.DataFrame:
     """Encode held-out checkpoints and lay the latents out in a plane, by their first two principal components.
 
@@ -50,11 +55,12 @@ def map_latents(
         trained_on: The zoos in the backbone's composition.
         seed: Seed of the choice when there are more checkpoints.
         store: Where the tokens are.
+        device: Where the backbone computes.
 
     Returns:
         zoo, trained_on, model, epoch, accuracy (on test images; null when unknown), x, y.
     """
-    model, config = load_backbone(backbone)
+    model, config = load_backbone(backbone, device)
     parts, frames = [], []
     for name, tokens in zoos.items():
         table = read_tokens(store.open(tokens))

@@ -33,6 +33,7 @@ class Decoder:
         images: the target's images.
         known: layouts of models to start from; the target is laid out as one of them where its tensors are the same.
         seed: of new heads.
+        device: where the backbone computes; weights and latents stay where they are.
 
     Attributes:
         layout: the target's layout.
@@ -49,10 +50,11 @@ class Decoder:
         images: ImagesConfig,
         known: Sequence[TokenLayout],
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         dataset = load_images(images)
         self.seed = seed
-        self.model, self.config = load_backbone(backbone)
+        self.model, self.config = load_backbone(backbone, device)
         self.latent_dim = self.config.latent_dim
         self.architecture, self.classes = network, dataset.classes
         self.network = build_network(network, dataset.channels, dataset.classes, dataset.size)

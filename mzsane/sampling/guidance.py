@@ -36,7 +36,7 @@ class Guidance:
 
     Attributes:
         network: runs models of the target's architecture.
-        images_NCHW: unlabelled images, of which each step sees some.
+        images_NCHW: unlabelled images, of which each step sees some; what is moved is moved on their device.
         lessons_ANK: what each teacher says of the classes of each image: what `network.output` names.
         steps: steps of Adam; its rate falls along half a cosine.
         batch_size: images in a step.
@@ -80,10 +80,12 @@ class Guidance:
         """
         share_SA = teachers_SA | ~teachers_SA.any(dim=1, keepdim=True)
         share_SA = share_SA.float() / share_SA.sum(dim=1, keepdim=True)
+        device = self.images_NCHW.device
         moved = []
         for first in range(0, len(start_SX), _CHUNK):
             some = slice(first, first + _CHUNK)
-            moved.append(self._move(start_SX[some], deviation_X, share_SA[some], decode))
+            there = start_SX[some].to(device), deviation_X.to(device), share_SA[some].to(device)
+            moved.append(self._move(*there, decode).to(start_SX.device))
             sink.progress(min(first + _CHUNK, len(start_SX)), len(start_SX), "samples guided")
         return torch.cat(moved)
 
@@ -93,7 +95,8 @@ class Guidance:
         generator = make_generator(self.seed, "guidance")
 
         def measure(moved_SX: Tensor) -> Tensor:
-            chosen = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
+            drawn = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
+            chosen = drawn.to(self.images_NCHW.device)
             goals_SNK = torch.einsum("sa,ank->snk", share_SA, self.lessons_ANK[:, chosen])
             logits_SNK = self.network.run_models(decode(moved_SX), self.images_NCHW[chosen])
             if self.network.output == "logits":
@@ -106,8 +109,11 @@ class Guidance:
 
 @torch.no_grad()
 def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
-    """Return what each teacher says of the classes of each image, (A, N, K): logits or probabilities."""
-    logits_ANK = network.run_models(teachers_AP, images_NCHW)
+    """Return what each teacher says of the classes of each image, (A, N, K), where the images are.
+
+    It is logits or probabilities: what `network.output` names.
+    """
+    logits_ANK = network.run_models(teachers_AP.to(images_NCHW.device), images_NCHW)
     return logits_ANK if network.output == "logits" else logits_ANK.softmax(dim=-1)
 
 
@@ -119,13 +125,14 @@ def open_guidance(
     teachers_AP: Tensor,
     seed: int,
     activations: Sequence[str | None] = (),
+    device: torch.device | str = "cpu",
 ) -> Guidance:
     """Prepare guidance by models of the target's architecture on its unlabelled training images.
 
-    Teachers may have activations of their own; what is guided has the target's.
+    Teachers may have activations of their own; what is guided has the target's. All is computed on the device.
     """
     dataset = load_images(images)
-    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES]
+    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES].to(device)
 
     own = [choose_network(network, activation) or network for activation in activations or (None,) * len(teachers_AP)]
     behaviours: dict[NetworkConfig, NetworkBehaviour] = {}

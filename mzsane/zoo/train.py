@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig, ZooConfig
-from mzsane.device import choose_device
+from mzsane.device import choose_device, count_memory
 from mzsane.layout.buffers import check_saved
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network, start_network
@@ -120,7 +120,7 @@ def train_zoo(
         check_saved(built, again, images.splits["train"].images_NCHW[:_TRIED], network.architecture)
 
     def choose_size(plan: ModelPlan) -> int:
-        return execution.chunk_models or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images))
+        return execution.chunk_models or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images, device))
 
     chunks = _plan_chunks(config, plans, choose_size, device)
     parts = write_shards(
@@ -165,13 +165,13 @@ def _plan_chunks(
     return chunks
 
 
-def _fit_memory(config: ZooConfig, plan: ModelPlan, images: ImageDataset) -> int:
+def _fit_memory(config: ZooConfig, plan: ModelPlan, images: ImageDataset, device: str) -> int:
     """Return how many models like one can be trained together on this GPU, and their kept epochs held beside it."""
     network = build_network(plan.network, images.channels, images.classes, images.size)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     held = _HELD * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (config.keep_epochs * weights)
     shown_SCHW = images.splits["train"].images_NCHW[: plan.recipe.batch_size]
-    memory = torch.cuda.get_device_properties(0).total_memory
+    memory = count_memory(torch.device(device))
     return max(1, min(count_models(network, shown_SCHW, memory), int(held)))
 
 
