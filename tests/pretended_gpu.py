@@ -9,6 +9,7 @@ PyTorch takes new devices only before the first backward pass of a process: work
 (`start_pretended_gpu`).
 """
 
+import threading
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -30,8 +31,9 @@ _COPYING = {"copy_", "_to_copy"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 _JOINING = {"cat", "stack", "mm", "bmm", "addmm", "baddbmm"}  # take no number of the CPU either
 
-reads: Counter[str] = Counter()  # waits for the device, by place in the code
-copies: Counter[str] = Counter()  # copies to the device, by place in the code
+# What the host waits for, and copies to the device, by thread and place in the code.
+reads: Counter[tuple[str, str]] = Counter()
+copies: Counter[tuple[str, str]] = Counter()
 _library: list[torch.library.Library] = []
 
 
@@ -113,6 +115,9 @@ def _run(function, *args, **kwargs):
     found = function(*plain_args, **plain_kwargs)
     if name == "copy_":
         return args[0]
+    for value in own.values():
+        if value.shape != value.held.shape or value.stride() != value.held.stride():  # as after `squeeze_`
+            value.data = PretendedTensor(value.held)
     to_cpu = kwargs.get("device") is not None and not _is_device(torch.device(kwargs["device"]))
 
     def tag(value):
@@ -135,7 +140,7 @@ def _count(name: str, args, kwargs, own) -> None:
     elif name == "_to_copy":
         wanted = kwargs.get("device")
         here, there = isinstance(args[0], PretendedTensor), wanted is not None and torch.device(wanted).type == NAME
-        if here and wanted is not None and not there:
+        if here and wanted is not None and torch.device(wanted).type == "cpu":
             reads[_find_place()] += 1
         elif there and not here:
             copies[_find_place()] += 1
@@ -145,12 +150,13 @@ def _count(name: str, args, kwargs, own) -> None:
         reads[_find_place()] += "put" not in name or args[2].numel() > 1  # to write one number is a masked fill
 
 
-def _find_place() -> str:
-    """Return the innermost line of mzsane that an operation is done by."""
+def _find_place() -> tuple[str, str]:
+    """Return the thread and the innermost line of mzsane that an operation is done by."""
+    thread = threading.current_thread().name
     for frame in reversed(traceback.extract_stack(limit=60)):
         if (path := Path(frame.filename)).is_relative_to(ROOT / "mzsane"):
-            return f"{path.relative_to(ROOT)}:{frame.lineno} {frame.line}"
-    return "outside"
+            return thread, f"{path.relative_to(ROOT)}:{frame.lineno} {frame.line}"
+    return thread, "outside"
 
 
 class _Module(_DummyBackendModule):
@@ -168,6 +174,7 @@ class _Module(_DummyBackendModule):
 def install() -> None:
     """Make the device known to this process, and the one that `choose_device` takes for the GPU."""
     import mzsane.device
+    from mzsane.backbone import machine
 
     _setup_privateuseone_for_python_backend(NAME, _Module())
     _library.append(torch.library.Library("_", "IMPL"))
@@ -180,7 +187,9 @@ def install() -> None:
 
     torch.tensor = tensor
     torch.cuda.is_available = lambda: True
+    torch.cuda.get_device_name = lambda: NAME
     mzsane.device.GPU = NAME
+    machine._PEAK_SIZE = {"cpu": 64, "other": 64}  # the speed of a GPU's products takes a CPU two minutes to measure
     torch.set_num_threads(1)
 
 

@@ -145,19 +145,26 @@ class Feeder:
         generator = make_generator(self.seed, "backbone", "block", number)
         clean_VBWD, views_VBWD = augment(batch, self.config, generator)
         noise_VBWL = self._draw_latent_noise(batch, generator)
-        windows = self.config.part_windows
+        windows, frame = self.config.part_windows, _read_frame(batch)
         return [
-            self._cut(slice(first, first + windows), batch, clean_VBWD, views_VBWD, noise_VBWL)
+            self._cut(slice(first, first + windows), batch, frame, clean_VBWD, views_VBWD, noise_VBWL)
             for first in range(0, self.windows.batch_size, windows)
         ]
 
     def _cut(
-        self, part: slice, batch: WindowBatch, clean_VBWD: Tensor, views_VBWD: Tensor, noise_VBWL: Tensor | None
+        self,
+        part: slice,
+        batch: WindowBatch,
+        frame: tuple[Tensor, Tensor, Tensor],
+        clean_VBWD: Tensor,
+        views_VBWD: Tensor,
+        noise_VBWL: Tensor | None,
     ) -> Feed:
-        """Return what this process computes on of a part of a block."""
+        """Return what this process computes on of a part of a block, whose frame is on the CPU."""
         own = slice(part.start + self.share.start, part.start + self.share.stop)
-        segments = _double(batch.segments_BW[own])
-        plan = plan_attention(segments)
+        segments_BW, weights_BW, positions_BW3 = frame
+        segments = _double(segments_BW[own])
+        plan = plan_attention(segments, self.ranks.device)
         longest = (plan.shape if plan else segments.shape)[1]
         # Queries in the padding of a row are computed in vain, and are not counted.
         real = int((segments > 0).sum())
@@ -166,12 +173,12 @@ class Feeder:
             clean_VBWD[:, own].flatten(0, 1),
             _double(batch.mask_BWD[own]),
             _double(batch.weights_BW[own]),
-            _double_positions(batch.positions_BW3[own]),
-            segments,
+            _double_positions(batch.positions_BW3[own], positions_BW3[own]),
+            segments.to(self.ranks.device),
             _double(batch.source_BW[own]),
             plan,
             None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
-            2 * int(batch.weights_BW[part].sum()),
+            2 * int(weights_BW[part].sum()),
             (real, real * longest),
         )
 
@@ -194,9 +201,23 @@ def _double(of_views: Tensor) -> Tensor:
     return torch.cat([of_views, of_views])  # `repeat` takes ten times as long for a mask
 
 
-def _double_positions(positions_BW3: Tensor) -> Tensor:
-    """Return the positions of both views, expanded if all windows have the same, so that they are embedded once."""
-    if torch.equal(positions_BW3, positions_BW3[:1].expand_as(positions_BW3)):
+def _read_frame(batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return segments, weights and positions of a batch on the CPU; from a GPU all are read at once."""
+    if batch.segments_BW.device.type == "cpu":
+        return batch.segments_BW, batch.weights_BW, batch.positions_BW3
+    joined_BW5 = torch.cat([batch.segments_BW[..., None], batch.weights_BW[..., None], batch.positions_BW3], dim=2)
+    segments_BW1, weights_BW1, positions_BW3 = joined_BW5.cpu().split([1, 1, 3], dim=2)
+    return segments_BW1.squeeze(2), weights_BW1.squeeze(2), positions_BW3
+
+
+def _double_positions(positions_BW3: Tensor, known_BW3: Tensor) -> Tensor:
+    """Return the positions of both views, expanded if all windows have the same, so that they are embedded once.
+
+    Args:
+        positions_BW3: the positions.
+        known_BW3: the same on the CPU.
+    """
+    if torch.equal(known_BW3, known_BW3[:1].expand_as(known_BW3)):
         return positions_BW3[:1].expand(2 * len(positions_BW3), -1, -1)
     return _double(positions_BW3)
 

@@ -120,7 +120,9 @@ def train_zoo(
         check_saved(built, again, images.splits["train"].images_NCHW[:_TRIED], network.architecture)
 
     def choose_size(plan: ModelPlan) -> int:
-        return execution.chunk_models or (_CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images, device))
+        return execution.chunk_models or (
+            _CHUNK_MODELS if device == "cpu" else _fit_memory(config, plan, images, device)
+        )
 
     chunks = _plan_chunks(config, plans, choose_size, device)
     parts = write_shards(
