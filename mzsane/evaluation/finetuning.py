@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import log_softmax
 
 from mzsane.config import EvaluationConfig, ExecutionConfig, RecipeConfig
-from mzsane.device import choose_device
+from mzsane.device import count_memory, find_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network
 from mzsane.networks.measures import measure_predictions
@@ -20,18 +21,18 @@ from mzsane.networks.run import (
     ModelSet,
     Score,
     load_model,
-    predict_batched,
-    predict_one,
     prepare_network,
+    run_batched,
     run_jobs,
+    run_one,
     stack_models,
 )
-from mzsane.networks.train_batched import find_obstacle, fit_epochs_batched
+from mzsane.networks.train_batched import count_models, find_obstacle, fit_epochs_batched
 from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 
-_CHUNK_MODELS = {"cpu": 1, "other": 128}
+_MOST_MODELS = 128  # of a chunk on a GPU
 _TRIED = 8  # images that it is tried on whether models can be one program
 
 
@@ -42,7 +43,7 @@ class _Job:
     rates: tuple[float, ...]
     config: EvaluationConfig
     seed: int
-    device: str
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,20 @@ def finetune_models(
     Raises:
         ConfigError: a GPU is asked for and there is none.
     """
-    device = choose_device((execution or ExecutionConfig()).device).type
-    if device != "cpu":
+    device, together = find_device(execution), 1
+    if device.type != "cpu":
         images = load_images(models.images)
         network = build_network(models.network, images.channels, images.classes, images.size)
-        if find_obstacle(network, images.splits["train"].images_NCHW[:_TRIED]):
-            device = "cpu"  # where models are trained one by one
-    grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
+        shown_NCHW = images.splits["train"].images_NCHW
+        if find_obstacle(network, shown_NCHW[:_TRIED]):
+            device = torch.device("cpu")  # where models are trained one by one
+        else:
+            room = count_models(network, shown_NCHW[: config.batch_size], count_memory(device))
+            together = max(1, min(_MOST_MODELS, room // len(config.learning_rates)))
+    grids = [(rate,) for rate in config.learning_rates] if device.type == "cpu" else [config.learning_rates]
     jobs = [
         _Job(models.cut(first, last), first, rates, config, seed, device)
-        for first, last in _cut_chunks(models, _CHUNK_MODELS["cpu" if device == "cpu" else "other"])
+        for first, last in _cut_chunks(models, together)
         for rates in grids
     ]
     results = run_jobs(_finetune_job, jobs, device, execution, sink, "models fine-tuned")
@@ -123,7 +128,7 @@ def draw_labelled(split: ImageSplit, per_class: int | None, seed: int) -> ImageS
 def _finetune_job(job: _Job) -> list[_Trial]:
     images = load_images(job.models.images)
     seen = draw_labelled(images.splits["train"], job.config.images_per_class, job.seed)
-    run = _finetune_looping if job.device == "cpu" else _finetune_batched
+    run = _finetune_looping if job.device.type == "cpu" else _finetune_batched
     return list(run(job, images, seen))
 
 
@@ -139,22 +144,21 @@ def _finetune_looping(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iter
                     measured = {}
                     for name in ("val", "test"):
                         split = images.splits[name]
-                        predicted_1NK = predict_one(network, split.images_NCHW)[None]
+                        predicted_1NK = log_softmax(run_one(network, split.images_NCHW), dim=1)[None]
                         (measured[name],) = measure_predictions(predicted_1NK, split.labels_N)
                     score = Score(number, epoch, *measured["test"], learning_rate=rate)
                     yield _Trial(score, measured["val"][1])
 
 
 def _finetune_batched(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iterator[_Trial]:
-    device = torch.device(job.device)
     count, rates = len(job.models.flat_NP), job.rates
     places = [(job.first + place, rate) for rate in rates for place in range(count)]
     repeated = replace(
         job.models, flat_NP=job.models.flat_NP.repeat(len(rates), 1), activations=job.models.activations * len(rates)
     )
-    models = stack_models(repeated, images, device)
-    seen = seen.to(device)
-    measured_on = {name: images.splits[name].to(device) for name in ("val", "test")}
+    models = stack_models(repeated, images, job.device)
+    seen = seen.to(job.device)
+    measured_on = {name: images.splits[name].to(job.device) for name in ("val", "test")}
     training = fit_epochs_batched(
         models,
         [seen] * len(places),
@@ -166,7 +170,7 @@ def _finetune_batched(job: _Job, images: ImageDataset, seen: ImageSplit) -> Iter
         next(training)
         if epoch in job.config.finetune_epochs:
             measured = {
-                name: measure_predictions(predict_batched(models, split.images_NCHW), split.labels_N)
+                name: measure_predictions(log_softmax(run_batched(models, split.images_NCHW), dim=2), split.labels_N)
                 for name, split in measured_on.items()
             }
             for (number, rate), test, validation in zip(places, measured["test"], measured["val"], strict=True):

@@ -7,6 +7,7 @@ height, R width, K classes.
 """
 
 import copy
+import math
 from typing import Literal
 
 import torch
@@ -19,11 +20,12 @@ from mzsane.layout.entries import STATISTICS
 from mzsane.layout.running import name_weights, share_buffers
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import choose_memory_format
+from mzsane.networks.memory import count_fitting, count_kept_numbers
 
 Output = Literal["logits", "probabilities"]
 _VARIANCE_FLOOR = 1e-4  # of a model's logits; those of trained models have variances of 1 to 100
-# Numbers that the networks of one chunk of models keep for the backward pass: on a CPU what stays in the cache.
-_CHUNK_NUMBERS = {"cpu": 2**22, "other": 2**29}
+# Numbers that the networks of one chunk of models keep for the backward pass on a CPU: what stays in the cache.
+_CHUNK_NUMBERS = 2**22
 
 
 class NetworkBehaviour:
@@ -49,7 +51,7 @@ class NetworkBehaviour:
         modules = self._network.named_modules()
         self._norms = {name: part for name, part in modules if isinstance(part, _NormBase) and part.track_running_stats}
         self._images_NCHR, self._images = images_NCHR, images
-        self._numbers = _count_kept_numbers(self._network, images_NCHR[:images])
+        self._numbers = count_kept_numbers(self._network, images_NCHR[:images])
 
     def look_at(self, images_NCHR: Tensor) -> "NetworkBehaviour":
         """Return the same for other images, of which a step sees as many."""
@@ -76,9 +78,10 @@ class NetworkBehaviour:
         return run(flat_MP, images_SCHR)
 
     def run_vectorised(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
-        """Run models as one program: the engine on a GPU."""
-        logits_MSK: Tensor = vmap(self.run_model, in_dims=(0, None), randomness="same")(flat_MP, images_SCHR)
-        return logits_MSK
+        """Run models as one program: the engine on a GPU, so many at a time as it has room for."""
+        together = self._fit_models(flat_MP.device, len(images_SCHR))
+        run = vmap(self.run_model, in_dims=(0, None), randomness="same")
+        return torch.cat([run(some_MP, images_SCHR) for some_MP in flat_MP.split(together)])
 
     def run_model(self, flat_P: Tensor, images_SCHR: Tensor) -> Tensor:
         """Return the logits of one model, (S, K); `torch.func` can transform it."""
@@ -94,6 +97,13 @@ class NetworkBehaviour:
             weights = {name: w.contiguous(memory_format=last) if w.ndim == 4 else w for name, w in weights.items()}
             logits.append(self._call(weights, images_SCHR))
         return torch.stack(logits)
+
+    def _fit_models(self, device: torch.device, images: int) -> int:
+        """Return how many models run on so many images together."""
+        if device.type == "cpu":
+            return max(1, _CHUNK_NUMBERS // self._numbers)
+        shown = max(1, min(self._images, len(self._images_NCHR)))
+        return count_fitting(math.ceil(self._numbers * images / shown), device)
 
     def _call(self, weights: dict[str, Tensor], images_SCHR: Tensor) -> Tensor:
         if self.layout.running_statistics == "in":
@@ -125,8 +135,7 @@ class NetworkBehaviour:
         The gradient is taken here, chunk by chunk, so that the memory is that of one chunk of models. The original's
         outputs are computed once, since its versions are one function.
         """
-        budget = _CHUNK_NUMBERS["cpu" if original_MP.device.type == "cpu" else "other"]
-        chunk = max(1, budget // self._numbers)
+        chunk = self._fit_models(original_MP.device, len(images_SCHR))
         total, versions = original_MP.new_zeros(()), len(reconstructed_VMP)
         gradient_VMP = torch.zeros_like(reconstructed_VMP)
         for first in range(0, len(original_MP), chunk):
@@ -166,17 +175,3 @@ def _forget_statistics(network: nn.Module) -> None:
     for norm in list_norms(network):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         norm.track_running_stats = False
-
-
-def _count_kept_numbers(network: nn.Module, images_SCHR: Tensor) -> int:
-    """Return how many numbers a model keeps for the backward pass, weights included; nothing is computed."""
-    kept = 0
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.numel()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        copy_network(network, images_SCHR[:1]).to("meta")(images_SCHR.to("meta"))
-    return max(1, kept)

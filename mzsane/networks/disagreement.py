@@ -3,13 +3,15 @@
 Suffixes: N models, I images, P weights of a model.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mzsane.config import ExecutionConfig, ImagesConfig
+from mzsane.device import find_device
 from mzsane.metrics import NO_SINK, MetricSink
-from mzsane.networks.build import build_network
-from mzsane.networks.run import ModelSet, load_model, run_jobs
+from mzsane.networks.run import ModelSet, run_jobs, run_models
 from mzsane.problems.images.dataset import load_images
 
 _CHUNK = 25  # models that one process classifies with
@@ -25,11 +27,13 @@ def classify_models(
 
     Args:
         models: the models and the images.
-        execution: how many processes.
+        execution: how many processes, and the device.
         sink: told of progress.
     """
+    device = find_device(execution)
     jobs = [models.cut(at, at + _CHUNK) for at in range(0, len(models.flat_NP), _CHUNK)]
-    return torch.cat(run_jobs(_classify, jobs, "cpu", execution, sink, "model sets compared on validation images"))
+    classify = partial(_classify, device=device)
+    return torch.cat(run_jobs(classify, jobs, device, execution, sink, "model sets compared on validation images"))
 
 
 def read_labels(images: ImagesConfig) -> Tensor:
@@ -37,14 +41,6 @@ def read_labels(images: ImagesConfig) -> Tensor:
     return load_images(images).splits["val"].labels_N[:_IMAGES]
 
 
-@torch.no_grad()
-def _classify(models: ModelSet) -> Tensor:
+def _classify(models: ModelSet, device: torch.device) -> Tensor:
     images = load_images(models.images)
-    shown_NCHW = images.splits["val"].images_NCHW[:_IMAGES]
-    classes_NI = torch.empty(len(models.flat_NP), len(shown_NCHW), dtype=torch.int64)
-    for config, places in models.group_networks().items():
-        network = build_network(config, images.channels, images.classes, images.size).eval()
-        for place in places:
-            load_model(models, models.flat_NP[place], network, images)
-            classes_NI[place] = network(shown_NCHW).argmax(dim=1)
-    return classes_NI
+    return run_models(models, images, images.splits["val"].images_NCHW[:_IMAGES], device).argmax(dim=2).cpu()

@@ -1,8 +1,8 @@
-"""Score many models of one architecture on one image dataset, with two engines.
+"""Run many models of one architecture on images, with two engines, and score them.
 
 On a CPU one single-threaded process a core runs model by model, convolutions with channels last (measured faster than
-all models as one program: pooling and small convolutions gain nothing from more models); on a GPU a chunk of models is
-one program. What they compute is the same.
+all models as one program: pooling and small convolutions gain nothing from more models); on a GPU so many models as it
+has room for are one program, unless the architecture cannot be one. What they compute is the same.
 
 Suffixes: B models of a chunk, N models of a set and images, P weights of a model, C channels, H height, W width, K
 classes.
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import ExecutionConfig, ImagesConfig, NetworkConfig
-from mzsane.device import choose_device
+from mzsane.device import find_device
 from mzsane.errors import ConfigError
 from mzsane.layout.running import load_weights, name_weights, share_buffers
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network, choose_memory_format, choose_network
-from mzsane.networks.conditioning import condition_statistics, has_statistics
+from mzsane.networks.conditioning import CONDITIONING_IMAGES, condition_statistics, has_statistics
 from mzsane.networks.measures import join_predictions, measure_predictions
-from mzsane.networks.train_batched import BatchedModels
+from mzsane.networks.memory import count_fitting, count_kept_numbers
+from mzsane.networks.train_batched import BatchedModels, find_obstacle
 from mzsane.networks.train_loop import MEASURE_SEED
 from mzsane.parallel import map_processes
 from mzsane.problems.images.dataset import ImageDataset, load_images
@@ -34,7 +35,7 @@ from mzsane.randomness import seed_globally
 
 _CHUNK_MODELS = {"cpu": 10, "other": 256}
 _BATCH = 512  # images
-_CONDITIONING_IMAGES = 2000  # training images, without labels, that running statistics are computed on
+_TRIED = 8  # images that it is tried on whether models can be one program
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -106,7 +107,7 @@ class _Job:
     first: int
     split: str
     ensembles: tuple[int, ...]
-    device: str
+    device: torch.device
 
 
 def score_models(
@@ -131,10 +132,10 @@ def score_models(
     Raises:
         ConfigError: a GPU is asked for and there is none.
     """
-    device = choose_device((execution or ExecutionConfig()).device).type
+    device = find_device(execution)
     sizes = tuple(size for size in ensembles if size <= len(models.flat_NP))
     together = math.lcm(*sizes)  # so that no ensemble is in two chunks
-    chunk = together * max(1, _CHUNK_MODELS["cpu" if device == "cpu" else "other"] // together)
+    chunk = together * max(1, _CHUNK_MODELS["cpu" if device.type == "cpu" else "other"] // together)
     jobs = [
         _Job(models.cut(first, first + chunk), first, split, sizes, device)
         for first in range(0, len(models.flat_NP), chunk)
@@ -147,33 +148,81 @@ def score_models(
 def run_jobs(
     run: Callable[[Job], Result],
     jobs: Sequence[Job],
-    device: str,
+    device: torch.device,
     execution: ExecutionConfig | None,
     sink: MetricSink,
     unit: str,
 ) -> list[Result]:
     """Do jobs on a device, on a CPU a process a core; return their results in order."""
     results: dict[int, Result] = {}
-    processes = (execution or ExecutionConfig()).processes if device == "cpu" else 1
+    processes = (execution or ExecutionConfig()).processes if device.type == "cpu" else 1
     for done, (position, result) in enumerate(map_processes(run, jobs, processes), start=1):
         results[position] = result
         sink.progress(done, len(jobs), unit)
     return [results[position] for position in range(len(jobs))]
 
 
-def load_model(models: ModelSet, flat_P: Tensor, network: nn.Module, images: ImageDataset) -> None:
+def run_models(
+    models: ModelSet,
+    images: ImageDataset,
+    shown_NCHW: Tensor,
+    device: torch.device,
+    unlabelled_NCHW: Tensor | None = None,
+) -> Tensor:
+    """Return the logits of models for images, (B, N, K), on the device and in evaluation mode.
+
+    Args:
+        models: the models.
+        images: what they were trained for.
+        shown_NCHW: what they look at.
+        device: where they run; it chooses the engine.
+        unlabelled_NCHW: what running statistics are computed on where the layout says so, the first training images if
+            None.
+
+    Raises:
+        ConfigError: an activation is not known, or as `load_model`.
+    """
+    groups = models.group_networks()
+    if not groups:
+        return torch.empty(0, len(shown_NCHW), images.classes, device=device)
+    if unlabelled_NCHW is None:
+        unlabelled_NCHW = images.splits["train"].images_NCHW[:CONDITIONING_IMAGES]
+    shown_NCHW, unlabelled_NCHW = shown_NCHW.to(device), unlabelled_NCHW.to(device)
+    found = []
+    for network, places in groups.items():
+        some = replace(models, network=network, flat_NP=models.flat_NP[places], activations=())
+        together = None if device.type == "cpu" else _fit_models(network, images, len(shown_NCHW), device)
+        if together is None:
+            found.append(_run_looping(some, images, shown_NCHW, unlabelled_NCHW))
+        else:
+            parts = [some.cut(first, first + together) for first in range(0, len(places), together)]
+            stacks = (stack_models(part, images, device, unlabelled_NCHW) for part in parts)
+            found += [run_batched(stack, shown_NCHW) for stack in stacks]
+    order = torch.tensor([place for places in groups.values() for place in places]).argsort()
+    return torch.cat(found)[order.to(device)]
+
+
+def load_model(
+    models: ModelSet, flat_P: Tensor, network: nn.Module, images: ImageDataset, unlabelled_NCHW: Tensor | None = None
+) -> None:
     """Give a network a model's weights, and running statistics of its target's images where the layout says so.
+
+    The images are the unlabelled ones, the first training images if None.
 
     Raises:
         ConfigError: the weights are not all that such a model needs (see `share_buffers`).
     """
     load_weights(models.layout, network, flat_P)
     if models.layout.running_statistics == "conditioned":
-        condition_statistics(network, images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES])
+        if unlabelled_NCHW is None:
+            unlabelled_NCHW = images.splits["train"].images_NCHW[:CONDITIONING_IMAGES]
+        condition_statistics(network, unlabelled_NCHW)
 
 
-def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -> BatchedModels:
-    """Return models of one network as one program on a device.
+def stack_models(
+    models: ModelSet, images: ImageDataset, device: torch.device, unlabelled_NCHW: Tensor | None = None
+) -> BatchedModels:
+    """Return models of one network as one program on a device; its statistics are those of `load_model`.
 
     Raises:
         ConfigError: as `load_model`.
@@ -189,31 +238,29 @@ def stack_models(models: ModelSet, images: ImageDataset, device: torch.device) -
         for name, value in network.named_buffers()
     }
     if models.layout.running_statistics == "conditioned" and has_statistics(network):
-        unlabelled_NCHW = images.splits["train"].images_NCHW[:_CONDITIONING_IMAGES].to(device)
+        if unlabelled_NCHW is None:
+            unlabelled_NCHW = images.splits["train"].images_NCHW[:CONDITIONING_IMAGES].to(device)
         for place, flat_P in enumerate(flat_BP):
-            load_weights(models.layout, network, flat_P)
-            condition_statistics(network, unlabelled_NCHW)
+            load_model(models, flat_P, network, images, unlabelled_NCHW)
             for name, value in network.named_buffers():
                 stacked[name][place] = value
     return BatchedModels(network, parameters_BP.requires_grad_(), stacked)
 
 
 @torch.no_grad()
-def predict_one(network: nn.Module, images_NCHW: Tensor) -> Tensor:
-    """Return the logarithms of a network's probabilities for images, (N, K), in evaluation mode."""
+def run_one(network: nn.Module, images_NCHW: Tensor) -> Tensor:
+    """Return a network's logits for images, (N, K), in evaluation mode."""
     network.eval()
-    with seed_globally(MEASURE_SEED):
-        logits_NK = torch.cat([network(batch) for batch in images_NCHW.split(_BATCH)])
-    return functional.log_softmax(logits_NK, dim=1)
+    with seed_globally(MEASURE_SEED, images_NCHW.device):
+        return torch.cat([network(batch) for batch in images_NCHW.split(_BATCH)])
 
 
 @torch.no_grad()
-def predict_batched(models: BatchedModels, images_NCHW: Tensor) -> Tensor:
-    """Return the logarithms of all models' probabilities for images, (B, N, K), in evaluation mode."""
+def run_batched(models: BatchedModels, images_NCHW: Tensor) -> Tensor:
+    """Return all models' logits for images, (B, N, K), in evaluation mode."""
     models.network.eval()
     with seed_globally(MEASURE_SEED, images_NCHW.device):
-        logits_BNK = torch.cat([models.forward(batch, shared=True) for batch in images_NCHW.split(_BATCH)], dim=1)
-    return functional.log_softmax(logits_BNK, dim=2)
+        return torch.cat([models.forward(batch, shared=True) for batch in images_NCHW.split(_BATCH)], dim=1)
 
 
 def prepare_network(models: ModelSet, images: ImageDataset) -> nn.Module:
@@ -225,37 +272,32 @@ def prepare_network(models: ModelSet, images: ImageDataset) -> nn.Module:
     return network
 
 
-def _predict_looping(models: ModelSet, images: ImageDataset, split: str) -> Tensor:
-    network = prepare_network(models, images)
-    images_NCHW = images.splits[split].images_NCHW.contiguous(memory_format=choose_memory_format(network))
+def _fit_models(config: NetworkConfig, images: ImageDataset, shown: int, device: torch.device) -> int | None:
+    """Return how many models of a network a GPU runs on so many images as one program; None where they cannot be."""
+    network = build_network(config, images.channels, images.classes, images.size)
+    tried_NCHW = images.splits["train"].images_NCHW[:_TRIED]
+    if config.is_factory and find_obstacle(network, tried_NCHW):
+        return None
+    return count_fitting(count_kept_numbers(network, tried_NCHW[:1].expand(min(shown, _BATCH), -1, -1, -1)), device)
+
+
+def _run_looping(models: ModelSet, images: ImageDataset, shown_NCHW: Tensor, unlabelled_NCHW: Tensor) -> Tensor:
+    network = prepare_network(models, images).to(shown_NCHW.device)
+    shown_NCHW = shown_NCHW.contiguous(memory_format=choose_memory_format(network))
     found = []
     for flat_P in models.flat_NP:
-        load_model(models, flat_P, network, images)
-        found.append(predict_one(network, images_NCHW))
+        load_model(models, flat_P, network, images, unlabelled_NCHW)
+        found.append(run_one(network, shown_NCHW))
     return torch.stack(found)
 
 
-def _predict_stacked(models: ModelSet, images: ImageDataset, split: str, device: torch.device) -> Tensor:
-    stacked = stack_models(models, images, device)
-    return predict_batched(stacked, images.splits[split].images_NCHW.to(device))
-
-
 def _score_job(job: _Job) -> list[Score]:
-    images, device = load_images(job.models.images), torch.device(job.device)
-    labels_N = images.splits[job.split].labels_N.to(device)
-    groups = job.models.group_networks()
-    predicted = []
-    for network, places in groups.items():
-        some = replace(job.models, network=network, flat_NP=job.models.flat_NP[places], activations=())
-        if device.type == "cpu":
-            predicted.append(_predict_looping(some, images, job.split))
-        else:
-            predicted.append(_predict_stacked(some, images, job.split, device))
-    order = torch.tensor([place for places in groups.values() for place in places]).argsort()
-    predicted_BNK = torch.cat(predicted)[order.to(device)]
+    images = load_images(job.models.images)
+    split = images.splits[job.split].to(job.device)
+    predicted_BNK = functional.log_softmax(run_models(job.models, images, split.images_NCHW, job.device), dim=2)
     scores = []
     for size in (1, *job.ensembles):
         joined = predicted_BNK if size == 1 else join_predictions(predicted_BNK, size)
-        for number, measured in enumerate(measure_predictions(joined, labels_N), start=job.first // size):
+        for number, measured in enumerate(measure_predictions(joined, split.labels_N), start=job.first // size):
             scores.append(Score(number, 0, *measured, ensemble=size))
     return scores

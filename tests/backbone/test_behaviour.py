@@ -290,7 +290,7 @@ def test_chunks_of_models_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     behaviour, _, _, (tokens, segments, source) = make_two_zoos()
     results = []
     for budget in (2**30, 1):
-        monkeypatch.setattr(network_behaviour, "_CHUNK_NUMBERS", {"cpu": budget, "other": budget})
+        monkeypatch.setattr(network_behaviour, "_CHUNK_NUMBERS", budget)
         views = (tokens[None] * 1.1).requires_grad_()
         total, _ = behaviour.loss_sum_and_count(tokens, views, segments, source, seeded())
         total.backward()

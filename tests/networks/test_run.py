@@ -12,9 +12,9 @@ from mzsane.networks.conditioning import condition_statistics
 from mzsane.networks.run import (
     ModelSet,
     load_model,
-    predict_batched,
-    predict_one,
     prepare_network,
+    run_batched,
+    run_one,
     score_models,
     stack_models,
 )
@@ -72,11 +72,11 @@ def test_models_as_one_program_predict_what_they_do_one_by_one(network, tiny_zoo
     flat_NP = torch.stack([layout.flatten(state) for state in states])
     models = ModelSet(network, tiny_zoo_config.images, layout, flat_NP)
     shown = images.splits["test"].images_NCHW
-    together = predict_batched(stack_models(models, images, torch.device("cpu")), shown)
+    together = run_batched(stack_models(models, images, torch.device("cpu")), shown)
     reused = prepare_network(models, images)
     for flat_P, found in zip(flat_NP, together, strict=True):
         load_model(models, flat_P, reused, images)
-        torch.testing.assert_close(found, predict_one(reused, shown), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, run_one(reused, shown), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=0.01)
 
 
@@ -91,7 +91,7 @@ def test_ensembles_are_of_models_in_a_row(models):
     probabilities = []
     for flat_P in models.flat_NP[2:4]:
         load_model(models, flat_P, network, images)
-        probabilities.append(predict_one(network, split.images_NCHW).exp())
+        probabilities.append(run_one(network, split.images_NCHW).softmax(dim=1))
     mean = torch.stack(probabilities).mean(dim=0)
     second = next(score for score in scores if (score.ensemble, score.model) == (2, 1))
     assert second.accuracy == float((mean.argmax(dim=1) == split.labels_N).double().mean())

@@ -23,7 +23,7 @@ from mzsane.evaluation.finetuning import finetune_models
 from mzsane.layout.running import fits_network, load_weights
 from mzsane.networks.build import build_network, choose_network
 from mzsane.networks.disagreement import classify_models
-from mzsane.networks.run import ModelSet, predict_batched, score_models, stack_models
+from mzsane.networks.run import ModelSet, run_batched, score_models, stack_models
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.symmetry.align.barrier import measure_barrier
@@ -153,8 +153,9 @@ def test_buffers_travel_with_their_models(store, tmp_path, name):
     scores = score_models(models, "test", SERIAL)
     assert [score.accuracy for score in scores] == pytest.approx(table.index["test_accuracy"].to_list())
     images = load_images(IMAGES)
-    together = predict_batched(stack_models(models, images, torch.device("cpu")), images.splits["test"].images_NCHW)
-    torch.testing.assert_close(together, torch.stack(originals).log_softmax(dim=2), rtol=1e-3, atol=1e-3)
+    together = run_batched(stack_models(models, images, torch.device("cpu")), images.splits["test"].images_NCHW)
+    found = together.log_softmax(dim=2)
+    torch.testing.assert_close(found, torch.stack(originals).log_softmax(dim=2), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("factory", "change"), [("chosen", shuffle_each), ("masked", mask_each)])
