@@ -31,6 +31,7 @@ from mzsane.report.compare import compare, plan_comparison
 from mzsane.report.gather import ArmParts
 from mzsane.sampling.target import Target
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.making import record_making
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.zoo.make import make_zoo, plan_zoo
 
@@ -49,6 +50,11 @@ class Stage:
     def label(self) -> str:
         """What logs call this stage: kind and name."""
         return f"{self.work.kind} {self.name}"
+
+    def make(self, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink) -> Artifact:
+        """Do the work, or open what was made before; the manifest keeps the name."""
+        with record_making(self.name):
+            return self.run(store, execution, sink)
 
 
 @dataclass(frozen=True)

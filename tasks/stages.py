@@ -102,7 +102,7 @@ def _run_stage(
     tracker = Tracker.from_environment(logger)
     sink = StageSink(stage.label, logger, tracker, tracking_run, name, page=stage.work.kind in _LONG_KINDS)
     started = time.monotonic()
-    artifact = stage.run(store, execution, sink)
+    artifact = stage.make(store, execution, sink)
     sink.flush()
     counts = ", ".join(f"{key} {value}" for key, value in artifact.manifest.counts.items())
     logger.info("%s: done in %.0f s (%s), %s", stage.label, time.monotonic() - started, counts, artifact.address)

@@ -103,7 +103,7 @@ def measure(folder: str) -> dict[str, dict[str, Any]]:
     store = ArtifactStore(folder)
     artifacts: dict[str, list[Artifact]] = {}
     for stage in plan_ablation(AblationConfig.model_validate(CONFIG)):
-        made = stage.run(store, ExecutionConfig(processes=1), NO_SINK)
+        made = stage.make(store, ExecutionConfig(processes=1), NO_SINK)
         artifacts.setdefault(stage.work.kind, []).append(made)
     describe = {
         "zoo": _describe_zoo,

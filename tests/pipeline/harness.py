@@ -59,7 +59,7 @@ MINI: dict[str, Any] = {
 def run_library(config: AblationConfig, store: ArtifactStore, execution: ExecutionConfig = SERIAL) -> Artifact:
     """Run an ablation without any orchestrator; return its comparison."""
     for stage in plan_ablation(config):
-        comparison = stage.run(store, execution, NO_SINK)
+        comparison = stage.make(store, execution, NO_SINK)
     return comparison
 
 

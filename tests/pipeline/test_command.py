@@ -121,8 +121,8 @@ def test_finished_ablation_is_shown_again(command_session, reference_run):
 def test_changed_file_is_refused(mini, served_environment, tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     zoo, tokens = plan_ablation(AblationConfig.model_validate(MINI))[:2]
-    zoo.run(store, SERIAL, NO_SINK)
-    path = tokens.run(store, SERIAL, NO_SINK).path("weights-00000.parquet")
+    zoo.make(store, SERIAL, NO_SINK)
+    path = tokens.make(store, SERIAL, NO_SINK).path("weights-00000.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -21,7 +21,7 @@ def drawn(tmp_path_factory):
     store = ArtifactStore(str(folder / "store"))
     for stage in plan_ablation(AblationConfig.model_validate(MINI)):
         if stage.work.kind in ("zoo", "tokens", "backbone", "samples"):
-            stage.run(store, SERIAL, NO_SINK)
+            stage.make(store, SERIAL, NO_SINK)
     path = folder / "mini.yaml"
     path.write_text(yaml.safe_dump(MINI))
     return store.root, str(path)
