@@ -49,7 +49,7 @@ def describe_making() -> Making:
     return Making(
         name=None if stage is None else stage.name,
         ended=datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
-        seconds=None if stage is None else round(now - stage.started, 3),
+        seconds=None if stage is None else round(now - stage.started, 6),
         threads=None if stage is None else stage.threads,
         commit=find_commit(),
         host=platform.node(),
