@@ -17,11 +17,11 @@ from flows.presets import DEMO, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.config import AblationConfig, ExecutionConfig, validate_config
 from mzsane.device import choose_device
-from mzsane.errors import ConfigError
+from mzsane.errors import ConfigError, MzsaneError
 from mzsane.estimate import check_ablation, check_processes
 from mzsane.feasibility import check_layouts, try_networks
 from mzsane.parallel import count_cores
-from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
+from mzsane.plan import list_arms, list_missing, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.zoo.contents import check_content
 from tasks import stages
@@ -97,12 +97,24 @@ def ablation(
             }
             for item in chosen
         ]
-        run_parts(arm, "arm/run", arms, together)
-        stages.compare(config, execution, started)
-    comparison = store.open(planned)
-    tracker.finish_ablation(config, run, comparison, store)
-    show_comparison(config.name, comparison, run)
-    return planned
+        failure: MzsaneError | None = None
+        try:
+            run_parts(arm, "arm/run", arms, together)
+        except MzsaneError as error:
+            failure = error
+        missing = list_missing(config, store) if failure else []
+        if failure and len(missing) == len(chosen):
+            raise failure
+        made = stages.compare(config, execution, started, missing)
+        comparison = store.open(made)
+        tracker.finish_ablation(config, run, comparison, store)
+        show_comparison(config.name, comparison, run)
+        if failure:
+            raise type(failure)(
+                f"{failure}. What there is ({len(chosen) - len(missing)} of {len(chosen)} arms) is compared in "
+                f"{comparison.address}; run again, the ablation makes only what is missing"
+            ) from failure
+    return made
 
 
 def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionConfig]:
@@ -157,7 +169,13 @@ def _run_command(options: argparse.Namespace) -> int:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config=config, execution=execution)
+        try:
+            ablation(config=config, execution=execution)
+        except MzsaneError:
+            missing = list_missing(config, store)
+            if found := store.find(plan_comparison_stage(config, missing=missing).work.ref) if missing else None:
+                print_comparison(found)
+            raise
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)

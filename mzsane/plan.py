@@ -4,7 +4,7 @@ A `Stage` is one piece of work with a name for people. `plan_ablation` lists the
 inputs made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from mzsane.backbone.pretrain import plan_backbone, pretrain
@@ -135,12 +135,29 @@ def plan_ablation(config: AblationConfig) -> list[Stage]:
     return list(unique.values())
 
 
-def plan_comparison_stage(config: AblationConfig, started: float | None = None) -> Stage:
-    """Return the stage that compares all arms; `started` is when the ablation began, if its page is to say so."""
+def plan_comparison_stage(config: AblationConfig, started: float | None = None, missing: Collection[str] = ()) -> Stage:
+    """Return the stage that compares the arms.
+
+    Args:
+        config: the ablation.
+        started: when it began, if its page is to say so.
+        missing: the names of arms that failed and are left out.
+    """
     config = resolve_ablation(config)
-    parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
-    work = plan_comparison(config, parts)
-    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink, started))
+    parts = [ArmPlan(config, arm).parts() for arm in list_arms(config) if arm.name not in missing]
+    left_out = [arm.name for arm in list_arms(config) if arm.name in missing]
+    work = plan_comparison(config, parts, left_out)
+    return Stage(config.name, work, lambda store, _, sink: compare(config, parts, store, sink, started, left_out))
+
+
+def list_missing(config: AblationConfig, store: ArtifactStore) -> list[str]:
+    """Return the names of the arms of which an artifact is not there."""
+    config = resolve_ablation(config)
+    return [
+        arm.name
+        for arm in list_arms(config)
+        if not all(store.exists(stage.work.ref) for stage in ArmPlan(config, arm).stages())
+    ]
 
 
 def _resolve(config: AblationConfig, target: TargetConfig) -> Target:

@@ -20,7 +20,7 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup, escape
 
-from mzsane.report.answers import DEFAULT_QUESTION, Answer
+from mzsane.report.answers import DEFAULT_QUESTION, Answer, describe_gaps
 from mzsane.report.cells import check_rows
 from mzsane.report.figures.accuracy import draw_cost, draw_methods, draw_novelty
 from mzsane.report.figures.backbone import draw_convergence, draw_curves, draw_shares
@@ -29,7 +29,6 @@ from mzsane.report.figures.grids import AccuracyView, list_compositions, list_du
 from mzsane.report.figures.latents import draw_latents, draw_probes
 from mzsane.report.figures.vega import FONT_SIZE, list_data
 from mzsane.report.page.tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance
-from mzsane.report.statistics.convergence import describe_failed
 from mzsane.report.statistics.pooling import pool_seeds
 from mzsane.report.words import METHOD_MEANINGS, SEES_MEANINGS, WORDS
 
@@ -78,6 +77,7 @@ def render_report(
     probes: pl.DataFrame = EMPTY,
     provenance: Sequence[Mapping[str, Any]] = (),
     facts: Facts = Facts(),
+    missing: Sequence[str] = (),
 ) -> str:
     """Render an ablation as one HTML page. Any frame may be empty; what has nothing to say is left out.
 
@@ -96,6 +96,7 @@ def render_report(
         probes: `probing.stage.PROBE_SCHEMA` of all arms.
         provenance: Where everything came from: arm, stage, name, fingerprint, address, reads.
         facts: When and where it was made.
+        missing: Arms that failed before they were scored.
 
     Returns:
         The page.
@@ -105,8 +106,8 @@ def render_report(
     """
     rows = check_rows(rows)
     question = answers[0].question if answers else DEFAULT_QUESTION
-    # A failed backbone stands before every answer; the page says it once, above them.
-    failure = "" if convergence.is_empty() else describe_failed(convergence)
+    # A missing arm or a failed backbone stands before every answer; the page says it once, above them.
+    failure = describe_gaps(missing, convergence)
     said = [replace(answer, sentence=answer.sentence.removeprefix(failure).strip()) for answer in answers]
     cells = pool_seeds(rows)
     views = list_views(cells, leaders)
