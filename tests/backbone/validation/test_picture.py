@@ -12,7 +12,7 @@ from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
 
 from mzsane.appearance import to_png
-from mzsane.backbone.validation.measure import picture
+from mzsane.backbone.validation import picture
 from mzsane.backbone.validation.picture import TokenScales, collect_scales, draw_curves, draw_histograms, draw_scales
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
