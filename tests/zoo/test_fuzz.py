@@ -189,7 +189,7 @@ def test_no_broken_file_does_harm(count, seeds, to_bytes):
                 assert all(bool(torch.isfinite(v).all()) for v in state.tensors.values() if v.is_floating_point())
     bounds.check(files=count, read=read, refused=len(reasons))
     assert read + len(reasons) == count
-    assert min(read, len(reasons)) > 20, "mutations that all do the same show nothing"
+    assert min(read, len(reasons)) > count / 30, "mutations that all do the same show nothing"
     assert all(reason and "\n" not in reason for reason in reasons)
 
 
