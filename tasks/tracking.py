@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from mzsane.addresses import hide_secrets, show_address, split_user
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
 from mzsane.report.compare import read_answers
@@ -220,7 +220,7 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     ):
         points.append((f"probes/{row['zoo']}/{row['property']}/{row['features']}/{row['metric']}", row["value"], 0))
     _log_points(client, run, points)
-    _log_file(client, run, "curves.png", draw_png(lambda: plot_curves(curves)))
+    _log_file(client, run, "curves.png", plot_png(lambda: plot_curves(curves)))
     client.set_terminated(run, "FINISHED")
 
 

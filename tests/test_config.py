@@ -18,9 +18,9 @@ from mzsane.config import (
     NetworkConfig,
     SamplingConfig,
     SliceConfig,
+    SparseConfig,
     TargetConfig,
     TokensConfig,
-    TwinsConfig,
     ZooConfig,
     explain_validation,
     load_config,
@@ -534,7 +534,7 @@ def test_a_factory_starts_as_it_likes_unless_told_otherwise():
 )
 def test_settings_of_twins_that_do_nothing_are_refused(settings):
     with pytest.raises(ValueError, match=r"no meaning|one width"):
-        TwinsConfig.model_validate({"name": "t", "zoo": _ZOO} | settings)
+        SparseConfig.model_validate({"name": "t", "zoo": _ZOO} | settings)
 
 
 def test_sharding_alone_is_refused():

@@ -26,7 +26,7 @@ from mzsane.networks.run import (
     run_jobs,
     stack_models,
 )
-from mzsane.networks.train_batched import find_obstacle, fit_epochs_batched
+from mzsane.networks.train_batched import explain_unbatchable, fit_epochs_batched
 from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
@@ -76,7 +76,7 @@ def finetune_models(
     if device == "cuda":
         images = load_images(models.images)
         network = build_network(models.network, images.channels, images.classes, images.size)
-        if find_obstacle(network, images.splits["train"].images_NCHW[:_TRIED]):
+        if explain_unbatchable(network, images.splits["train"].images_NCHW[:_TRIED]):
             device = "cpu"  # where models are trained one by one
     grids = [(rate,) for rate in config.learning_rates] if device == "cpu" else [config.learning_rates]
     jobs = [

@@ -98,7 +98,7 @@ def list_properties(fitted: pl.DataFrame, scored: pl.DataFrame) -> list[Property
     return found
 
 
-def find_obstacle(asked: Property, fitted: Checkpoints, scored: Checkpoints) -> str | None:
+def explain_unprobeable(asked: Property, fitted: Checkpoints, scored: Checkpoints) -> str | None:
     """Return why a property cannot be probed, or None when it can."""
     known, out = _find_known(asked.fitted_E), _find_known(asked.scored_E)
     for what, models, least in (
@@ -119,7 +119,7 @@ def score_property(
     """Return for each kind of features what a linear probe makes of a property; none where a feature is not a number.
 
     Args:
-        asked: the property, which can be probed (`find_obstacle`).
+        asked: the property, which can be probed (`explain_unprobeable`).
         fitted: what the probe is fitted on.
         scored: what it is scored on, of other models.
         generator: draws the models of the resamples, which all features share.

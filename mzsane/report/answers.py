@@ -9,7 +9,7 @@ import polars as pl
 from mzsane.config import QuestionConfig
 from mzsane.report.cells import join_names
 from mzsane.report.statistics.convergence import describe_convergence, describe_failed, list_failed
-from mzsane.report.statistics.duels import describe_difference, judge_difference
+from mzsane.report.statistics.duels import classify_difference, describe_difference
 from mzsane.report.statistics.effects import ADJUSTED, CHANGES, Effect, estimate_effects, name_place
 from mzsane.report.statistics.leaders import find_contrast, find_leaders
 
@@ -210,7 +210,7 @@ def _answer_factor(
                 effect.estimate,
                 effect.low,
                 effect.high,
-                judge_difference(effect.low, effect.high),
+                classify_difference(effect.low, effect.high),
                 notes=tuple(notes),
             )
         )

@@ -16,12 +16,12 @@ from typing import Any
 
 import polars as pl
 
-from mzsane.appearance import assign_looks
+from mzsane.appearance import assign_styles
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
-from mzsane.report.figures.pictures import draw_pictures
+from mzsane.report.figures.pictures import plot_pictures
 from mzsane.report.findings import Findings
 from mzsane.report.gather import (
     ArmParts,
@@ -99,8 +99,8 @@ def compare(
     sink.progress(1, 4, "parts: measurements gathered")
     found_out = analyse(config.questions, rows, models, convergence, missing)
     sink.progress(2, 4, "parts: effects and duels computed")
-    looks = assign_looks([composition.name for composition in config.compositions])
-    pictures = draw_pictures(rows, found_out.effects, shares, latents, curves, probes, looks)
+    looks = assign_styles([composition.name for composition in config.compositions])
+    pictures = plot_pictures(rows, found_out.effects, shares, latents, curves, probes, looks)
     sink.progress(3, 4, "parts: figures drawn")
     page = render_report(
         config.model_dump(mode="json"),

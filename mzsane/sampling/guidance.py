@@ -105,7 +105,7 @@ class Guidance:
 
 
 @torch.no_grad()
-def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
+def write_soft_targets(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
     """Return what each teacher says of the classes of each image, (A, N, K): logits or probabilities."""
     logits_ANK = network.run_models(teachers_AP, images_NCHW)
     return logits_ANK if network.output == "logits" else logits_ANK.softmax(dim=-1)
@@ -135,7 +135,7 @@ def open_guidance(
         behaviours[one] = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
         places = [place for place, other in enumerate(own) if other == one]
         if places:
-            found_ANK = write_lessons(behaviours[one], teachers_AP[places], unlabelled_NCHW)
+            found_ANK = write_soft_targets(behaviours[one], teachers_AP[places], unlabelled_NCHW)
             lessons |= dict(zip(places, found_ANK, strict=True))
     return Guidance(
         network=behaviours[network],
