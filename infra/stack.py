@@ -112,7 +112,7 @@ def down(settings: StackSettings, report: Callable[[str], None] = print) -> None
 
 
 def status(settings: StackSettings) -> list[ServiceStatus]:
-    """Style at every service: its process, and whether it answers where it was started."""
+    """Look at every service: its process, and whether it answers where it was started."""
     rows = []
     for service in list_services(settings):
         record = state.read_record(settings.home, service.name)

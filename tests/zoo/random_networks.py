@@ -74,7 +74,7 @@ def growing(channels, classes):
 
 
 class Viewing(nn.Module):
-    """Style at feature maps as they lie in memory."""
+    """Look at feature maps as they lie in memory."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ Arguments = dict[str, Any]
 
 
 def apply_embedding(tracer: "Tracer", a: Arguments) -> Value:
-    """Style up rows, which stay in place."""
+    """Look up rows, which stay in place."""
     weight, chosen = a["weight"], tracer.slots.read(a["indices"])
     if not isinstance(weight, Reference) or weight.positions is not None or (shrink(chosen, tracer.units) != 0).any():
         raise NotTraceable("not a plain table")
