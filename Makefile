@@ -24,14 +24,14 @@ setup: $(STAMP) ## create .venv and install everything, pinned by constraints.tx
 
 $(STAMP): $(RUNS)
 	@echo "installing what tests and the stack need"
-	@$(PIP) '.[pipeline,tracking,stack,dev]'
+	@$(PIP) '.[tracking,stack,dev]'
 	@touch $@
 
 # The demo needs neither servers nor tools, and installs in less time.
 $(RUNS): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about two minutes the first time"
-	@$(PIP) '.[pipeline]'
+	@$(PIP) '.'
 	@touch $@
 
 demo: $(RUNS) ## run the zoo-composition ablation on embedded defaults
