@@ -36,7 +36,7 @@ $(RUNS): pyproject.toml constraints.txt
 
 demo: $(RUNS) ## run the zoo-composition ablation on embedded defaults
 	@mkdir -p .mzsane/prefect
-	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
+	@$(EMBEDDED) $(BIN)/mzsane ablate demo
 
 test: $(STAMP) ## run the tests (minutes)
 	@$(PYTEST)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.arm import arm
 from flows.dispatch import run_parts
-from flows.presets import DEMO, list_presets, load_preset
+from flows.presets import DEMO, change_config, list_presets, load_preset
 from flows.tokens import tokens
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.device import choose_device
@@ -55,6 +55,7 @@ def _name_run() -> str:
 @flow(name="ablation", flow_run_name=_name_run)
 def ablation(
     preset: PresetName | None = None,
+    settings: tuple[str, ...] = (),
     config: AblationConfig = DEMO,
     execution: ExecutionConfig = ExecutionConfig(),
 ) -> ArtifactRef:
@@ -64,6 +65,7 @@ def ablation(
 
     Args:
         preset: A shipped preset to run in place of the config below, which must then be left as it is.
+        settings: What is changed in it, one `path.to.key=value` a line, as with `--set` on the command line.
         config: The whole ablation. The form is filled with the demo's settings.
         execution: How the work is done; what of it changes last bits is in the manifests.
     """
@@ -73,7 +75,9 @@ def ablation(
                 f"both preset {preset!r} and a config of your own are given: give one of them (and deploy again if "
                 "presets/demo.yaml has changed since the form was made)"
             )
-        config = load_preset(preset)
+        config = load_preset(preset, settings)
+    elif settings:
+        config = change_config(config, settings)
     config = resolve_ablation(config)  # here, so that all arms, on whatever machine, know the same images
     started = time.time()
     logger = get_run_logger()

@@ -1,6 +1,6 @@
 """Tracking in MLflow, best effort: the science never waits for it and never fails with it.
 
-Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`python -m flows.ablation
+Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`mzsane ablate
 PRESET --resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's
 start and the step, so that a point sent twice is the same point.
 
@@ -125,7 +125,7 @@ class Tracker:
             reason = hide_secrets(" ".join(str(error).split()))[:300]
             self.logger.error(
                 "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; "
-                "send them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
+                "send them with `mzsane ablate PRESET --resend` when MLflow is back.",
                 self.address,
                 reason,
             )

@@ -163,7 +163,7 @@ def test_a_question_is_accepted():
 def test_unknown_key_deep_inside_a_list_is_named_by_its_place():
     data = make_ablation()
     data["zoos"][1]["learning_rte"] = 1
-    assert refuse(data) == "the form: zoos.1.learning_rte: unknown key"
+    assert refuse(data) == "the form: zoos.1.learning_rte: unknown key; did you mean learning_rate?"
 
 
 def test_all_mistakes_are_told_at_once():

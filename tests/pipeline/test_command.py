@@ -1,4 +1,4 @@
-"""The command `python -m flows.ablation`: what it refuses and how, what it plans, and two of them at once."""
+"""The command `mzsane ablate`: what it refuses and how, what it plans, and two of them at once."""
 
 import os
 import shutil
