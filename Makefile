@@ -13,7 +13,7 @@ EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PRE
 # One process a core; what is shared among them is named in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all lint up down status clean
+.PHONY: help setup demo test test-all lint docs up down status clean
 .DEFAULT_GOAL := help
 
 
@@ -58,6 +58,11 @@ down: $(STAMP) ## stop the local stack
 
 status: $(STAMP) ## tell what of the local stack runs
 	@$(BIN)/python -m infra.stack status
+
+docs: $(STAMP) ## build the site of the documentation into site/, strictly
+	@$(PIP) '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 clean: ## remove what the demo and the stack have made
 	@rm -rf .mzsane

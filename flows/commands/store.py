@@ -7,6 +7,8 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polars import DataFrame
+
     from mzsane.store.artifacts import Artifact, ArtifactStore
 
 _AGE_HOURS = 24.0
@@ -136,13 +138,13 @@ def compare(one: str, other: str, /) -> int:
     print(f"A {names[0]}, {pair[0].ref.fingerprint[:12]}\nB {names[1]}, {pair[1].ref.fingerprint[:12]}\n")
     effects = compare_effects(*pair)
     if not effects.is_empty():
-        _print_table(effects.columns, _format(effects.rows()))
+        _print_table(effects.columns, _format(effects))
         print()
     measured = compare_measurements(*pair)
     if measured.is_empty():
         print("no composition, target and method is in both")
     else:
-        _print_table(measured.columns, _format(measured.rows()))
+        _print_table(measured.columns, _format(measured))
     return 0
 
 
@@ -222,13 +224,18 @@ def _find_pair(one: str, other: str) -> "tuple[Artifact, Artifact]":
     return first, second
 
 
-def _format(rows: "Sequence[tuple[object, ...]]") -> list[tuple[str, ...]]:
-    def show_value(value: object) -> str:
-        if value is None:
-            return ""
-        return f"{value:+.4f}" if isinstance(value, float) else str(value)
-
-    return [tuple(map(show_value, row)) for row in rows]
+def _format(frame: "DataFrame") -> list[tuple[str, ...]]:
+    """Return the rows of a frame as text; differences have a sign."""
+    rows = []
+    for row in frame.iter_rows():
+        shown = []
+        for name, value in zip(frame.columns, row, strict=True):
+            if isinstance(value, float):
+                shown.append(f"{value:+.4f}" if " - " in name else f"{value:.4f}")
+            else:
+                shown.append("" if value is None else str(value))
+        rows.append(tuple(shown))
+    return rows
 
 
 def _print_table(columns: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:

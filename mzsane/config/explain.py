@@ -67,6 +67,22 @@ def find_settings(name: str) -> list[Setting]:
     return list(found.values())
 
 
+def list_sections(config: type[Config], prefix: str = "") -> list[tuple[str, list[Setting]]]:
+    """Return a config's settings and those of all sections below it, each section with its dotted name, once."""
+    sections: list[tuple[str, list[Setting]]] = []
+    waiting, seen = [(prefix, config)], set[type[Config]]()
+    while waiting:
+        name, kind = waiting.pop(0)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        dot = f"{name}." if name else ""
+        sections.append((name, list_settings_of(kind, dot)))
+        for key, field in kind.model_fields.items():
+            waiting += [(f"{dot}{key}", inner) for inner in _list_configs(field.annotation, *field.metadata)]
+    return sections
+
+
 def list_settings_of(config: type[Config], prefix: str) -> list[Setting]:
     """Return the settings of a config, those of its sections not among them."""
     return [_describe(f"{prefix}{name}", field) for name, field in config.model_fields.items()]

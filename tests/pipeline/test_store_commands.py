@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from docs.make.data_page import describe
 from flows.commands.app import main
 from flows.presets import load_preset
 from mzsane.plan import plan_comparison_stage
@@ -119,6 +120,14 @@ def test_compare_shows_measurements_side_by_side(run, comparison):
     code, _, err = run("compare", f"zoo/{zoo}", f"zoo/{zoo}")
     assert code == 2
     assert "is no comparison" in err
+
+
+def test_the_page_of_files_and_columns_is_what_a_run_leaves(tiny, reference_run):
+    def forget_hashes(text):
+        return re.sub(r"-[0-9a-f]{12}", "", text)
+
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    assert forget_hashes(describe(tiny, reference_run)) == forget_hashes(page), "run docs/make/data_page.py"
 
 
 def test_check_finds_a_changed_byte(make_store, tiny_zoo, capsys, monkeypatch):
