@@ -28,9 +28,9 @@ def write_page() -> str:
         "",
     ]
     for top, config in _TOP:
-        for name, settings in list_sections(config, "" if config is AblationConfig else top):
+        for name, about, settings in list_sections(config, "" if config is AblationConfig else top):
             title = f"`{name}`" if name else top.capitalize()
-            lines += [f"## {title}", "", "| setting | value | default | what it does |", "|---|---|---|---|"]
+            lines += [f"## {title}", "", about, "", "| setting | value | default | what it does |", "|---|---|---|---|"]
             for each in settings:
                 value = "; ".join(filter(None, (each.kind, each.limits)))
                 default = "must be given" if each.default is None else f"`{each.default}`"

@@ -67,9 +67,9 @@ def find_settings(name: str) -> list[Setting]:
     return list(found.values())
 
 
-def list_sections(config: type[Config], prefix: str = "") -> list[tuple[str, list[Setting]]]:
-    """Return a config's settings and those of all sections below it, each section with its dotted name, once."""
-    sections: list[tuple[str, list[Setting]]] = []
+def list_sections(config: type[Config], prefix: str = "") -> list[tuple[str, str, list[Setting]]]:
+    """Return a config's settings and those of all sections below it: dotted name, what it is, settings, each once."""
+    sections: list[tuple[str, str, list[Setting]]] = []
     waiting, seen = [(prefix, config)], set[type[Config]]()
     while waiting:
         name, kind = waiting.pop(0)
@@ -77,7 +77,8 @@ def list_sections(config: type[Config], prefix: str = "") -> list[tuple[str, lis
             continue
         seen.add(kind)
         dot = f"{name}." if name else ""
-        sections.append((name, list_settings_of(kind, dot)))
+        about = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        sections.append((name, about, list_settings_of(kind, dot)))
         for key, field in kind.model_fields.items():
             waiting += [(f"{dot}{key}", inner) for inner in _list_configs(field.annotation, *field.metadata)]
     return sections
