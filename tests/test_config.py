@@ -467,8 +467,8 @@ class TestLoadConfig:
         (
             SamplingConfig,
             {"sampler": "magic"},
-            "sampler: Input should be 'joint', 'shared', 'token', 'individual', 'neighbourhood', 'interpolation', "
-            "'gaussian' or 'flow', not 'magic'",
+            "sampler: no sampler 'magic': There are joint, shared, token, individual, neighbourhood, interpolation, "
+            "gaussian, flow, and package.module:name",
         ),
         (BackboneConfig, {"max_positions": [1, 2]}, "max_positions.2: Field required"),
         (

@@ -53,6 +53,7 @@ from mzsane.sampling.anchors import (
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.draw import WeightSampler
 from mzsane.sampling.guidance import open_guidance
+from mzsane.sampling.samplers import digest_sampler
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.sampling.target import Target
 from mzsane.steady import steady
@@ -81,6 +82,7 @@ def plan_samples(
         "network": target.network.recipe(),
         "images": pin_images(target.images).recipe(),
         **name_code(target.network, target.images),
+        **digest_sampler(config.sampler),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }
