@@ -36,13 +36,14 @@ class AttentionPlan:
     keys_K11S: Tensor | None
 
 
-def plan_attention(segments_BW: Tensor) -> AttentionPlan | None:
+def plan_attention(segments_BW: Tensor, device: torch.device | None = None) -> AttentionPlan | None:
     """Plan the attention of a batch; None where each window is one model without padding.
 
     Args:
         segments_BW: which model of its window a token is of, 1, 2, ..., each in one run; 0 in the padding.
+        device: where the batch is; where the segments are if None.
     """
-    device, (windows, window) = segments_BW.device, segments_BW.shape
+    device, (windows, window) = device or segments_BW.device, segments_BW.shape
     segments = segments_BW.cpu()
     model_X = (segments + torch.arange(windows)[:, None] * (window + 1)).flatten()
     real_X = segments.flatten() > 0

@@ -94,6 +94,15 @@ def open_windows(
     return WindowStream(streams, config.window, batch, seed, held, mixture=mixture)
 
 
+@dataclass(frozen=True)
+class _Host:
+    """What of a block the host has to know: models, numbers of weights and positions."""
+
+    segments_BW: Tensor
+    weights_B: list[int]
+    positions_BW3: Tensor
+
+
 class BatchLoader:
     """Makes the parts of the steps in turn, a block ahead of the training, in a thread.
 
@@ -149,18 +158,26 @@ class BatchLoader:
         clean_VBWD, views_VBWD = augment(batch, self.config, generator)
         noise_VBWL = self._draw_latent_noise(batch, generator)
         windows = self.config.part_windows
+        # Read from the device once a block: what is asked of each part is small, and asking makes a GPU wait.
+        host = _Host(batch.segments_BW.cpu(), batch.weights_BW.sum(dim=1).tolist(), batch.positions_BW3.cpu())
         return [
-            self._cut(slice(first, first + windows), batch, clean_VBWD, views_VBWD, noise_VBWL)
+            self._cut(slice(first, first + windows), batch, host, clean_VBWD, views_VBWD, noise_VBWL)
             for first in range(0, self.windows.batch_size, windows)
         ]
 
     def _cut(
-        self, part: slice, batch: WindowBatch, clean_VBWD: Tensor, views_VBWD: Tensor, noise_VBWL: Tensor | None
+        self,
+        part: slice,
+        batch: WindowBatch,
+        host: "_Host",
+        clean_VBWD: Tensor,
+        views_VBWD: Tensor,
+        noise_VBWL: Tensor | None,
     ) -> TrainingBatch:
         """Return what this process computes on of a part of a block."""
         own = slice(part.start + self.share.start, part.start + self.share.stop)
-        segments = _double(batch.segments_BW[own])
-        plan = plan_attention(segments)
+        segments = _double(host.segments_BW[own])
+        plan = plan_attention(segments, batch.segments_BW.device)
         longest = (plan.shape if plan else segments.shape)[1]
         # Queries in the padding of a row are computed in vain, and are not counted.
         real = int((segments > 0).sum())
@@ -169,12 +186,12 @@ class BatchLoader:
             clean_VBWD[:, own].flatten(0, 1),
             _double(batch.mask_BWD[own]),
             _double(batch.weights_BW[own]),
-            _double_positions(batch.positions_BW3[own]),
-            segments,
+            _double_positions(batch.positions_BW3[own], host.positions_BW3[own]),
+            _double(batch.segments_BW[own]),
             _double(batch.source_BW[own]),
             plan,
             None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
-            2 * int(batch.weights_BW[part].sum()),
+            2 * sum(host.weights_B[part]),
             (real, real * longest),
         )
 
@@ -197,9 +214,14 @@ def _double(of_views: Tensor) -> Tensor:
     return torch.cat([of_views, of_views])  # `repeat` takes ten times as long for a mask
 
 
-def _double_positions(positions_BW3: Tensor) -> Tensor:
-    """Return the positions of both views, expanded if all windows have the same, so that they are embedded once."""
-    if torch.equal(positions_BW3, positions_BW3[:1].expand_as(positions_BW3)):
+def _double_positions(positions_BW3: Tensor, known_BW3: Tensor) -> Tensor:
+    """Return the positions of both views, expanded if all windows have the same, so that they are embedded once.
+
+    Args:
+        positions_BW3: where the batch is.
+        known_BW3: the same on the host.
+    """
+    if torch.equal(known_BW3, known_BW3[:1].expand_as(known_BW3)):
         return positions_BW3[:1].expand(2 * len(positions_BW3), -1, -1)
     return _double(positions_BW3)
 

@@ -1,0 +1,103 @@
+"""The code for GPUs, run on a pretended one: no tensors of both devices meet, and a step of training reads nothing."""
+
+import pytest
+import torch
+
+from mzsane.backbone import machine
+from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
+from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
+from mzsane.networks.run import ModelSet, score_models
+from mzsane.store.serialisation import load_tensors
+from mzsane.zoo.shards import load_weights
+from mzsane.zoo.train import train_zoo
+from tests.pretended_gpu import MixedDevicesError, PretendedGpu
+
+GPU = ExecutionConfig(processes=1, device="cuda", compile=False)
+CPU = ExecutionConfig(processes=1, device="cpu")
+
+
+class TestTheDevice:
+    def test_tensors_know_where_they_are(self):
+        with PretendedGpu():
+            there = torch.randn(4, 3, device="cuda")
+            here = torch.randn(3, 5)
+            assert {there.device.type, (there @ there.T).device.type, there[:2].sum().device.type} == {"cuda"}
+            assert (here.device.type, here.to(there.device).device.type, here.to(there).is_cuda) == (
+                "cpu",
+                "cuda",
+                True,
+            )
+            assert torch.nn.Linear(3, 2).to("cuda").weight.device.type == "cuda"
+        assert here.device.type == "cpu"
+
+    def test_tensors_of_both_devices_cannot_meet(self):
+        with PretendedGpu():
+            there, here = torch.randn(4, 3, device="cuda"), torch.randn(3, 5)
+            with pytest.raises(MixedDevicesError, match="aten::mm"):
+                there @ here
+            with pytest.raises(MixedDevicesError):
+                torch.func.vmap(lambda matrix: there @ matrix)(torch.randn(6, 3, 2))
+            with pytest.raises(TypeError, match="numpy"):
+                there.numpy()
+            assert (there * torch.tensor(2.0)).is_cuda  # single numbers of the host can be used, as on a GPU
+
+    def test_what_the_host_reads_is_counted(self):
+        with PretendedGpu() as gpu:
+            there = torch.ones(3, device="cuda")
+            assert not gpu.reads
+            assert there.sum().item() == 3
+            assert there.tolist() == [1, 1, 1]
+            assert bool((there > 0).all())
+            there.cpu()
+        assert gpu.reads == {"item": 2, "tolist": 1, "cpu": 1}
+
+    def test_gradients_go_over_devices_and_are_where_their_tensors_are(self):
+        with PretendedGpu():
+            here = torch.ones(3, requires_grad=True)
+            layer = torch.nn.Linear(3, 1).to("cuda")
+            layer(here.to("cuda")).sum().backward()
+            assert (here.grad.device.type, layer.weight.grad.device.type) == ("cpu", "cuda")
+            torch.optim.AdamW(layer.parameters()).step()
+
+
+def test_a_zoo_is_trained_as_one_program(tiny_zoo_config, tiny_zoo, store):
+    with PretendedGpu():
+        zoo = train_zoo(tiny_zoo_config, store, GPU)
+    assert zoo.manifest.counts["engine"] == "batched"
+    index, weights = load_weights(zoo)
+    _, expected = load_weights(tiny_zoo)
+    assert len(index) == 12
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("more", [{}, {"behaviour": 0.3}, {"latent_noise": 0.1, "averaging": 0.9, "erasing": 0.2}])
+def test_a_backbone_is_trained_and_its_steps_read_nothing(
+    tiny_tokens, make_store, tiny_backbone_config, more, monkeypatch
+):
+    monkeypatch.setitem(machine._PEAK_SIZE, "cuda", 64)  # the speed of a GPU is nothing to measure here
+    slices = [TokenSlice(tiny_tokens.ref, SliceConfig(zoo="tiny", models=3))]
+    reads = []
+    for steps in (4, 20):  # numbers for people are read in the first and the last step of both
+        config = BackboneConfig.model_validate(tiny_backbone_config.model_dump() | more | {"steps": steps})
+        with PretendedGpu() as gpu:
+            there = pretrain(config, slices, 0, make_store(), GPU)
+        assert there.manifest.counts["device"] == "cuda"
+        reads.append(gpu.reads)
+    per_step = {name: count / 16 for name, count in (reads[1] - reads[0]).items()}
+    # A behavioural step asks once which models of its windows are whole.
+    assert per_step == ({"nonzero": 1.0} if "behaviour" in more else {})
+    here = pretrain(config, slices, 0, make_store(), CPU)
+    expected, weights = (load_tensors(each.path("weights.safetensors").read_bytes())[0] for each in (here, there))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_models_are_scored_as_one_program(tiny_table, tiny_zoo_config):
+    models = ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, tiny_table.load())
+    with PretendedGpu() as gpu:
+        there = score_models(models, "test", GPU)
+    here = score_models(models, "test", CPU)
+    assert [score.accuracy for score in there] == [score.accuracy for score in here]
+    assert gpu.reads
