@@ -61,7 +61,7 @@ status: $(STAMP) ## tell what of the local stack runs
 
 docs: $(STAMP) ## build the site of the documentation into site/, strictly
 	@$(PIP) '.[docs]'
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo site/index.html
 
 clean: ## remove what the demo and the stack have made
