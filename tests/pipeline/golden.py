@@ -94,6 +94,8 @@ CONFIG = {
         "learning_rates": [0.001],
         "batch_size": 64,
         "ensembles": [2],
+        "distillation_steps": [10, 30],
+        "distilled_models": 2,
     },
 }
 

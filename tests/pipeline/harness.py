@@ -52,7 +52,14 @@ MINI: dict[str, Any] = {
     },
     "targets": [{"name": "letters", "zoo": "letters"}],
     "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 4, "keep": 2},
-    "evaluation": {"finetune_epochs": [0, 1], "finetune_models": 1, "learning_rates": [0.001], "batch_size": 64},
+    "evaluation": {
+        "finetune_epochs": [0, 1],
+        "finetune_models": 1,
+        "learning_rates": [0.001],
+        "batch_size": 64,
+        "distillation_steps": [3],
+        "distilled_models": 2,
+    },
 }
 
 
