@@ -1,13 +1,21 @@
 """The code for GPUs, run on a pretended one: no tensors of both devices meet, and a step of training reads nothing."""
 
+import shutil
+from contextlib import nullcontext
+
+import polars as pl
 import pytest
 import torch
 
 from mzsane.backbone import machine
 from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
-from mzsane.config import BackboneConfig, ExecutionConfig, SliceConfig
+from mzsane.config import BackboneConfig, ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.run import ModelSet, score_models
+from mzsane.probing.stage import probe_backbone
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
 from mzsane.store.serialisation import load_tensors
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import train_zoo
@@ -92,6 +100,29 @@ def test_a_backbone_is_trained_and_its_steps_read_nothing(
     expected, weights = (load_tensors(each.path("weights.safetensors").read_bytes())[0] for each in (here, there))
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_drawn_refined_and_guided_there(tiny_tokens, tiny_zoo_config, make_store, tiny_backbone_config):
+    store = make_store()
+    slices = [TokenSlice(tiny_tokens.ref, SliceConfig(zoo="tiny", models=3))]
+    backbone = pretrain(tiny_backbone_config, slices, 0, store, CPU)
+    config = SamplingConfig(anchors=3, bandwidth=0.1, samples=4, keep=2, refine_anchors=True, guidance_steps=3)
+    target = Target(tiny_zoo_config.network, tiny_zoo_config.images, tiny_tokens.ref)
+    made = []
+    for execution in (GPU, CPU):
+        own = make_store()
+        shutil.copytree(f"{store.root}/{backbone.ref}", f"{own.root}/{backbone.ref}")
+        with PretendedGpu() if execution is GPU else nullcontext() as gpu:
+            samples = draw_samples(config, target, backbone.ref, slices, [0], 0, own, execution)
+            probes = probe_backbone(backbone.ref, slices, [tiny_tokens.ref], 0, own, execution)
+        made.append((read_populations(samples)[0], pl.read_parquet(probes.path("probes.parquet"))))
+        if gpu:
+            assert gpu.reads["cpu"] > 0
+    (there, told), (here, expected) = made
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=1e-2, atol=1e-3)
+    assert told.columns == expected.columns
+    assert len(told) == len(expected)
 
 
 def test_models_are_scored_as_one_program(tiny_table, tiny_zoo_config):

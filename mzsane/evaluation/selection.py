@@ -34,6 +34,7 @@ from torch import Tensor
 
 from mzsane.composition import TokenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig, ImagesConfig, SamplingConfig
+from mzsane.device import choose_device
 from mzsane.evaluation.bandwidth import Trial, choose_bandwidth, list_trials
 from mzsane.evaluation.novelty.distance import find_known_models
 from mzsane.evaluation.novelty.memorisation import Memorisation
@@ -116,7 +117,9 @@ def draw_samples(
     trained = store.open(backbone)
     all_tables = {number: read_tokens(store.open(part.tokens)) for number, part in enumerate(slices)}
     tables = {number: all_tables[number] for number in anchor_slices}
-    decoder = Decoder(trained, target.network, target.images, [table.layout for table in tables.values()], seed)
+    device = choose_device((execution or ExecutionConfig()).device)
+    known = [table.layout for table in tables.values()]
+    decoder = Decoder(trained, target.network, target.images, known, seed, device)
     chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
     started = time.monotonic()
     flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)
@@ -129,7 +132,7 @@ def draw_samples(
     if refined:
         latents_ATL = refine_anchors(decoder, flat_AP, latents_ATL, seed, sink)
     if config.guidance_steps and comparable:
-        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed, told)
+        guidance = open_guidance(config, target.network, target.images, decoder.layout, flat_AP, seed, told, device)
     preparing = time.monotonic() - started
     decoded_AP = decoder.renew_heads(decoder.decode(latents_ATL), "anchors")
     anchors = Anchors(latents_ATL, decoder.layout.positions_T3[:, 1], seed)

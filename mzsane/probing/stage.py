@@ -21,6 +21,7 @@ from mzsane.appearance import plot_png
 from mzsane.backbone.inference import load_backbone
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig
+from mzsane.device import choose_device
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.probing.features import BASELINE, POOLED, extract_features
@@ -113,7 +114,7 @@ def probe_backbone(
     work = plan_probes(backbone, slices, others, seed)
     if found := store.find(work.ref):
         return found
-    zoos, rows = _read_zoos(work, store, sink)
+    zoos, rows = _read_zoos(work, store, choose_device((execution or ExecutionConfig()).device), sink)
     for zoo in zoos:
         rows += _probe_zoo(zoo, zoos, seed)
         sink.progress(len(zoos) + zoos.index(zoo) + 1, 2 * len(zoos), "zoos read and probed")
@@ -124,10 +125,12 @@ def probe_backbone(
     return store.publish(work, files, counts)
 
 
-def _read_zoos(work: Work, store: ArtifactStore, sink: MetricSink) -> tuple[list[_Zoo], list[dict[str, Any]]]:
+def _read_zoos(
+    work: Work, store: ArtifactStore, device: torch.device, sink: MetricSink
+) -> tuple[list[_Zoo], list[dict[str, Any]]]:
     """Return the zoos that can be probed, and rows that say why others cannot."""
     trained = store.open(work.inputs["backbone"])
-    model, config = load_backbone(trained)
+    model, config = load_backbone(trained, device)
     used = pl.read_parquet(trained.path("composition.parquet"))
     models: dict[ArtifactRef, set[str]] = {ref: set() for role, ref in work.inputs.items() if role != "backbone"}
     for role, ref in work.inputs.items():

@@ -130,7 +130,9 @@ def refine_anchors(decoder: Decoder, flat_AP: Tensor, latents_ATL: Tensor, seed:
     behaviour = NetworkBehaviour(
         decoder.network, decoder.layout, noise_NCHW, config.behaviour_images, config.behaviour_output
     )
-    return refine_latents(decoder.model, config, decoder.layout, flat_AP, latents_ATL, behaviour, seed=seed, sink=sink)
+    there = flat_AP.to(decoder.device), latents_ATL.to(decoder.device)
+    refined_ATL = refine_latents(decoder.model, config, decoder.layout, *there, behaviour, seed=seed, sink=sink)
+    return refined_ATL.to(latents_ATL.device)
 
 
 def load_held_out(

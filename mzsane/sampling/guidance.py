@@ -76,8 +76,11 @@ class Guidance:
             sink: told how far it is.
 
         Returns:
-            The moved numbers, of the shape of `start_SX`; where a sample's loss is not finite, its start.
+            The moved numbers, of the shape of `start_SX`; where a sample's loss is not finite, its start. They are
+            computed where the lessons are, and come back to where they were.
         """
+        home, device = start_SX.device, self.lessons_ANK.device
+        start_SX, deviation_X, teachers_SA = start_SX.to(device), deviation_X.to(device), teachers_SA.to(device)
         share_SA = teachers_SA | ~teachers_SA.any(dim=1, keepdim=True)
         share_SA = share_SA.float() / share_SA.sum(dim=1, keepdim=True)
         moved = []
@@ -85,7 +88,7 @@ class Guidance:
             some = slice(first, first + _CHUNK)
             moved.append(self._move(start_SX[some], deviation_X, share_SA[some], decode))
             sink.progress(min(first + _CHUNK, len(start_SX)), len(start_SX), "samples guided")
-        return torch.cat(moved)
+        return torch.cat(moved).to(home)
 
     def _move(
         self, start_SX: Tensor, deviation_X: Tensor, share_SA: Tensor, decode: Callable[[Tensor], Tensor]
@@ -119,14 +122,15 @@ def open_guidance(
     teachers_AP: Tensor,
     seed: int,
     activations: Sequence[str | None] = (),
+    device: torch.device = torch.device("cpu"),
 ) -> Guidance:
-    """Prepare guidance by models of the target's architecture on its unlabelled training images.
+    """Prepare guidance by models of the target's architecture on its unlabelled training images, on a device.
 
     Teachers may have activations of their own; what is guided has the target's.
     """
     dataset = load_images(images)
-    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES]
-
+    unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES].to(device)
+    teachers_AP = teachers_AP.to(device)
     own = [choose_network(network, activation) or network for activation in activations or (None,) * len(teachers_AP)]
     behaviours: dict[NetworkConfig, NetworkBehaviour] = {}
     lessons: dict[int, Tensor] = {}
