@@ -13,7 +13,7 @@ EMBEDDED := env -u PREFECT_API_URL -u PREFECT_PROFILE -u MLFLOW_TRACKING_URI PRE
 # One process a core; what is shared among them is named in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all lint up down status clean
+.PHONY: help setup demo test test-all lint docs up down status clean
 .DEFAULT_GOAL := help
 
 
@@ -24,19 +24,19 @@ setup: $(STAMP) ## create .venv and install everything, pinned by constraints.tx
 
 $(STAMP): $(RUNS)
 	@echo "installing what tests and the stack need"
-	@$(PIP) '.[pipeline,tracking,stack,dev]'
+	@$(PIP) '.[tracking,stack,dev]'
 	@touch $@
 
 # The demo needs neither servers nor tools, and installs in less time.
 $(RUNS): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about two minutes the first time"
-	@$(PIP) '.[pipeline]'
+	@$(PIP) '.'
 	@touch $@
 
 demo: $(RUNS) ## run the zoo-composition ablation on embedded defaults
 	@mkdir -p .mzsane/prefect
-	@$(EMBEDDED) $(BIN)/python -m flows.ablation demo
+	@$(EMBEDDED) $(BIN)/mzsane ablate demo
 
 test: $(STAMP) ## run the tests (minutes)
 	@$(PYTEST)
@@ -58,6 +58,11 @@ down: $(STAMP) ## stop the local stack
 
 status: $(STAMP) ## tell what of the local stack runs
 	@$(BIN)/python -m infra.stack status
+
+docs: $(STAMP) ## build the site of the documentation into site/, strictly
+	@$(PIP) '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo site/index.html
 
 clean: ## remove what the demo and the stack have made
 	@rm -rf .mzsane

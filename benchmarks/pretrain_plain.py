@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
-from mzsane.windows.memory import TokenBank
+from mzsane.windows.memory import WindowsInMemory
 from mzsane.windows.windows import WindowSource
 
 
@@ -71,7 +71,7 @@ def store_windows(chosen: ChosenSlice, window: int) -> TensorDataset:
     table = chosen.table
     length, models = table.layout.length, len(chosen.rows_N)
     source = WindowSource(table.load(chosen.rows_N), table.layout, table.groups)
-    batch = TokenBank([source], length, models, 0).draw(0)
+    batch = WindowsInMemory([source], length, models, 0).draw(0)
     padding = (0, 0, 0, window - length)
     return TensorDataset(
         functional.pad(batch.views_VBWD.transpose(0, 1), padding),

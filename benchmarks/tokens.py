@@ -80,8 +80,8 @@ def measure_store(s3: str | None) -> list[dict[str, Any]]:
             for architecture, models in (("cnn-s", 52_000), ("resnet18", 20)):
                 tokens = store.open(write_tokens(store, architecture, models, PART_BYTES))
                 wall, core = stream_epochs(read_tokens(tokens), 4 * PART_BYTES, 2)
-                rows.append(make_row(f"S3, {architecture}, 1 version", wall, "GB/s of wall time", None, S3_BAR))
-                rows.append(make_row(f"S3, {architecture}, 1 version, both threads", core, "GB/s of core time"))
+                rows.append(make_row(f"S3, {architecture}, 1 view", wall, "GB/s of wall time", None, S3_BAR))
+                rows.append(make_row(f"S3, {architecture}, 1 view, both threads", core, "GB/s of core time"))
     return rows
 
 

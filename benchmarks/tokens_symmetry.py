@@ -46,7 +46,7 @@ def measure_permutation(name: str, case: tuple, bar: float | None) -> dict:
 
 
 def measure_views() -> list[dict]:
-    """Cut windows in six versions, one of them as it is."""
+    """Cut windows in six views, one of them as it is."""
     generator = torch.Generator().manual_seed(0)
     layout, groups, flat_BP = load_case("resnet18", 3, 32, 288, 1)
     starts = torch.randint(layout.length - 2048, (8, 1), generator=generator)
@@ -59,8 +59,8 @@ def measure_views() -> list[dict]:
         REPEATS, lambda: cut_views(layout, groups, flat_BP, start_B, layout.length, VERSIONS, generator)
     )
     return [
-        make_row("windows of 2,048 tokens of a ResNet-18, six versions", len(starts) / large, "1/s", 0.8, 60),
-        make_row("whole CNN-s, six versions", len(flat_BP) / small, "1/s", 300, 5000),
+        make_row("windows of 2,048 tokens of a ResNet-18, six views", len(starts) / large, "1/s", 0.8, 60),
+        make_row("whole CNN-s, six views", len(flat_BP) / small, "1/s", 300, 5000),
     ]
 
 

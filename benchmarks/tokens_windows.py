@@ -1,6 +1,6 @@
 """Training windows: weights a second from the bank and from local parquet, on one core, and memory of streaming.
 
-Weights are counted as delivered: unpadded, of all versions, in float32. CNN-s: 66 tokens of 51; ResNet-18: 43,924
+Weights are counted as delivered: unpadded, of all views, in float32. CNN-s: 66 tokens of 51; ResNet-18: 43,924
 tokens of 288; windows of 2,048 tokens. The bank's baseline is a fresh copy of the same number of weights. Streaming
 reads a TOKENS artifact in a local folder, checks its sha256 included, one epoch (two of CNN-s) from the first byte on;
 a checkpoint of ResNet-18 is drawn as often as it has windows. Its memory is measured in processes of their own, on zoos
@@ -32,9 +32,9 @@ from mzsane.store.artifacts import ArtifactRef, ArtifactStore, Work
 from mzsane.symmetry.derive.trace import derive_groups
 from mzsane.symmetry.groups import PermutationGroup
 from mzsane.tokens.store import TokenTable, name_part, read_tokens, write_weights
-from mzsane.windows.memory import TokenBank
+from mzsane.windows.memory import WindowsInMemory
 from mzsane.windows.row_groups import stream_table
-from mzsane.windows.stream import TokenStream
+from mzsane.windows.stream import WindowStream
 from mzsane.windows.windows import WindowBatch, WindowSource
 
 WINDOW = 2048
@@ -92,7 +92,7 @@ def publish_random(
 
 
 def count_gigabytes(batch: WindowBatch) -> float:
-    """Return the weights of a batch, all versions, in gigabytes."""
+    """Return the weights of a batch, all views, in gigabytes."""
     return 4e-9 * len(batch.views_VBWD) * int(batch.mask_BWD.count_nonzero())
 
 
@@ -108,20 +108,20 @@ def time_median(run: Callable[[int], object], repeats: int) -> float:
 
 
 def measure_bank(repeats: int) -> list[dict]:
-    """Measure the bank without and with permuted versions, and the share of tokens that packing fills."""
+    """Measure the bank without and with permuted views, and the share of tokens that packing fills."""
     rows = []
     for architecture, (_, _, _, models) in ARCHITECTURES.items():
         layout, groups = lay_out(architecture)
         source = WindowSource(torch.randn(models, layout.weights), layout, groups)
-        for versions in (1, 2, 6):
-            bank = TokenBank([source], WINDOW, max(2, BATCH // versions), 0, versions)
+        for views in (1, 2, 6):
+            bank = WindowsInMemory([source], WINDOW, max(2, BATCH // views), 0, views)
             batch = bank.draw(0)
             size = count_gigabytes(batch)
             rate = size / time_median(bank.draw, repeats)
             weights = torch.randn(round(size * 1e9 / 4))
             copied = size / time_median(lambda _, weights=weights: weights.clone(), repeats)
-            name = f"bank, {architecture}, {versions} version{'s' * (versions > 1)}"
-            rows.append(make_row(name, rate, "GB/s of core time", copied, BANK_BAR if versions == 1 else None))
+            name = f"bank, {architecture}, {views} view{'s' * (views > 1)}"
+            rows.append(make_row(name, rate, "GB/s of core time", copied, BANK_BAR if views == 1 else None))
             rows.append(make_row(f"{name}, of the copy's speed", rate / copied, "ratio"))
         if layout.length <= WINDOW:
             filled = float((bank.draw(0).segments_BW > 0).float().mean())
@@ -136,7 +136,7 @@ def measure_parquet(folder: str) -> list[dict]:
     for architecture, (_, _, _, models) in ARCHITECTURES.items():
         table = read_tokens(store.open(write_tokens(store, architecture, models, PART_BYTES)))
         wall, core = stream_epochs(table, BUFFER_PARTS * PART_BYTES, 2 if architecture == "cnn-s" else 1)
-        name = f"parquet, {architecture}, 1 version"
+        name = f"parquet, {architecture}, 1 view"
         rows.append(make_row(name, wall, "GB/s of wall time", None, PARQUET_BAR))
         rows.append(make_row(name, core, "GB/s of core time", None, PARQUET_BAR))
     return rows
@@ -149,7 +149,7 @@ def stream_epochs(table: TokenTable, buffer_bytes: int, epochs: int) -> tuple[fl
     source = stream_table(table, every_N, reuse=math.ceil(table.layout.length / WINDOW))
     delivered = 0.0
     started, busy = time.perf_counter(), time.process_time()
-    with TokenStream([source], WINDOW, BATCH, 0, buffer_bytes, versions=1) as stream:
+    with WindowStream([source], WINDOW, BATCH, 0, buffer_bytes, views=1) as stream:
         windows = epochs * stream.plan.windows * source.reuse
         for step in range(math.ceil(windows / BATCH)):
             delivered += count_gigabytes(stream.draw(step))

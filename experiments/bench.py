@@ -17,7 +17,7 @@ from mzsane.backbone.inference import decode_models, encode_models, load_backbon
 from mzsane.backbone.validation.judge import Judge
 from mzsane.config import AnyZooConfig, SamplingConfig
 from mzsane.evaluation.baselines import draw_random_models
-from mzsane.evaluation.distillation import OUTPUTS, Lessons, write_mean_lessons
+from mzsane.evaluation.distillation import OUTPUTS, SoftTargets, write_mean_targets
 from mzsane.evaluation.novelty.distance import KnownModels
 from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
@@ -29,7 +29,7 @@ from mzsane.sampling.samplers import SAMPLERS
 from mzsane.sampling.samplers.protocol import Anchors
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.store import read_tokens
-from mzsane.tokens.subject import find_origin
+from mzsane.tokens.subject import find_subject
 
 LATENTS = 48
 NOISE_FROM = "joint"  # the sampler whose samples say how far noise goes
@@ -76,7 +76,7 @@ class Bench:
         self.anchors = Anchors(latents_ATL, self.layout.positions_T3[:, 1], seed)
         self.decoded_AP = self.decode(latents_ATL)
         self.decoded = self.known.against([str(number) for number in range(len(self.decoded_AP))], self.decoded_AP)
-        origin = find_origin(tokens)
+        origin = find_subject(tokens)
         assert origin is not None  # a zoo of ours
         self.origin, self.images = origin, load_images(origin.images)
         self.network = build_network(origin.network, *self.sizes)
@@ -115,7 +115,7 @@ class Bench:
         return draw_noise_images(DISTILLATION_IMAGES, shape, self.make_generator("noise images"))
 
     @cache  # noqa: B019
-    def write_lessons(self, source: str) -> Lessons:
+    def write_soft_targets(self, source: str) -> SoftTargets:
         """Ask teachers about images, pseudo-images drawn from their statistics, or noise (none)."""
         seen_NCHW = self.unlabelled_NCHW[:DISTILLATION_IMAGES]
         if source == "statistics":
@@ -125,7 +125,7 @@ class Bench:
         elif source == "none":
             seen_NCHW = self.noise_NCHW
         teachers_AP = self.anchors_AP[:TEACHERS]
-        return write_mean_lessons(self.network, self.layout, teachers_AP, seen_NCHW, OUTPUTS[source])
+        return write_mean_targets(self.network, self.layout, teachers_AP, seen_NCHW, OUTPUTS[source])
 
     @cached_property
     def guidance(self) -> tuple[Guidance, float]:

@@ -162,7 +162,7 @@ def guide_init(bench: Bench, steps: int) -> Made:
 
 def draw_distilled(bench: Bench, source: str, steps: int) -> Made:
     """Train random initialisations towards the anchors' mean output on images, pseudo-images, or noise images."""
-    lessons = bench.write_lessons(source)
+    lessons = bench.write_soft_targets(source)
 
     def learn(count: int, rate: float) -> Tensor:
         return distil(lessons, bench.initialise(count), steps, rate, bench.seed).flat_SP

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from mzsane.appearance import COLORS, INK, MUTED, assign_looks, create_figure, style_axes, to_png
+from mzsane.appearance import COLORS, INK, MUTED, assign_styles, create_figure, style_axes, to_png
 
 CLASSES = {
     "none": "nothing seen",
@@ -21,7 +21,7 @@ SPLITS = {"val": "validation models on validation images", "test": "test models 
 def draw_curves(result: dict[str, Any]) -> bytes:
     """Draw accuracy over novelty: a panel for each class of what is seen, held-out models in each."""
     points = result["points"]
-    looks = assign_looks(point["curve"] for point in points)
+    looks = assign_styles(point["curve"] for point in points)
     figure = create_figure(
         14.0,
         9.5,

@@ -3,7 +3,7 @@
 `MZSANE_ROOT=... python -m experiments.normalisation --tune zoos` trains each mode with each rate on two zoos, with a
 seed that the preset does not have, and prints how well validation models are reconstructed; `--tune architectures` does
 so on two architectures. The best rates stand in the preset.
-After `python -m flows.ablation normalisation`, `--plot FILE [--json FILE]` draws and prints its result on validation
+After `mzsane ablate normalisation`, `--plot FILE [--json FILE]` draws and prints its result on validation
 models and validation images; with `--final` that of the targets on test models and test images.
 """
 

@@ -1,10 +1,10 @@
-"""Flow `ablation`: compare zoo compositions. Also the command `python -m flows.ablation PRESET`."""
+"""Flow `ablation`: compare zoo compositions; also the command `mzsane ablate`."""
 
-import argparse
 import logging
 import os
 import sys
 import time
+from collections import Counter
 from typing import Literal
 
 from prefect import flow, get_run_logger, runtime
@@ -13,21 +13,30 @@ from rich.table import Table
 
 from flows.arm import arm
 from flows.dispatch import run_parts
-from flows.presets import DEMO, list_presets, load_preset
+from flows.presets import DEMO, change_config, list_presets, load_preset
 from flows.tokens import tokens
-from mzsane.config import AblationConfig, ExecutionConfig, validate_config
+from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.device import choose_device
-from mzsane.errors import ConfigError
+from mzsane.errors import ConfigError, MzsaneError
 from mzsane.estimate import check_ablation, check_processes
 from mzsane.feasibility import check_layouts, try_networks
+from mzsane.forecast import Forecast, forecast
 from mzsane.parallel import count_cores
-from mzsane.plan import list_arms, plan_ablation, plan_comparison_stage, plan_zoo_stage, resolve_ablation
+from mzsane.plan import (
+    Stage,
+    list_arms,
+    list_missing,
+    plan_ablation,
+    plan_comparison_stage,
+    plan_zoo_stage,
+    resolve_ablation,
+)
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.zoo.contents import check_content
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_comparison
-from tasks.terminal import print_comparison, report_errors
+from tasks.terminal import print_comparison
 from tasks.tracking import Tracker, resend
 
 quiet_expected_errors()
@@ -46,6 +55,7 @@ def _name_run() -> str:
 @flow(name="ablation", flow_run_name=_name_run)
 def ablation(
     preset: PresetName | None = None,
+    settings: tuple[str, ...] = (),
     config: AblationConfig = DEMO,
     execution: ExecutionConfig = ExecutionConfig(),
 ) -> ArtifactRef:
@@ -55,6 +65,7 @@ def ablation(
 
     Args:
         preset: A shipped preset to run in place of the config below, which must then be left as it is.
+        settings: What is changed in it, one `path.to.key=value` a line, as with `--set` on the command line.
         config: The whole ablation. The form is filled with the demo's settings.
         execution: How the work is done; what of it changes last bits is in the manifests.
     """
@@ -64,7 +75,9 @@ def ablation(
                 f"both preset {preset!r} and a config of your own are given: give one of them (and deploy again if "
                 "presets/demo.yaml has changed since the form was made)"
             )
-        config = load_preset(preset)
+        config = load_preset(preset, settings)
+    elif settings:
+        config = change_config(config, settings)
     config = resolve_ablation(config)  # here, so that all arms, on whatever machine, know the same images
     started = time.time()
     logger = get_run_logger()
@@ -97,12 +110,24 @@ def ablation(
             }
             for item in chosen
         ]
-        run_parts(arm, "arm/run", arms, together)
-        stages.compare(config, execution, started)
-    comparison = store.open(planned)
-    tracker.finish_ablation(config, run, comparison, store)
-    show_comparison(config.name, comparison, run)
-    return planned
+        failure: MzsaneError | None = None
+        try:
+            run_parts(arm, "arm/run", arms, together)
+        except MzsaneError as error:
+            failure = error
+        missing = list_missing(config, store) if failure else []
+        if failure and len(missing) == len(chosen):
+            raise failure
+        made = stages.compare(config, execution, started, missing)
+        comparison = store.open(made)
+        tracker.finish_ablation(config, run, comparison, store)
+        show_comparison(config.name, comparison, run)
+        if failure:
+            raise type(failure)(
+                f"{failure}. What there is ({len(chosen) - len(missing)} of {len(chosen)} arms) is compared in "
+                f"{comparison.address}; run again, the ablation makes only what is missing"
+            ) from failure
+    return made
 
 
 def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionConfig]:
@@ -116,48 +141,29 @@ def _share_cores(execution: ExecutionConfig, arms: int) -> tuple[int, ExecutionC
     return together, execution.model_copy(update={"processes": max(1, processes // together)})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.ablation", description="Compare zoo compositions.")
-    parser.add_argument("preset", help=f"a preset ({', '.join(list_presets())}) or the path of a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change one setting")
-    parser.add_argument("--plan", action="store_true", help="print the stages, what is there, and what would run")
-    parser.add_argument(
-        "--resend", action="store_true", help="send a finished ablation to MLflow again, and do no work"
-    )
-    parser.add_argument("--processes", type=int, help="worker processes for populations; all cores if not given")
-    parser.add_argument("--arms", type=int, help="arms at a time; if not given one a core (and 4 GiB), or one on a GPU")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="threads of each arm, 1 if not given; others change the last bits of results",
-    )
-    options = parser.parse_args(arguments)
-    return report_errors(lambda: _run_command(options))
-
-
-def _run_command(options: argparse.Namespace) -> int:
-    config = load_preset(options.preset, options.set)
-    execution = validate_config(
-        ExecutionConfig,
-        {"processes": options.processes, "arms": options.arms, "threads": options.threads or 1},
-        "the command line",
-    )
+def run_command(config: AblationConfig, execution: ExecutionConfig, plan: bool, resend_only: bool) -> int:
+    """Run an ablation, print what it takes, or send it again; returns the exit code."""
     store = ArtifactStore.from_environment()
-    check_processes(options.processes)
+    check_processes(execution.processes)
     check_ablation(config, store.files.local_path(""))
-    if options.plan:
+    if plan:
         _print_plan(config, store)
         return 0
     comparison = store.find(plan_comparison_stage(config).work.ref)
     for zoo in config.read_zoos:
         if found := store.find(plan_zoo_stage(zoo).work.ref):
             check_content(zoo, found)
-    if options.resend:
+    if resend_only:
         return _resend(config, comparison, store)
     if comparison is None:
         store.check()
-        ablation(config=config, execution=execution)
+        try:
+            ablation(config=config, execution=execution)
+        except MzsaneError:
+            missing = list_missing(config, store)
+            if found := store.find(plan_comparison_stage(config, missing=missing).work.ref) if missing else None:
+                print_comparison(found)
+            raise
         # Prefect's last words come at exit; without this the page's path would not be the last line.
         logging.getLogger("prefect").setLevel(logging.WARNING)
         comparison = store.open(plan_comparison_stage(config).work.ref)
@@ -180,7 +186,8 @@ def _resend(config: AblationConfig, comparison: Artifact | None, store: Artifact
 
 
 def _print_plan(config: AblationConfig, store: ArtifactStore) -> None:
-    table = Table("stage", "artifact", "state", title=f"ablation {config.name} in {store.root}")
+    table = Table("stage", "artifact", "state")
+    to_do, states = list[Stage](), Counter[str]()
     for stage in plan_ablation(config):
         ref = stage.work.ref
         if store.exists(ref):
@@ -189,9 +196,29 @@ def _print_plan(config: AblationConfig, store: ArtifactStore) -> None:
             state = "continues"
         else:
             state = "to do"
+        if state != "there":
+            to_do.append(stage)
+        states[state] += 1
         table.add_row(stage.label, f"{ref.kind}/{ref.fingerprint[:12]}", state)
-    Console().print(table)
+    console = Console(highlight=False)
+    counted = ", ".join(f"{count} {state}" for state, count in states.items())
+    console.print(f"ablation {config.name} in {store.root}: {counted}", soft_wrap=True, markup=False)
+    if to_do:
+        console.print(_describe_forecast(forecast(to_do, store)), soft_wrap=True, markup=False)
+    console.print(table)
+
+
+def _describe_forecast(told: Forecast) -> str:
+    if not told.known:
+        return "how long it takes is not known: nothing like it was done in this store yet"
+    hours, minutes = divmod(round(told.seconds / 60), 60)
+    time_ = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    size, hosts = f"{told.bytes / 1e6:,.0f} MB", ", ".join(told.hosts)
+    text = f"about {time_} one after the other, and {size}, as measured in this store on {hosts}"
+    return text + (f"; of {told.unknown} stages nothing like them was done yet" if told.unknown else "")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from flows.commands.app import main
+
+    sys.exit(main(["ablate", *sys.argv[1:]]))

@@ -7,10 +7,11 @@ from prefect import flow, get_run_logger
 from flows.chain import make_backbone, make_probes, make_scores
 from flows.presets import DEMO
 from mzsane.config import AblationConfig, ExecutionConfig
-from mzsane.plan import find_arm
+from mzsane.estimate import check_ablation, check_processes
+from mzsane.plan import ArmPlan, find_arm, plan_ablation
 from mzsane.store.artifacts import ArtifactStore
 from tasks.logs import quiet_expected_errors
-from tasks.terminal import refuse_command
+from tasks.terminal import TerminalSink
 from tasks.tracking import Tracker
 
 quiet_expected_errors()
@@ -44,5 +45,23 @@ def arm(
     tracker.finish_arm(config, chosen, run, ArtifactStore.from_environment())
 
 
+def run_command(config: AblationConfig, composition: str, seed: int, execution: ExecutionConfig) -> int:
+    """Run one arm, its zoos and tokens first; returns the exit code."""
+    store = ArtifactStore.from_environment()
+    check_processes(execution.processes)
+    check_ablation(config, store.files.local_path(""))
+    plan = ArmPlan(config, find_arm(config, composition, seed))
+    store.check()
+    for stage in plan_ablation(config):
+        if stage.work.kind in ("zoo", "tokens") and not store.exists(stage.work.ref):
+            stage.make(store, execution, TerminalSink())
+    arm(composition, seed, config, execution)
+    for stage in plan.stages():
+        print(f"{stage.label}: {store.address(stage.work.ref)}")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(refuse_command("arm", "arm/run"))
+    from flows.commands.app import main
+
+    sys.exit(main(["arm", *sys.argv[1:]]))

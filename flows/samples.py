@@ -1,19 +1,18 @@
-"""Flow `samples`: draw samples from one arm's backbone for one target. As a command: write them as state dicts."""
+"""Flow `samples`: draw samples from one arm's backbone for one target; the command `mzsane samples` writes them."""
 
-import argparse
 import sys
 
 from prefect import flow
 
 from flows.chain import find_target, make_backbone, make_samples
-from flows.presets import DEMO, list_presets, load_preset
-from mzsane.config import AblationConfig, ExecutionConfig, validate_config
+from flows.presets import DEMO
+from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.estimate import check_ablation, check_processes
 from mzsane.plan import ArmPlan, find_arm
 from mzsane.sampling.export import export_samples
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from tasks.logs import quiet_expected_errors
-from tasks.terminal import TerminalSink, report_errors
+from tasks.terminal import TerminalSink
 
 quiet_expected_errors()
 
@@ -40,43 +39,32 @@ def samples(
     return make_samples(config, composition, seed, chosen, execution)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.samples",
-        description="Write samples of an arm for one target as state dicts; drawn first if they are not there.",
-    )
-    parser.add_argument(
-        "preset", help=f"an ablation: a preset ({', '.join(list_presets())}) or the path of a YAML file"
-    )
-    parser.add_argument("composition", help="name of the composition")
-    parser.add_argument("target", help="name of the target")
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write to; it must be new or empty")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the arm; 0 if not given")
-    parser.add_argument("--all", action="store_true", help="all samples, not only those that are selected")
-    parser.add_argument("--processes", type=int, help="worker processes; all cores if not given")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
-    options = parser.parse_args(arguments)
-    return report_errors(lambda: _export(options))
-
-
-def _export(options: argparse.Namespace) -> int:
-    config = load_preset(options.preset, options.set)
-    target = find_target(config, options.target)
-    work = ArmPlan(config, find_arm(config, options.composition, options.seed)).samples(target).work
-    execution = validate_config(ExecutionConfig, {"processes": options.processes}, "the command line")
+def run_command(
+    config: AblationConfig,
+    composition: str,
+    target: str,
+    seed: int,
+    folder: str,
+    all_samples: bool,
+    execution: ExecutionConfig,
+) -> int:
+    """Write samples as state dicts, drawn first if they are not there; returns the exit code."""
+    wanted = find_target(config, target)
+    work = ArmPlan(config, find_arm(config, composition, seed)).samples(wanted).work
     store = ArtifactStore.from_environment()
-    check_processes(options.processes)
+    check_processes(execution.processes)
     check_ablation(config, store.files.local_path(""))
     found = store.find(work.ref)
     if found is None:
         store.check()
-        samples(options.composition, options.target, options.seed, config, execution)
+        samples(composition, target, seed, config, execution)
         found = store.open(work.ref)
-    count = export_samples(found, options.to, options.all, TerminalSink())
-    print(f"{count} samples written to {options.to}")
+    count = export_samples(found, folder, all_samples, TerminalSink())
+    print(f"{count} samples written to {folder}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from flows.commands.app import main
+
+    sys.exit(main(["samples", *sys.argv[1:]]))

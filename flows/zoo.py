@@ -1,16 +1,14 @@
-"""Flow `zoo`: make a zoo. As a command: make, list, download, export."""
+"""Flow `zoo`: make a zoo; also the command `mzsane zoo`."""
 
-import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from prefect import flow, get_run_logger
 
-from flows.presets import list_presets, load_zoo_preset
 from mzsane.config import AnyZooConfig, DownloadConfig, ExecutionConfig, ReadConfig, validate_config
 from mzsane.errors import ConfigError
 from mzsane.estimate import check_processes, check_zoo
-from mzsane.fetch.catalog import catalog_table
 from mzsane.fetch.download import download
 from mzsane.plan import plan_zoo_stage
 from mzsane.store.artifacts import ArtifactRef, ArtifactStore
@@ -19,7 +17,7 @@ from mzsane.zoo.export import export_zoo
 from tasks import stages
 from tasks.logs import quiet_expected_errors
 from tasks.publish import show_card
-from tasks.terminal import TerminalSink, print_card, report_errors
+from tasks.terminal import TerminalSink, print_card
 from tasks.tracking import Tracker
 
 quiet_expected_errors()
@@ -46,47 +44,13 @@ def zoo(zoo: AnyZooConfig, execution: ExecutionConfig = ExecutionConfig()) -> Ar
     return ref
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.zoo", description="Zoos of trained networks.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    preset = f"a preset ({', '.join(list_presets('zoos'))}) or the path of a YAML file"
-    make = commands.add_parser("make", help="train or read a zoo, or make one sparse, and print its card")
-    make.add_argument("preset", help=preset)
-    make.add_argument("--processes", type=int, help="worker processes; all cores if not given")
-    export = commands.add_parser("export", help="write a trained zoo in the layout of the published zoos")
-    export.add_argument("preset", help=preset)
-    export.add_argument("target", help="folder or URL to write to")
-    commands.add_parser("list", help="list the published zoos that can be downloaded")
-    fetch = commands.add_parser("download", help="fetch a published zoo, or some epochs of it, into the store")
-    fetch.add_argument("source", help="name in the list, or the address of a file")
-    fetch.add_argument("--epochs", type=int, nargs="+", help="only these epochs; all if not given")
-    fetch.add_argument("--members", nargs="+", default=[], metavar="PATTERN", help="only members that fit a pattern")
-    for command in (make, export):
-        command.add_argument("--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", help="change a setting")
-    options = parser.parse_args(arguments)
-    return report_errors(lambda: _run_command(options))
-
-
-def _run_command(options: argparse.Namespace) -> int:
-    if options.command == "list":
-        print(catalog_table())
-        return 0
-    if options.command == "download":
-        return _download(options)
-    config = load_zoo_preset(options.preset, options.set)
+def make_command(config: AnyZooConfig, execution: ExecutionConfig) -> int:
+    """Make a zoo unless it is there, and print its card; returns the exit code."""
     store = ArtifactStore.from_environment()
     check_zoo(config, store.files.local_path(""))
     found = store.find(plan_zoo_stage(config).work.ref)
-    if options.command == "export":
-        if found is None:
-            raise ConfigError(f"zoo {config.name} is not in {store.root}: make it first")
-        count = export_zoo(found, options.target, TerminalSink())
-        print(f"{count} checkpoints written to {options.target}")
-        return 0
     if found is None:
-        execution = validate_config(ExecutionConfig, {"processes": options.processes}, "the command line")
-        check_processes(options.processes)
+        check_processes(execution.processes)
         store.check()
         zoo(zoo=config, execution=execution)
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -100,8 +64,20 @@ def _run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _download(options: argparse.Namespace) -> int:
-    settings = {"name": "download", "source": options.source, "epochs": options.epochs, "members": options.members}
+def export_command(config: AnyZooConfig, target: str) -> int:
+    """Write a zoo in the published layout; returns the exit code."""
+    store = ArtifactStore.from_environment()
+    found = store.find(plan_zoo_stage(config).work.ref)
+    if found is None:
+        raise ConfigError(f"zoo {config.name} is not in {store.root}: make it first")
+    count = export_zoo(found, target, TerminalSink())
+    print(f"{count} checkpoints written to {target}")
+    return 0
+
+
+def download_command(source: str, epochs: Sequence[int] | None, members: Sequence[str]) -> int:
+    """Fetch a published zoo; returns the exit code."""
+    settings = {"name": "download", "source": source, "epochs": epochs, "members": members}
     config = validate_config(DownloadConfig, settings, "the command line")
     archive = download(config, ArtifactStore.from_environment(), TerminalSink())
     print(f"{sum(entry.bytes for entry in archive.manifest.files.values()):,} bytes in {archive.address}")
@@ -109,4 +85,6 @@ def _download(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from flows.commands.app import main
+
+    sys.exit(main(["zoo", *sys.argv[1:]]))

@@ -22,7 +22,7 @@ DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How a composition is drawn; two compositions differ in at least one of the three."""
 
     color: str
@@ -30,10 +30,10 @@ class Look:
     dash: Dash
 
 
-def assign_looks(compositions: Iterable[str]) -> dict[str, Look]:
+def assign_styles(compositions: Iterable[str]) -> dict[str, Style]:
     """Give each composition its look, by its place in the alphabet, so that all figures agree."""
     return {
-        name: Look(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
+        name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
         for i, name in enumerate(sorted(set(compositions)))
     }
 
@@ -98,7 +98,7 @@ def style_axes(axes: Axes, title: str = "") -> None:
     axes.set_title(title, loc="left", fontsize=SIZE, fontweight="bold", color=INK)
 
 
-def list_handles(looks: Mapping[str, Look], markers: bool = True, lines: bool = True) -> list[Line2D]:
+def list_handles(looks: Mapping[str, Style], markers: bool = True, lines: bool = True) -> list[Line2D]:
     """Return the legend's entries for compositions.
 
     Args:
@@ -127,7 +127,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def draw_png(draw: Callable[[], Figure | bytes]) -> bytes:
+def plot_png(draw: Callable[[], Figure | bytes]) -> bytes:
     """Draw a picture; where that fails, one that says so: a picture is never worth the work that it shows.
 
     Args:

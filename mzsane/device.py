@@ -7,8 +7,6 @@ import torch
 from mzsane.config import ExecutionConfig
 from mzsane.errors import ConfigError
 
-GPU = "cuda"
-
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """Return the device for `execution.device`.
@@ -19,12 +17,12 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise ConfigError("execution.device is cuda, but torch finds no GPU: leave it at auto, or mend the driver")
-    return torch.device(GPU if there and wanted != "cpu" else "cpu")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
 
 
 def count_memory(device: torch.device) -> int:
     """Return the memory of a GPU, bytes: all of it, whoever has some, so that it is the same in every run."""
-    return int(torch.get_device_module(device).mem_get_info(device)[1])
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def find_device(execution: ExecutionConfig | None) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 
 from mzsane.config import AblationConfig, AnyImagesConfig, AnyZooConfig, BackboneConfig, NetworkConfig, ZooConfig
 from mzsane.config.images import DigitsConfig, GlyphsConfig, TorchvisionConfig
-from mzsane.config.zoos import TwinsConfig
+from mzsane.config.zoos import SparseConfig
 from mzsane.errors import ConfigError
 from mzsane.networks.build import build_network
 
@@ -65,7 +65,7 @@ def check_zoo(zoo: AnyZooConfig, store: Path | None = None) -> None:
     Raises:
         ConfigError: it needs more memory or disk than there is.
     """
-    trained = zoo.zoo if isinstance(zoo, TwinsConfig) else zoo
+    trained = zoo.zoo if isinstance(zoo, SparseConfig) else zoo
     if trained.images is not None:
         _check_memory([_measure_images(trained.images)])
     if not isinstance(trained, ZooConfig):

@@ -11,7 +11,7 @@ from mzsane.config import (
     NetworkConfig,
     ReadConfig,
     RecipeConfig,
-    TwinsConfig,
+    SparseConfig,
 )
 from mzsane.device import choose_device
 from mzsane.errors import ConfigError
@@ -21,7 +21,7 @@ from mzsane.networks.shapes import find_shape
 from mzsane.networks.trial import try_evaluation, try_training
 from mzsane.problems.images.dataset import load_images
 from mzsane.windows.windows import check_positions
-from mzsane.zoo.sparse import check_twins
+from mzsane.zoo.sparse import check_sparse
 from mzsane.zoo.train import plan_models
 
 
@@ -94,10 +94,10 @@ def try_zoo(zoo: AnyZooConfig, device: str) -> None:
     if isinstance(zoo, ReadConfig):
         try_evaluation(zoo.network, dataset)
         return
-    trained = zoo.zoo if isinstance(zoo, TwinsConfig) else zoo
+    trained = zoo.zoo if isinstance(zoo, SparseConfig) else zoo
     try_training(zoo.network, dataset, {plan.recipe for plan in plan_models(trained)}, device)
-    if isinstance(zoo, TwinsConfig):
-        check_twins(zoo, dataset)
+    if isinstance(zoo, SparseConfig):
+        check_sparse(zoo, dataset)
 
 
 def _check_places(composition: CompositionConfig, backbone: BackboneConfig, layout: TokenLayout, which: str) -> None:

@@ -4,7 +4,7 @@ A `Stage` is one piece of work with a name for people. `plan_ablation` lists the
 inputs made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from mzsane.backbone.pretrain import plan_backbone, pretrain
@@ -31,6 +31,7 @@ from mzsane.report.compare import compare, plan_comparison
 from mzsane.report.gather import ArmParts
 from mzsane.sampling.target import Target
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.making import record_making
 from mzsane.tokens.build import build_tokens, fix_token_dim, plan_tokens
 from mzsane.zoo.make import make_zoo, plan_zoo
 
@@ -49,6 +50,11 @@ class Stage:
     def label(self) -> str:
         """What logs call this stage: kind and name."""
         return f"{self.work.kind} {self.name}"
+
+    def make(self, store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink) -> Artifact:
+        """Do the work, or open what was made before; the manifest keeps the name."""
+        with record_making(self.name):
+            return self.run(store, execution, sink)
 
 
 @dataclass(frozen=True)
@@ -129,14 +135,33 @@ def plan_ablation(config: AblationConfig) -> list[Stage]:
     return list(unique.values())
 
 
-def plan_comparison_stage(config: AblationConfig, started: float | None = None) -> Stage:
-    """Return the stage that compares all arms; `started` is when the ablation began, if its page is to say so."""
+def plan_comparison_stage(config: AblationConfig, started: float | None = None, missing: Collection[str] = ()) -> Stage:
+    """Return the stage that compares the arms.
+
+    Args:
+        config: the ablation.
+        started: when it began, if its page is to say so.
+        missing: the names of arms that failed and are left out.
+    """
     config = resolve_ablation(config)
-    parts = [ArmPlan(config, arm).parts() for arm in list_arms(config)]
-    work = plan_comparison(config, parts)
-    return Stage(
-        config.name, work, lambda store, execution, sink: compare(config, parts, store, sink, started, execution)
-    )
+    parts = [ArmPlan(config, arm).parts() for arm in list_arms(config) if arm.name not in missing]
+    left_out = [arm.name for arm in list_arms(config) if arm.name in missing]
+    work = plan_comparison(config, parts, left_out)
+
+    def run(store: ArtifactStore, execution: ExecutionConfig, sink: MetricSink) -> Artifact:
+        return compare(config, parts, store, sink, started, left_out, execution)
+
+    return Stage(config.name, work, run)
+
+
+def list_missing(config: AblationConfig, store: ArtifactStore) -> list[str]:
+    """Return the names of the arms of which an artifact is not there."""
+    config = resolve_ablation(config)
+    return [
+        arm.name
+        for arm in list_arms(config)
+        if not all(store.exists(stage.work.ref) for stage in ArmPlan(config, arm).stages())
+    ]
 
 
 def _resolve(config: AblationConfig, target: TargetConfig) -> Target:

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 from mzsane.config import ExecutionConfig
 from mzsane.parallel import limit_threads
 from mzsane.randomness import seed_globally
+from mzsane.store.making import record_making
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ def steady(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     @wraps(stage)
     def run(*values: Parameters.args, **named: Parameters.kwargs) -> Result:
         execution = signature.bind(*values, **named).arguments.get("execution") or ExecutionConfig()
-        with limit_threads(execution.threads), seed_globally(_SEED):
+        with limit_threads(execution.threads), seed_globally(_SEED), record_making(threads=execution.threads):
             return stage(*values, **named)
 
     return run

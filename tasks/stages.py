@@ -1,7 +1,7 @@
 """One thin task a stage: open the store, do the stage unless its artifact is there, return the reference."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from prefect import get_run_logger, task
@@ -83,9 +83,11 @@ def score_samples(
 
 
 @task(task_run_name="compare-{config.name}")
-def compare(config: AblationConfig, execution: ExecutionConfig, started: float | None = None) -> ArtifactRef:
-    """Compare all arms; `started` is when the ablation began, in seconds since the epoch."""
-    return _run_stage(plan_comparison_stage(config, started), execution)
+def compare(
+    config: AblationConfig, execution: ExecutionConfig, started: float | None = None, missing: Sequence[str] = ()
+) -> ArtifactRef:
+    """Compare the arms but those that are missing; `started` is when it began, in seconds since the epoch."""
+    return _run_stage(plan_comparison_stage(config, started, missing), execution)
 
 
 def _run_stage(
@@ -102,7 +104,7 @@ def _run_stage(
     tracker = Tracker.from_environment(logger)
     sink = StageSink(stage.label, logger, tracker, tracking_run, name, page=stage.work.kind in _LONG_KINDS)
     started = time.monotonic()
-    artifact = stage.run(store, execution, sink)
+    artifact = stage.make(store, execution, sink)
     sink.flush()
     counts = ", ".join(f"{key} {value}" for key, value in artifact.manifest.counts.items())
     logger.info("%s: done in %.0f s (%s), %s", stage.label, time.monotonic() - started, counts, artifact.address)

@@ -1,6 +1,6 @@
 """Tracking in MLflow, best effort: the science never waits for it and never fails with it.
 
-Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`python -m flows.ablation
+Everything that is tracked is in the artifacts too, so that what was lost can be sent again (`mzsane ablate
 PRESET --resend`). One parent run an ablation, one child run an arm. Points carry timestamps derived from the run's
 start and the step, so that a point sent twice is the same point.
 
@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from mzsane.addresses import hide_secrets, show_address, split_user
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.config import AblationConfig
 from mzsane.plan import Arm, ArmPlan, list_arms, plan_zoo_stage, resolve_ablation
 from mzsane.report.compare import read_answers
@@ -125,7 +125,7 @@ class Tracker:
             reason = hide_secrets(" ".join(str(error).split()))[:300]
             self.logger.error(
                 "TRACKING IS LOST: MLflow at %s failed (%s). The work goes on and its results are safe in the store; "
-                "send them with `python -m flows.ablation PRESET --resend` when MLflow is back.",
+                "send them with `mzsane ablate PRESET --resend` when MLflow is back.",
                 self.address,
                 reason,
             )
@@ -220,7 +220,7 @@ def _send_arm(client: "MlflowClient", run: str, config: AblationConfig, arm: Arm
     ):
         points.append((f"probes/{row['zoo']}/{row['property']}/{row['features']}/{row['metric']}", row["value"], 0))
     _log_points(client, run, points)
-    _log_file(client, run, "curves.png", draw_png(lambda: plot_curves(curves)))
+    _log_file(client, run, "curves.png", plot_png(lambda: plot_curves(curves)))
     client.set_terminated(run, "FINISHED")
 
 

@@ -1,204 +1,226 @@
-"""A GPU that is none: numbers on the CPU that carry another device's tag, and fail wherever CUDA would.
+"""A pretended GPU: numbers on the CPU that carry another device's tag, so that code for a GPU is run without one.
 
-It stands in for the hardware in tests of what is where: operations that mix devices, a generator of the CPU for numbers
-on the device, and `.numpy()` raise as on CUDA, and all that makes the host wait for the device is counted with its
-place in the code. Operators without a kernel on CUDA, precision and speed are not pretended. It goes through autograd,
-`torch.func` and threads, since the tag is that of a whole backend (`PrivateUse1`) whose every kernel is `_run`.
-
-PyTorch takes new devices only before the first backward pass of a process: work on it is done in a process of its own
-(`start_pretended_gpu`).
+Within `PretendedGpu()` the device `cuda` can be used. What lies on it is known by its memory; an operation on tensors
+of both devices raises, as CUDA would, and each read by the host (`item`, `tolist`, `bool`, `cpu`) is counted.
 """
 
-import threading
-import traceback
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace, TracebackType
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import clip_grad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-NAME = "pretended"
-ROOT = Path(__file__).parent.parent
-aten = torch.ops.aten
-
-# Functions whose outputs' sizes, or whose result, the host has to know: they wait for the device.
-_WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "bincount", "repeat_interleave"}
-_COPYING = {"copy_", "_to_copy"}
-_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-_JOINING = {"cat", "stack", "mm", "bmm", "addmm", "baddbmm"}  # take no number of the CPU either
-
-# What the host waits for, and copies to the device, by thread and place in the code.
-reads: Counter[tuple[str, str]] = Counter()
-copies: Counter[tuple[str, str]] = Counter()
-_library: list[torch.library.Library] = []
+CUDA = torch.device("cuda", 0)
+_HOST = {"aten::_local_scalar_dense": "item", "aten::equal": "equal", "aten::nonzero": "nonzero"}
+# They take indices, shapes or random numbers of the host, as CUDA's do.
+_MIXED = {"aten::index.Tensor", "aten::_index_put_impl_", "aten::index_put_", "aten::index_put", "aten::copy_"}
 
 
-class PretendedTensor(Tensor):
-    """A tensor with the tag of the device; `held` has its numbers."""
+_ANSWERS: dict[str, Any] = {
+    "is_available": lambda: True,
+    "device_count": lambda: 1,
+    "device": lambda device: nullcontext(),
+    "get_device_name": lambda device=None: "a pretended GPU",
+    "get_device_properties": lambda device: SimpleNamespace(total_memory=2**33),
+    "get_rng_state": lambda device=None: torch.zeros(1, dtype=torch.uint8),
+    "set_rng_state": lambda state, device=None: None,
+    "is_bf16_supported": lambda including_emulation=True: True,
+    "manual_seed": lambda seed: None,
+    "max_memory_allocated": lambda device=None: 0,
+    "synchronize": lambda device=None: None,
+}
 
-    held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+
+class MixedDevicesError(RuntimeError):
+    """An operation got tensors of both devices."""
+
+
+class PretendedGpu:
+    """A block in which there is a device `cuda`.
+
+    Attributes:
+        reads: how often the host read what lies on the device, by what.
+    """
+
+    # What was put there stays, as caches do; a weak reference keeps the number of a memory from being given again.
+    _there: ClassVar[dict[int, StorageWeakRef]] = {}
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "PretendedGpu":
+        for name, value in _ANSWERS.items():
+            self._stack.enter_context(patch.object(torch.cuda, name, value))
+        group = clip_grad._group_tensors_by_device_and_dtype
+        # It is told in C++ which devices tensors are on.
+        self._stack.enter_context(
+            patch.object(
+                clip_grad, "_group_tensors_by_device_and_dtype", lambda lists, *more: self._rename(group(lists, *more))
+            )
+        )
+        submit = ThreadPoolExecutor.submit
+        self._stack.enter_context(
+            patch.object(
+                ThreadPoolExecutor, "submit", lambda pool, *call, **named: submit(pool, self._run, *call, **named)
+            )
+        )
+        self._stack.enter_context(self._modes())
+        return self
+
+    def _rename(self, groups: dict[tuple[Any, Any], Any]) -> dict[tuple[Any, Any], Any]:
+        """Return groups of tensors under the devices that they are said to be on."""
+        named = {}
+        for (device, dtype), found in groups.items():
+            there = any(self.holds(tensor) for each in found[0] for tensor in each)
+            named[CUDA if there else device, dtype] = found
+        return named
+
+    def _run(self, function: Any, *arguments: Any, **named: Any) -> Any:
+        """Call a function in another thread, which knows the device as well."""
+        with self._modes():
+            return function(*arguments, **named)
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        with _Calls(self), _Operations(self):
+            yield
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor lies on the device."""
+        return tensor.untyped_storage()._cdata in self._there
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Say that a tensor lies on the device."""
+        storage = tensor.untyped_storage()
+        self._there.setdefault(storage._cdata, StorageWeakRef(storage))
+        return tensor
+
+
+def _is_cuda(device: Any) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+class _Calls(TorchFunctionMode):
+    """Takes the device out of calls before PyTorch looks for CUDA, and tells tensors' devices."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = dict(named or {})
+        name = getattr(function, "__name__", "")
+        owner = getattr(function, "__self__", None)
+        if name == "__get__" and arguments and isinstance(arguments[0], torch.Tensor):
+            if owner is torch.Tensor.device:
+                return CUDA if self._holds(arguments[0]) else function(*arguments, **named)
+            if owner is torch.Tensor.is_cuda:
+                return self._holds(arguments[0])
+        if function in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu):
+            return self._move(function, arguments, named)
+        if function in (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__) and self._holds(arguments[0]):
+            if function is not torch.Tensor.tolist:
+                raise TypeError("can't convert cuda:0 device type tensor to numpy: use Tensor.cpu() first")
+            self.gpu.reads["tolist"] += 1
+        if _is_cuda(named.get("device")):
+            named["device"] = torch.device("cpu")
+            return tree_map(self._put, function(*arguments, **named))
+        return function(*arguments, **named)
+
+    def _move(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        tensor, *rest = arguments
+        there = self._holds(tensor)
+        wanted = (
+            CUDA if function is torch.Tensor.cuda else torch.device("cpu") if function is torch.Tensor.cpu else None
+        )
+        if function is torch.Tensor.to:
+            others = []
+            for value in rest:
+                if isinstance(value, str | torch.device):
+                    wanted = torch.device(value)
+                elif isinstance(value, torch.Tensor):
+                    wanted, others = (CUDA if self._holds(value) else value.device), [*others, value.dtype]
+                elif isinstance(value, torch.dtype):
+                    others.append(value)
+            if named.get("device") is not None:
+                wanted = torch.device(named["device"])
+            named.pop("device", None)
+            named.pop("non_blocking", None)
+            tensor = torch.Tensor.to(tensor, *others, **named) if others or named else tensor
+        if wanted is None or _is_cuda(wanted) == there:
+            return self.gpu.put(tensor) if there else tensor
+        if there:
+            self.gpu.reads["cpu"] += 1
+        return _Move.apply(tensor, self.gpu, not there)
+
+    def _holds(self, tensor: torch.Tensor) -> bool:
+        with torch._C.DisableTorchFunction():
+            while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # within vmap and grad
+                tensor = torch._C._functorch.get_unwrapped(tensor)
+            return self.gpu.holds(tensor)
+
+    def _put(self, value: Any) -> Any:
+        return self.gpu.put(value) if isinstance(value, torch.Tensor) else value
+
+
+class _Move(torch.autograd.Function):
+    """A copy to the other device, through which gradients come back."""
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "PretendedTensor":
-        """Give numbers the tag."""
-        made = Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device=torch.device(NAME, 0),
-        )
-        made.held = held
-        return made
+    def forward(context: Any, tensor: torch.Tensor, gpu: PretendedGpu, there: bool) -> torch.Tensor:
+        context.gpu, context.there = gpu, there
+        return _copy(tensor, gpu, there)
 
-    def __init__(self, held: Tensor) -> None:
-        pass
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        """Run an operation of tensors of which one is on the device."""
-        return _run(function, *args, **(kwargs or {}))
-
-    def numpy(self, *args, **kwargs):
-        """Raise what a tensor on a GPU raises."""
-        raise TypeError(f"can't convert {self.device} device type tensor to numpy: use Tensor.cpu() first")
-
-    def __repr__(self) -> str:
-        """Tell the numbers and where they are said to be."""
-        return f"{NAME}:{self.held!r}"
-
-    def tolist(self):
-        """Read the numbers, which the host waits for."""
-        return self.detach().cpu().tolist()
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        return _copy(gradient, context.gpu, not context.there), None, None
 
 
-def _is_device(value: object) -> bool:
-    return isinstance(value, torch.device) and value.type == NAME
+def _copy(tensor: torch.Tensor, gpu: PretendedGpu, there: bool) -> torch.Tensor:
+    with torch.utils._python_dispatch._disable_current_modes():
+        moved = tensor.detach().clone()
+    return gpu.put(moved) if there else moved
 
 
-def _run(function, *args, **kwargs):
-    """Do an operation on the numbers; raise, or count, what CUDA would not do, or would wait for."""
-    name = function.overloadpacket.__name__
-    own: dict[int, PretendedTensor] = {}
-    others: list[Tensor] = []
-    indices = {id(value) for value in args[1] if value is not None} if name in _INDEXING else set()
+class _Operations(TorchDispatchMode):
+    """Sees every operation, those of backward passes and vectorised ones too."""
 
-    def untag(value):
-        if isinstance(value, PretendedTensor):
-            own[id(value.held)] = value
-            return value.held
-        if isinstance(value, Tensor):
-            if id(value) in indices:
-                copies[_find_place()] += 1
-            elif value.ndim or name in _JOINING:
-                others.append(value)
-        elif isinstance(value, torch.Generator):
-            raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{value.device}': {name}")
-        return torch.device("cpu") if _is_device(value) else value
+    def __init__(self, gpu: PretendedGpu) -> None:
+        super().__init__()
+        self.gpu = gpu
 
-    plain_args, plain_kwargs = pytree.tree_map(untag, (args, kwargs))
-    changed = args[0] if name.endswith("_") and not name.startswith("_foreach") and args else None
-    if name not in _COPYING and (
-        (own and others)
-        or (own and isinstance(changed, Tensor) and not isinstance(changed, PretendedTensor))
-        or (indices and not isinstance(args[0], PretendedTensor))
-    ):
-        shapes = [tuple(value.shape) for value in others]
-        raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got {NAME} and cpu {shapes}")
-    _count(name, args, kwargs, own)
-    found = function(*plain_args, **plain_kwargs)
-    if name == "copy_":
-        return args[0]
-    for value in own.values():
-        if value.shape != value.held.shape or value.stride() != value.held.stride():  # as after `squeeze_`
-            value.data = PretendedTensor(value.held)
-    to_cpu = kwargs.get("device") is not None and not _is_device(torch.device(kwargs["device"]))
-
-    def tag(value):
-        if not isinstance(value, Tensor):
-            return value
-        if to_cpu:
-            return value.clone() if id(value) in own else value
-        return own.get(id(value)) if id(value) in own else PretendedTensor(value)
-
-    return pytree.tree_map(tag, found)
-
-
-def _count(name: str, args, kwargs, own) -> None:
-    if name == "copy_":
-        here, there = (isinstance(value, PretendedTensor) for value in args[:2])
-        if there and not here:
-            reads[_find_place()] += 1
-        elif here and not there:
-            copies[_find_place()] += 1
-    elif name == "_to_copy":
-        wanted = kwargs.get("device")
-        here, there = isinstance(args[0], PretendedTensor), wanted is not None and torch.device(wanted).type == NAME
-        if here and wanted is not None and torch.device(wanted).type == "cpu":
-            reads[_find_place()] += 1
-        elif there and not here:
-            copies[_find_place()] += 1
-    elif own and (name in _WAITING or "unique" in name):
-        reads[_find_place()] += 1
-    elif name in _INDEXING and any(value is not None and value.dtype == torch.bool for value in args[1]):
-        reads[_find_place()] += "put" not in name or args[2].numel() > 1  # to write one number is a masked fill
-
-
-def _find_place() -> tuple[str, str]:
-    """Return the thread and the innermost line of mzsane that an operation is done by."""
-    thread = threading.current_thread().name
-    for frame in reversed(traceback.extract_stack(limit=60)):
-        if (path := Path(frame.filename)).is_relative_to(ROOT / "mzsane"):
-            return thread, f"{path.relative_to(ROOT)}:{frame.lineno} {frame.line}"
-    return thread, "outside"
-
-
-class _Module(_DummyBackendModule):
-    """What `torch.get_device_module` returns."""
-
-    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
-        """Return the free memory, and all of it: 1 GiB."""
-        return 2**30, 2**30
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        """Return the number formats of autocast."""
-        return [torch.bfloat16, torch.float16]
-
-
-def install() -> None:
-    """Make the device known to this process, and the one that `choose_device` takes for the GPU."""
-    import mzsane.device
-    from mzsane.backbone import machine
-
-    _setup_privateuseone_for_python_backend(NAME, _Module())
-    _library.append(torch.library.Library("_", "IMPL"))
-    _library[0].fallback(_run, "PrivateUse1")
-    make_tensor = torch.tensor
-
-    def tensor(data, *, device=None, **kwargs):  # torch's own copies past every kernel
-        made = make_tensor(data, **kwargs)
-        return made if device is None else made.to(device)
-
-    torch.tensor = tensor
-    torch.cuda.is_available = lambda: True
-    torch.cuda.get_device_name = lambda: NAME
-    mzsane.device.GPU = NAME
-    machine._PEAK_SIZE = {"cpu": 64, "other": 64}  # the speed of a GPU's products takes a CPU two minutes to measure
-    torch.set_num_threads(1)
-
-
-def clear_counts() -> None:
-    """Forget what was counted."""
-    reads.clear()
-    copies.clear()
-
-
-def start_pretended_gpu() -> ProcessPoolExecutor:
-    """Start the process that work on the device is done in."""
-    return ProcessPoolExecutor(1, get_context("spawn"), install)
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        tensors = [leaf for leaf in tree_leaves((arguments, named)) if isinstance(leaf, torch.Tensor)]
+        there = [tensor for tensor in tensors if self.gpu.holds(tensor)]
+        name = operation.name()
+        if there:
+            elsewhere = [tensor for tensor in tensors if not self.gpu.holds(tensor) and tensor.dim()]
+            if elsewhere and name not in _MIXED:
+                raise MixedDevicesError(
+                    f"{name}: tensors of both devices, {[tuple(t.shape) for t in there]} on cuda:0 and "
+                    f"{[tuple(t.shape) for t in elsewhere]} on cpu"
+                )
+            if name in _HOST:
+                self.gpu.reads[_HOST[name]] += 1
+        result = operation(*arguments, **named)
+        if there and name not in ("aten::_local_scalar_dense", "aten::equal"):
+            written_on_host = name == "aten::copy_" and not self.gpu.holds(arguments[0])
+            if not written_on_host:
+                tree_map(lambda value: self.gpu.put(value) if isinstance(value, torch.Tensor) else value, result)
+        return result

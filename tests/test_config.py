@@ -18,9 +18,9 @@ from mzsane.config import (
     NetworkConfig,
     SamplingConfig,
     SliceConfig,
+    SparseConfig,
     TargetConfig,
     TokensConfig,
-    TwinsConfig,
     ZooConfig,
     explain_validation,
     load_config,
@@ -163,7 +163,7 @@ def test_a_question_is_accepted():
 def test_unknown_key_deep_inside_a_list_is_named_by_its_place():
     data = make_ablation()
     data["zoos"][1]["learning_rte"] = 1
-    assert refuse(data) == "the form: zoos.1.learning_rte: unknown key"
+    assert refuse(data) == "the form: zoos.1.learning_rte: unknown key; did you mean learning_rate?"
 
 
 def test_all_mistakes_are_told_at_once():
@@ -467,8 +467,8 @@ class TestLoadConfig:
         (
             SamplingConfig,
             {"sampler": "magic"},
-            "sampler: Input should be 'joint', 'shared', 'token', 'individual', 'neighbourhood', 'interpolation', "
-            "'gaussian' or 'flow', not 'magic'",
+            "sampler: no sampler 'magic': There are joint, shared, token, individual, neighbourhood, interpolation, "
+            "gaussian, flow, and package.module:name",
         ),
         (BackboneConfig, {"max_positions": [1, 2]}, "max_positions.2: Field required"),
         (
@@ -534,7 +534,7 @@ def test_a_factory_starts_as_it_likes_unless_told_otherwise():
 )
 def test_settings_of_twins_that_do_nothing_are_refused(settings):
     with pytest.raises(ValueError, match=r"no meaning|one width"):
-        TwinsConfig.model_validate({"name": "t", "zoo": _ZOO} | settings)
+        SparseConfig.model_validate({"name": "t", "zoo": _ZOO} | settings)
 
 
 def test_sharding_alone_is_refused():

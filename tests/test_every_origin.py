@@ -31,7 +31,7 @@ from mzsane.store.artifacts import Artifact, ArtifactStore
 from mzsane.store.serialisation import save_tensors
 from mzsane.tokens.build import build_tokens
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.subject import find_origin, read_activations
+from mzsane.tokens.subject import find_subject, read_activations
 from mzsane.zoo.export import export_zoo
 from mzsane.zoo.make import make_zoo
 from mzsane.zoo.shards import iterate_weights, read_index
@@ -202,12 +202,12 @@ def test_tokens(origins, origin, flag):
             return
         table = origins.tokenize(origin)
         assert table.groups == ()
-        assert find_origin(table.artifact) is None
+        assert find_subject(table.artifact) is None
         return
     table = origins.tokenize(origin, **changes)
     assert len(table.groups) == 2
     assert set(read_activations(table.index)) == ({"relu", "tanh"} if origin in TWO_ACTIVATIONS else {"relu"})
-    known = find_origin(table.artifact)
+    known = find_subject(table.artifact)
     assert known is not None
     assert known.network.architecture == "mlp"
     images_NCHW = load_images(known.images).splits["test"].images_NCHW

@@ -5,7 +5,7 @@ from itertools import combinations, product
 import pytest
 import yaml
 
-from flows.presets import list_presets, load_preset
+from flows.presets import change_config, list_presets, load_preset
 from mzsane.config import AblationConfig
 from mzsane.errors import ConfigError
 from mzsane.plan import ArmPlan, find_arm, list_arms, plan_ablation
@@ -138,6 +138,14 @@ def test_places_of_a_target_are_checked_by_the_plan():
     other = {"name": "wide", "images": {"source": "digits"}, "network": network}
     with pytest.raises(ConfigError, match="target 'wide'"):
         plan_ablation(change(config, targets=[*config.model_dump()["targets"], other]))
+
+
+def test_settings_change_a_config_as_they_do_on_the_command_line():
+    config = load_preset("tiny")
+    changed = change_config(config, ["seeds=[3]", "zoos.digits.learning_rate=0.01"])
+    assert changed == load_preset("tiny", ["seeds=[3]", "zoos.digits.learning_rate=0.01"])
+    with pytest.raises(ConfigError, match="did you mean learning_rate"):
+        change_config(config, ["zoos.digits.learning_rat=1"])
 
 
 def test_a_plan_reads_no_images(monkeypatch):

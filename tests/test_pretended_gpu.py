@@ -1,69 +1,134 @@
-"""All that computes on a device does so on a GPU that is pretended, without a mixture of devices or a hidden wait."""
+"""The code for GPUs, run on a pretended one: no tensors of both devices meet, and a step of training reads nothing."""
 
+import shutil
+from contextlib import nullcontext
+
+import polars as pl
 import pytest
+import torch
 
-from tests import gpu_work
-from tests.pretended_gpu import NAME, start_pretended_gpu
+from mzsane.backbone import machine
+from mzsane.backbone.pretrain import pretrain
+from mzsane.composition import TokenSlice
+from mzsane.config import BackboneConfig, ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.evaluation.selection import draw_samples
+from mzsane.networks.run import ModelSet, score_models
+from mzsane.probing.stage import probe_backbone
+from mzsane.sampling.populations import read_populations
+from mzsane.sampling.target import Target
+from mzsane.store.serialisation import load_tensors
+from mzsane.zoo.shards import load_weights
+from mzsane.zoo.train import train_zoo
+from tests.pretended_gpu import MixedDevicesError, PretendedGpu
 
-
-@pytest.fixture(scope="module")
-def gpu():
-    with start_pretended_gpu() as process:
-        yield lambda work, *values: process.submit(work, *values).result()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("gpu") / "store")
-
-
-@pytest.fixture(scope="module")
-def made(gpu, folder):
-    return gpu(gpu_work.run_pipeline, folder)
-
-
-@pytest.fixture(scope="module")
-def address_of(made):
-    return {kind: address for kind, address, _ in made}
+GPU = ExecutionConfig(processes=1, device="cuda", compile=False)
+CPU = ExecutionConfig(processes=1, device="cpu")
 
 
-def test_whole_pipeline_runs_on_the_device(made):
-    devices = {kind: counts["device"] for kind, _, counts in made if "device" in counts}
-    assert set(devices.values()) == {NAME}
-    assert {"zoo", "backbone", "scores", "baselines"} <= set(devices)
-    assert next(counts["engine"] for kind, _, counts in made if kind == "zoo") == "batched"
-    assert {"tokens", "probes", "samples"} <= {kind for kind, _, _ in made}
+class TestTheDevice:
+    def test_tensors_know_where_they_are(self):
+        with PretendedGpu():
+            there = torch.randn(4, 3, device="cuda")
+            here = torch.randn(3, 5)
+            assert {there.device.type, (there @ there.T).device.type, there[:2].sum().device.type} == {"cuda"}
+            assert (here.device.type, here.to(there.device).device.type, here.to(there).is_cuda) == (
+                "cpu",
+                "cuda",
+                True,
+            )
+            assert torch.nn.Linear(3, 2).to("cuda").weight.device.type == "cuda"
+        assert here.device.type == "cpu"
+
+    def test_tensors_of_both_devices_cannot_meet(self):
+        with PretendedGpu():
+            there, here = torch.randn(4, 3, device="cuda"), torch.randn(3, 5)
+            with pytest.raises(MixedDevicesError, match="aten::mm"):
+                there @ here
+            with pytest.raises(MixedDevicesError):
+                torch.func.vmap(lambda matrix: there @ matrix)(torch.randn(6, 3, 2))
+            with pytest.raises(TypeError, match="numpy"):
+                there.numpy()
+            assert (there * torch.tensor(2.0)).is_cuda  # single numbers of the host can be used, as on a GPU
+
+    def test_what_the_host_reads_is_counted(self):
+        with PretendedGpu() as gpu:
+            there = torch.ones(3, device="cuda")
+            assert not gpu.reads
+            assert there.sum().item() == 3
+            assert there.tolist() == [1, 1, 1]
+            assert bool((there > 0).all())
+            there.cpu()
+        assert gpu.reads == {"item": 2, "tolist": 1, "cpu": 1}
+
+    def test_gradients_go_over_devices_and_are_where_their_tensors_are(self):
+        with PretendedGpu():
+            here = torch.ones(3, requires_grad=True)
+            layer = torch.nn.Linear(3, 1).to("cuda")
+            layer(here.to("cuda")).sum().backward()
+            assert (here.grad.device.type, layer.weight.grad.device.type) == ("cpu", "cuda")
+            torch.optim.AdamW(layer.parameters()).step()
 
 
-def test_backbone_says_the_same_there(gpu, folder, address_of):
-    differences = gpu(gpu_work.use_backbone, folder, address_of["backbone"], address_of["tokens"])
-    assert {name: value for name, value in differences.items() if not value < 1e-4} == {}
+def test_a_zoo_is_trained_as_one_program(tiny_zoo_config, tiny_zoo, store):
+    with PretendedGpu():
+        zoo = train_zoo(tiny_zoo_config, store, GPU)
+    assert zoo.manifest.counts["engine"] == "batched"
+    index, weights = load_weights(zoo)
+    _, expected = load_weights(tiny_zoo)
+    assert len(index) == 12
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("settings", "step", "block"),
-    [
-        ({}, 0, 1),
-        ({"accumulation": 2, "averaging": 0.9, "latent_noise": 0.1, "gamma": 0.0}, 0, 1),
-        ({"normalisation": "token", "additive_noise": 0.1, "erasing": 0.1, "latent_norm": 0.1}, 0, 1),
-        ({"behaviour": 0.3}, 1, 1),  # which models of the zoo are in the batch
-        ({"shortcut": True}, 4, 1),  # how many tokens a layer has, twice each way
-        ({"mix_up": 0.5, "cut_mix": 0.5}, 0, 5),  # which windows show the same places, twice each way
-    ],
-)
-def test_host_waits_so_often_in_a_training_step(gpu, folder, address_of, settings, step, block):
-    assert gpu(gpu_work.count_waits, folder, address_of["tokens"], settings) == {"step": step, "block": block}
+@pytest.mark.parametrize("more", [{}, {"behaviour": 0.3}, {"latent_noise": 0.1, "averaging": 0.9, "erasing": 0.2}])
+def test_a_backbone_is_trained_and_its_steps_read_nothing(
+    tiny_tokens, make_store, tiny_backbone_config, more, monkeypatch
+):
+    monkeypatch.setitem(machine._PEAK_SIZE, "cuda", 64)  # the speed of a GPU is nothing to measure here
+    slices = [TokenSlice(tiny_tokens.ref, SliceConfig(zoo="tiny", models=3))]
+    reads = []
+    for steps in (4, 20):  # numbers for people are read in the first and the last step of both
+        config = BackboneConfig.model_validate(tiny_backbone_config.model_dump() | more | {"steps": steps})
+        with PretendedGpu() as gpu:
+            there = pretrain(config, slices, 0, make_store(), GPU)
+        assert there.manifest.counts["device"] == "cuda"
+        reads.append(gpu.reads)
+    per_step = {name: count / 16 for name, count in (reads[1] - reads[0]).items()}
+    # A behavioural step asks once which models of its windows are whole.
+    assert per_step == ({"nonzero": 1.0} if "behaviour" in more else {})
+    here = pretrain(config, slices, 0, make_store(), CPU)
+    expected, weights = (load_tensors(each.path("weights.safetensors").read_bytes())[0] for each in (here, there))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_device_refuses_what_cuda_refuses(gpu):
-    mixed, generator, numpy = "same device", "device type for generator", "to numpy"
-    said = gpu(gpu_work.do_what_cuda_refuses)
-    wanted = [mixed] * 6 + [generator] + [numpy] * 2
-    assert len(said) == len(wanted)
-    assert [text for text, part in zip(said, wanted, strict=True) if part not in text] == []
+def test_samples_are_drawn_refined_and_guided_there(tiny_tokens, tiny_zoo_config, make_store, tiny_backbone_config):
+    store = make_store()
+    slices = [TokenSlice(tiny_tokens.ref, SliceConfig(zoo="tiny", models=3))]
+    backbone = pretrain(tiny_backbone_config, slices, 0, store, CPU)
+    config = SamplingConfig(anchors=3, bandwidth=0.1, samples=4, keep=2, refine_anchors=True, guidance_steps=3)
+    target = Target(tiny_zoo_config.network, tiny_zoo_config.images, tiny_tokens.ref)
+    made = []
+    for execution in (GPU, CPU):
+        own = make_store()
+        shutil.copytree(f"{store.root}/{backbone.ref}", f"{own.root}/{backbone.ref}")
+        with PretendedGpu() if execution is GPU else nullcontext() as gpu:
+            samples = draw_samples(config, target, backbone.ref, slices, [0], 0, own, execution)
+            probes = probe_backbone(backbone.ref, slices, [tiny_tokens.ref], 0, own, execution)
+        made.append((read_populations(samples)[0], pl.read_parquet(probes.path("probes.parquet"))))
+        if gpu:
+            assert gpu.reads["cpu"] > 0
+    (there, told), (here, expected) = made
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=1e-2, atol=1e-3)
+    assert told.columns == expected.columns
+    assert len(told) == len(expected)
 
 
-def test_device_counts_what_the_host_waits_for(gpu):
-    waits = gpu(gpu_work.do_what_cuda_does)
-    assert waits.pop("trains") == 0
-    assert {name: count for name, count in waits.items() if count < 1} == {}
+def test_models_are_scored_as_one_program(tiny_table, tiny_zoo_config):
+    models = ModelSet(tiny_zoo_config.network, tiny_zoo_config.images, tiny_table.layout, tiny_table.load())
+    with PretendedGpu() as gpu:
+        there = score_models(models, "test", GPU)
+    here = score_models(models, "test", CPU)
+    assert [score.accuracy for score in there] == [score.accuracy for score in here]
+    assert gpu.reads

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mzsane.config import AblationConfig, AnyZooConfig, load_config
+from mzsane.config import AblationConfig, AnyZooConfig, load_config, validate_config
+from mzsane.config.loading import apply_overrides
 from mzsane.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
@@ -22,6 +23,17 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> AblationConfig:
         ConfigError: there is no such preset or file, or a setting is wrong.
     """
     return _load(AblationConfig, "", name, overrides)
+
+
+def change_config(config: AblationConfig, overrides: Sequence[str]) -> AblationConfig:
+    """Return an ablation with some settings changed by `path.to.key=value`.
+
+    Raises:
+        ConfigError: an override does not fit, or a setting is wrong.
+    """
+    data = config.model_dump(mode="json")
+    apply_overrides(data, overrides)
+    return validate_config(AblationConfig, data, f"{config.name} with {', '.join(overrides)}")
 
 
 def load_zoo_preset(name: str, overrides: Sequence[str] = ()) -> AnyZooConfig:

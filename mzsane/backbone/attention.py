@@ -40,9 +40,8 @@ def plan_attention(segments_BW: Tensor, device: torch.device | None = None) -> A
     """Plan the attention of a batch; None where each window is one model without padding.
 
     Args:
-        segments_BW: which model of its window a token is of, 1, 2, ..., each in one run; 0 in the padding. On the CPU
-            nothing has to be waited for.
-        device: where the plan is used; that of the segments if None.
+        segments_BW: which model of its window a token is of, 1, 2, ..., each in one run; 0 in the padding.
+        device: where the batch is; where the segments are if None.
     """
     device, (windows, window) = device or segments_BW.device, segments_BW.shape
     segments = segments_BW.cpu()

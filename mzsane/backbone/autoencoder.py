@@ -139,11 +139,6 @@ class Autoencoder(nn.Module):
         self.recompute = config.recompute
         self.precision = self.inference_precision = torch.float32
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.token_in.weight.device
-
     def forward(
         self,
         tokens_BWD: Tensor,

@@ -3,7 +3,7 @@
 A reconstruction with small errors in its weights can be another function; this loss looks at the function. All models
 of a zoo see the same few training images of their zoo, a new draw in each step, and run together.
 
-Suffixes: V versions of the same models, B windows, W tokens of a window, D token width, X places of a batch, M models,
+Suffixes: V views of the same models, B windows, W tokens of a window, D token width, X places of a batch, M models,
 T tokens of a model, P weights of a model, S images in a step, C channels, H height, R width.
 """
 
@@ -22,7 +22,7 @@ from mzsane.networks.behaviour import NetworkBehaviour
 from mzsane.networks.build import build_network, choose_network
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.store import TokenTable
-from mzsane.tokens.subject import Origin, find_origin, read_activations
+from mzsane.tokens.subject import Origin, find_subject, read_activations
 
 
 class Behaviour:
@@ -47,13 +47,13 @@ class Behaviour:
     ) -> tuple[Tensor, int]:
         """Compare the outputs of reconstructed models with those of the originals on random training images.
 
-        The loss is the sum over the count: every model counts the same, and so does each of its versions. Both are
+        The loss is the sum over the count: every model counts the same, and so does each of its views. Both are
         returned, so that the mean can be taken over the processes of a data-parallel run. With the same generator they
         see the same images, whatever models they have: images are drawn for each zoo, in order, in every call.
 
         Args:
-            originals_BWD: tokens of whole models as stored, version 0 of the batch.
-            reconstructed_VBWD: reconstructions of them and of versions of them that are the same function.
+            originals_BWD: tokens of whole models as stored, view 0 of the batch.
+            reconstructed_VBWD: reconstructions of them and of views of them that are the same function.
             segments_BW: which model of its window a token is of; 0 in the padding.
             source_BW: index of the source that a token is of; -1 in the padding.
             generator: for the images, on the CPU.
@@ -126,7 +126,7 @@ def open_network_behaviour(config: BackboneConfig, table: TokenTable, which: str
     """
     wanted, otherwise = f"backbone.behaviour ({config.behaviour})", "set backbone.behaviour to 0"
     zoo = table.artifact.manifest.inputs["zoo"]
-    origin = find_origin(table.artifact)
+    origin = find_subject(table.artifact)
     if origin is None:
         raise ConfigError(
             f"{wanted} compares outputs, but the network and images of {which} ({zoo}) are not known: give the zoo's "

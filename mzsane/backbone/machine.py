@@ -10,7 +10,7 @@ import torch
 
 from mzsane.config import BackboneConfig
 
-_PEAK_SIZE = {"cpu": 1024, "other": 8192}  # of the square matrices whose product is timed
+_PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product is timed
 _PEAK_REPEATS = 5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes
@@ -28,7 +28,7 @@ def choose_precision(config: BackboneConfig, device: torch.device) -> torch.dtyp
 
 def measure_matrix_peak(device: torch.device, precision: torch.dtype) -> float:
     """Return the FLOP/s of a product of large square matrices, the best of a few; about 0.1 s."""
-    size = _PEAK_SIZE["cpu" if device.type == "cpu" else "other"]
+    size = _PEAK_SIZE[device.type]
     a, b = (torch.ones(size, size, device=device, dtype=precision) for _ in range(2))
     times = []
     for _ in range(_PEAK_REPEATS + 1):

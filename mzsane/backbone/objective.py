@@ -12,7 +12,7 @@ from torch import Tensor
 from mzsane.backbone.autoencoder import Autoencoder
 from mzsane.backbone.behaviour import Behaviour
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed
+from mzsane.backbone.loader import TrainingBatch
 from mzsane.backbone.loss import contrast_loss, group_errors, latent_penalties, weigh_errors
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
@@ -65,7 +65,7 @@ class Objective:
                 self._kind_SL[number, at] = kinds.index(layer.kind)
         self._kind_SL = self._kind_SL.to(ranks.device)
 
-    def measure(self, model: torch.nn.Module, feed: Feed, number: int) -> Losses:
+    def measure(self, model: torch.nn.Module, feed: TrainingBatch, number: int) -> Losses:
         """Compute the loss of a part of a step.
 
         Args:
@@ -106,7 +106,7 @@ class Objective:
             own = own + config.behaviour * parts["behaviour"]
         return Losses(own, {name: value.detach() for name, value in parts.items()}, output_BWD.detach())
 
-    def describe(self, losses: Losses, feed: Feed) -> dict[str, float]:
+    def describe(self, losses: Losses, feed: TrainingBatch) -> dict[str, float]:
         """Return numbers of a part of a step for people: loss, its terms, R2 in all, by slice and by kind of layer.
 
         The terms are those of all processes, R2 is that of this one's windows, against the clean weights.
@@ -136,7 +136,7 @@ class Objective:
         total = sum(weights[name] * value for name, value in values.items())
         return {"loss": total, **values, **{name: float(value) for name, value in r2.items() if not value.isnan()}}
 
-    def _measure_behaviour(self, behaviour: Behaviour, output_BWD: Tensor, feed: Feed, number: int) -> Tensor:
+    def _measure_behaviour(self, behaviour: Behaviour, output_BWD: Tensor, feed: TrainingBatch, number: int) -> Tensor:
         half = len(output_BWD) // 2
         total, count = behaviour.loss_sum_and_count(
             feed.clean_BWD[:half],

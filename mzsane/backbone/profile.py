@@ -6,16 +6,16 @@ from statistics import median_high
 import torch
 
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed, Feeder
+from mzsane.backbone.loader import BatchLoader, TrainingBatch
 from mzsane.backbone.machine import count_flops, measure_matrix_peak, measure_memory
 from mzsane.config import BackboneConfig
 
 
-class Clock:
+class SpeedMeter:
     """How fast the steps of a process are; what is not a step (validating, saving) is left out."""
 
     def __init__(
-        self, config: BackboneConfig, token_dim: int, precision: torch.dtype, feeder: Feeder, ranks: Ranks
+        self, config: BackboneConfig, token_dim: int, precision: torch.dtype, feeder: BatchLoader, ranks: Ranks
     ) -> None:
         self.config, self.token_dim, self.precision = config, token_dim, precision
         self.feeder, self.ranks = feeder, ranks
@@ -29,7 +29,7 @@ class Clock:
         self.tokens = self.weights = 0
         self.flops = 0.0
 
-    def count(self, feed: Feed) -> None:
+    def count(self, feed: TrainingBatch) -> None:
         """Count a part of a step."""
         tokens, attended = feed.tokens
         self.tokens += tokens

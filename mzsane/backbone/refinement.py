@@ -72,7 +72,7 @@ def refine_latents(
 
     The loss is that of pre-training without its contrast and penalties: the errors of weights, normalised as they were,
     and `config.behaviour` times the difference of outputs where `behaviour` is given. Each model is refined for itself:
-    together with others or alone, it gets the same latents. It is done where the backbone is.
+    together with others or alone, it gets the same latents.
 
     Args:
         model: the backbone, its weights fixed.
@@ -92,11 +92,9 @@ def refine_latents(
     for first in range(0, len(flat_BP), _CHUNK):
         some = slice(first, first + _CHUNK)
         generator = make_generator(seed, "refinement")
-        measure = _make_loss(model, config, layout, flat_BP[some].to(model.device), behaviour, generator)
-        start_BTL = latents_BTL[some].to(model.device)
-        scale_B = start_BTL.flatten(1).std(dim=1)
-        end_BTL = descend(start_BTL, scale_B[:, None, None], steps, rate, measure)
-        refined.append(end_BTL.to(latents_BTL.device))
+        measure = _make_loss(model, config, layout, flat_BP[some], behaviour, generator)
+        scale_B = latents_BTL[some].flatten(1).std(dim=1)
+        refined.append(descend(latents_BTL[some], scale_B[:, None, None], steps, rate, measure))
         sink.progress(min(first + _CHUNK, len(flat_BP)), len(flat_BP), "models refined")
     return torch.cat(refined)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.behaviour import open_behaviour
 from mzsane.backbone.checkpoints import Checkpoints
@@ -24,13 +24,13 @@ from mzsane.backbone.distributed.data_parallel import (
     spread,
 )
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed, Feeder, open_windows
+from mzsane.backbone.loader import BatchLoader, TrainingBatch, open_windows
 from mzsane.backbone.machine import choose_precision, keep_freed_memory
 from mzsane.backbone.objective import Losses, Objective, freeze_unused
 from mzsane.backbone.optimisation import make_optimizer, set_rates, update_average
-from mzsane.backbone.profile import Clock
+from mzsane.backbone.profile import SpeedMeter
 from mzsane.backbone.validation.measure import Validator
-from mzsane.backbone.validation.picture import draw_curves, draw_scales
+from mzsane.backbone.validation.picture import plot_curves, plot_scales
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig, ExecutionConfig
 from mzsane.errors import DivergedError
@@ -82,7 +82,7 @@ class Training:
         behaviour = open_behaviour(config, [part.table for part in chosen]) if config.behaviour else None
         self.objective = Objective(config, layouts, behaviour, seed, ranks)
         self.validator = Validator(chosen, config, seed, device=ranks.device) if ranks.first else None
-        self.feeder = Feeder(config, open_windows(config, chosen, seed, mixture, ranks.device), seed, ranks)
+        self.feeder = BatchLoader(config, open_windows(config, chosen, seed, mixture, ranks.device), seed, ranks)
         if execution.compile or (execution.compile is None and ranks.device.type == "cuda"):
             self.model.compile()
         self.spread = spread(self.model, ranks, execution.sharding == "shard")
@@ -94,7 +94,7 @@ class Training:
         self.first: float | None = None  # loss of the first step
         self.best: float | None = None  # R2 in validation
         self.curves: list[tuple[int, str, float]] = []
-        self.clock = Clock(config, self.token_dim, self.model.precision, self.feeder, ranks)
+        self.clock = SpeedMeter(config, self.token_dim, self.model.precision, self.feeder, ranks)
 
     def __enter__(self) -> "Training":
         if self.ranks.device.type == "cpu":
@@ -161,9 +161,9 @@ class Training:
         return {
             "weights.safetensors": partial(save_tensor_file, tensors=weights, notes={"token_dim": self.token_dim}),
             "curves.parquet": to_parquet(curves),
-            "curves.png": draw_png(lambda: draw_curves(curves)),
-            "scales.png": draw_png(lambda: draw_scales(self.chosen, self.config)),
-            "reconstruction.png": draw_png(draw_validation),
+            "curves.png": plot_png(lambda: plot_curves(curves)),
+            "scales.png": plot_png(lambda: plot_scales(self.chosen, self.config)),
+            "reconstruction.png": plot_png(draw_validation),
         }
 
     def count(self) -> dict[str, int | float | str | list[str]]:
@@ -202,7 +202,7 @@ class Training:
             update_average(self.average.values(), [state[name] for name in self.average], self.step, config.averaging)
         return self._describe(losses, feed, norm, rate) if log else {}
 
-    def _describe(self, losses: Losses, feed: Feed, norm: Tensor, rate: float) -> dict[str, float]:
+    def _describe(self, losses: Losses, feed: TrainingBatch, norm: Tensor, rate: float) -> dict[str, float]:
         (whole,) = gather_tensors({"norm": norm}).values()
         return self.objective.describe(losses, feed) | {"gradient_norm": float(whole), "learning_rate": rate}
 

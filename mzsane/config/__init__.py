@@ -24,7 +24,7 @@ from mzsane.config.reading import DownloadConfig, MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
 from mzsane.config.zoo import FactorsConfig, NetworkConfig, RecipeConfig, ZooConfig
-from mzsane.config.zoos import AnyZooConfig, TwinsConfig
+from mzsane.config.zoos import AnyZooConfig, SparseConfig
 
 __all__ = [
     "IMAGE_SIZE",
@@ -49,10 +49,10 @@ __all__ = [
     "RecipeConfig",
     "SamplingConfig",
     "SliceConfig",
+    "SparseConfig",
     "TargetConfig",
     "TokensConfig",
     "TorchvisionConfig",
-    "TwinsConfig",
     "ZooConfig",
     "explain_validation",
     "load_config",

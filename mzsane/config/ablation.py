@@ -21,7 +21,7 @@ from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.sampling import EvaluationConfig, SamplingConfig
 from mzsane.config.tokens import TokensConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
-from mzsane.config.zoos import AnyZooConfig, TwinsConfig
+from mzsane.config.zoos import AnyZooConfig, SparseConfig
 
 
 class SliceConfig(Config):
@@ -84,7 +84,9 @@ class AblationConfig(Config):
     # A list for each origin, because Prefect's form shows a list of alternatives as JSON.
     zoos: tuple[ZooConfig, ...] = Field((), description="zoos that are trained here, each once and shared by all arms")
     read_zoos: tuple[ReadConfig, ...] = Field((), description="zoos of checkpoints that others trained")
-    sparse_zoos: tuple[TwinsConfig, ...] = Field((), description="zoos of sparse twins of models that are trained here")
+    sparse_zoos: tuple[SparseConfig, ...] = Field(
+        (), description="zoos of sparse twins of models that are trained here"
+    )
     tokens: TokensConfig = Field(TokensConfig(), description="how zoos become tokens")
     compositions: tuple[CompositionConfig, ...] = Field(min_length=1, description="the compositions to compare")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the autoencoder and its pre-training")

@@ -1,11 +1,13 @@
 """Configs from YAML files, overrides and forms, with one error text for all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from mzsane.config.base import Config
 from mzsane.config.yaml_text import DEEPEST, YamlTextError, read_yaml
 from mzsane.errors import ConfigError
 
@@ -42,13 +44,29 @@ def explain_validation(error: ValidationError, data: Any) -> str:
         key = ".".join(_drop_tags(item["loc"], data))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown key"
+            message = "unknown key" + suggest(str(item["loc"][-1]), list_settings())
         elif item["type"] == "string_type" and isinstance(item["input"], int | float):
             message = f"text is needed, and {_show(item['input'])} is none: put it in quotes"
         elif item["type"] not in ("value_error", "missing"):
             message += f", not {_show(item['input'])}"
         reasons.append(f"{key}: {message}" if key else message)
     return "; ".join(reasons)
+
+
+def list_settings() -> set[str]:
+    """Return the names of all settings of all configs."""
+    kinds, names = [Config], set[str]()
+    while kinds:
+        kind = kinds.pop()
+        names |= set(kind.model_fields)
+        kinds += kind.__subclasses__()
+    return names
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` if a name is nearly one that is known, else nothing."""
+    near = get_close_matches(name, sorted(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _show(value: Any) -> str:
@@ -85,6 +103,17 @@ def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
             setting is wrong.
     """
     data = _read_settings(path)
+    apply_overrides(data, overrides)
+    shown = ", ".join(map(_cut, overrides))
+    return validate_config(kind, data, where=str(path) + (f" with {shown}" if overrides else ""))
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set values in plain data, in place, by `path.to.key=value` (see `load_config`).
+
+    Raises:
+        ConfigError: an override does not fit, or undoes an earlier one.
+    """
     done: dict[tuple[str | int, ...], str] = {}
     for override in overrides:
         place = _apply_override(data, override)
@@ -92,8 +121,6 @@ def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
             if earlier[: len(place)] == place:
                 raise ConfigError(f"override {_cut(override)!r} undoes {_cut(text)!r}: give one of them")
         done[place] = override
-    shown = ", ".join(map(_cut, overrides))
-    return validate_config(kind, data, where=str(path) + (f" with {shown}" if overrides else ""))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

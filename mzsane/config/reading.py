@@ -32,9 +32,7 @@ class DownloadConfig(Config):
     """A file on a server: a published zoo by its name or address, whole or only some of its epochs and members."""
 
     name: Name = Field(description="what people call this download")
-    source: Address = Field(
-        description="name in the catalogue (python -m flows.zoo list), or http(s) address of a file"
-    )
+    source: Address = Field(description="name in the catalogue (mzsane zoo list), or http(s) address of a file")
     epochs: tuple[Epoch, ...] | None = Field(
         None,
         min_length=1,

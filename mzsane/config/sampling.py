@@ -1,10 +1,12 @@
 """How weights are drawn, and how models are scored."""
 
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from mzsane.config.base import Config, ShownAsAnyOf, refuse_unused
+from mzsane.plugins import describe_names, resolve_name
 
 _Bandwidth = Annotated[float, Field(ge=0, le=10)]
 Bandwidths = Annotated[
@@ -13,19 +15,19 @@ Bandwidths = Annotated[
     ShownAsAnyOf(),
 ]
 
-SamplerName = Literal["joint", "shared", "token", "individual", "neighbourhood", "interpolation", "gaussian", "flow"]
-
 
 class SamplingConfig(Config):
     """How new weights are drawn from a backbone."""
 
-    sampler: SamplerName = Field(
+    sampler: Annotated[str, AfterValidator(partial(resolve_name, "samplers"))] = Field(
         "joint",
         description="joint: an anchor for all tokens of a sample, and fresh noise for each latent number; shared: the "
         "same with one noise vector for all tokens; token: an anchor and noise for each token; individual: for each "
         "latent number; neighbourhood: an anchor and noise towards its nearest anchors; interpolation: between two "
         "anchors; gaussian: mean and deviation of each layer, near no anchor; flow: anchors mixed with noise and "
-        "brought back by flow matching that was trained on them",
+        "brought back by flow matching that was trained on them; package.module:function, or what an installed package "
+        "offers: a sampler of one's own",
+        json_schema_extra=describe_names("samplers"),
     )
     anchors: int = Field(
         10,

@@ -1,15 +1,16 @@
 """Zoos: populations of models and the recipe that they are trained by."""
 
+from functools import partial
 from itertools import product
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mzsane.config.base import Config, Fraction, Name
 from mzsane.config.images import ImagesConfig
+from mzsane.plugins import describe_names, resolve_name
 
-ARCHITECTURES = ("cnn-s", "cnn-l", "mlp", "resnet18", "vit")
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "silu", "sigmoid"]
 OWN = "own"  # the initialisation that keeps what a factory made
 Initialisation = Literal[
@@ -21,11 +22,11 @@ Optimizer = Literal["adam", "adamw", "sgd", "rmsprop"]
 class NetworkConfig(Config):
     """An architecture and its sizes."""
 
-    architecture: str = Field(
+    architecture: Annotated[str, AfterValidator(partial(resolve_name, "architectures"))] = Field(
         "cnn-s",
-        pattern=rf"^({'|'.join(ARCHITECTURES)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
         description="cnn-s (28x28 images) or cnn-l (32x32) of the published zoos, mlp, resnet18 (CIFAR stem), vit; or "
-        "package.module:factory, called with channels and classes",
+        "package.module:factory, called with channels and classes; or what an installed package offers",
+        json_schema_extra=describe_names("architectures"),
     )
     activation: Activation = Field(
         "tanh", description="non-linearity after each hidden layer; a factory decides itself"

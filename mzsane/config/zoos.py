@@ -10,7 +10,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.config.zoo import NetworkConfig, ZooConfig
 
 
-class TwinsConfig(Config):
+class SparseConfig(Config):
     """A twin of every model of a zoo that is made sparse, with the trajectory on the way there."""
 
     name: Name = Field(description="what compositions and targets call this zoo")
@@ -59,14 +59,14 @@ class TwinsConfig(Config):
         return len(self.sparsity) if self.method == "magnitude" else self.epochs
 
     @model_validator(mode="after")
-    def _check_sparsity(self) -> "TwinsConfig":
+    def _check_sparsity(self) -> "SparseConfig":
         shares = self.sparsity
         if list(shares) != sorted(set(shares)) or not (shares[0] > 0 and shares[-1] < 1):
             raise ValueError(f"sparsity must rise between 0 and 1, not {list(shares)}")
         return self
 
     @model_validator(mode="after")
-    def _check_use(self) -> "TwinsConfig":
+    def _check_use(self) -> "SparseConfig":
         unused = ("threshold",) if self.method == "magnitude" else ("scope", "sparsity")
         refuse_unused(self, unused, f"for method {self.method}: leave it out")
         if self.zoo.factors.width:
@@ -76,15 +76,15 @@ class TwinsConfig(Config):
 
 def _find_origin(value: Any) -> str:
     """Tell the kinds of zoos apart by the setting that only one of them needs."""
-    if isinstance(value, ReadConfig | TwinsConfig | ZooConfig):
-        return {ReadConfig: "read", TwinsConfig: "twins", ZooConfig: "train"}[type(value)]
+    if isinstance(value, ReadConfig | SparseConfig | ZooConfig):
+        return {ReadConfig: "read", SparseConfig: "twins", ZooConfig: "train"}[type(value)]
     if isinstance(value, dict) and ("source" in value or "download" in value):
         return "read"
     return "twins" if isinstance(value, dict) and "zoo" in value else "train"
 
 
 AnyZooConfig = Annotated[
-    Annotated[ZooConfig, Tag("train")] | Annotated[ReadConfig, Tag("read")] | Annotated[TwinsConfig, Tag("twins")],
+    Annotated[ZooConfig, Tag("train")] | Annotated[ReadConfig, Tag("read")] | Annotated[SparseConfig, Tag("twins")],
     Discriminator(_find_origin),
     ShownAsAnyOf(),
 ]

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.behaviour import NetworkBehaviour, Output
-from mzsane.sampling.guidance import Guidance, write_lessons
+from mzsane.sampling.guidance import Guidance, write_soft_targets
 
 STEPS = (30, 100, 300, 1000)
 # The best rates on a zoo of CNN-s on MNIST, whatever students looked at: 0.03 for 30 steps, 0.02 for 100, 0.01 for 300
 # and 1,000. Larger ones are no more accurate, but enlarge the weights: 1,000 steps at 0.03 go to novelty 1.4.
 _RATE, _AT_STEPS, _HIGHEST_RATE = 0.01, 300, 0.03
-# What is compared, by what students look at: each the better one there (see `write_mean_lessons`).
+# What is compared, by what students look at: each the better one there (see `write_mean_targets`).
 OUTPUTS: dict[str, Output] = {"none": "logits", "statistics": "logits", "images": "probabilities"}
 BATCH = 64
 _CHUNK = 500  # images that teachers look at together
@@ -34,7 +34,7 @@ def choose_rate(steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class SoftTargets:
     """What students learn from.
 
     Attributes:
@@ -69,14 +69,14 @@ class Distilled:
     seconds: float
 
 
-def write_mean_lessons(
+def write_mean_targets(
     network: nn.Module,
     layout: TokenLayout,
     teachers_AP: Tensor,
     images_NCHW: Tensor,
     output: Output,
-    device: torch.device | str = "cpu",
-) -> Lessons:
+    device: torch.device = torch.device("cpu"),
+) -> SoftTargets:
     """Ask all teachers once about every image.
 
     Args:
@@ -92,13 +92,15 @@ def write_mean_lessons(
     started = time.perf_counter()
     images_NCHW = images_NCHW.to(device)
     behaviour = NetworkBehaviour(network, layout, images_NCHW[:BATCH], BATCH, output)
-    parts = [write_lessons(behaviour, teachers_AP, some_NCHW).mean(dim=0) for some_NCHW in images_NCHW.split(_CHUNK)]
+    parts = [
+        write_soft_targets(behaviour, teachers_AP, some_NCHW).mean(dim=0) for some_NCHW in images_NCHW.split(_CHUNK)
+    ]
     passes = len(teachers_AP) * len(images_NCHW)
-    return Lessons(behaviour, images_NCHW, torch.cat(parts), passes, time.perf_counter() - started)
+    return SoftTargets(behaviour, images_NCHW, torch.cat(parts), passes, time.perf_counter() - started)
 
 
 def distil(
-    lessons: Lessons, start_SP: Tensor, steps: int, rate: float, seed: int, sink: MetricSink = NO_SINK
+    lessons: SoftTargets, start_SP: Tensor, steps: int, rate: float, seed: int, sink: MetricSink = NO_SINK
 ) -> Distilled:
     """Train students towards the lessons: Adam on 64 images a step, its rate falling to 0 along half a cosine.
 

@@ -27,7 +27,7 @@ from mzsane.networks.run import (
     run_one,
     stack_models,
 )
-from mzsane.networks.train_batched import count_models, find_obstacle, fit_epochs_batched
+from mzsane.networks.train_batched import count_models, explain_unbatchable, fit_epochs_batched
 from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
@@ -78,7 +78,7 @@ def finetune_models(
         images = load_images(models.images)
         network = build_network(models.network, images.channels, images.classes, images.size)
         shown_NCHW = images.splits["train"].images_NCHW
-        if find_obstacle(network, shown_NCHW[:_TRIED]):
+        if explain_unbatchable(network, shown_NCHW[:_TRIED]):
             device = torch.device("cpu")  # where models are trained one by one
         else:
             room = count_models(network, shown_NCHW[: config.batch_size], count_memory(device))

@@ -15,7 +15,7 @@ from mzsane.config import EvaluationConfig, ExecutionConfig, SamplingConfig, Tok
 from mzsane.device import find_device
 from mzsane.evaluation.anchor_baselines import AnchorBaselines, Scored
 from mzsane.evaluation.baselines import draw_random_models
-from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_lessons
+from mzsane.evaluation.distillation import OUTPUTS, choose_rate, distil, write_mean_targets
 from mzsane.evaluation.novelty.distance import KnownModels, find_known_models, open_trained_tokens
 from mzsane.evaluation.novelty.memorisation import CARD_SCHEMA, Memorisation
 from mzsane.evaluation.novelty.two_sample import measure_copying, measure_coverage
@@ -262,7 +262,7 @@ def _add_distilled(scorer: Scorer, network: nn.Module, table: TokenTable, images
         "images": unlabelled_NCHW[:_DISTILLATION_IMAGES],
     }
     for sees, seen_NCHW in looks.items():
-        lessons = write_mean_lessons(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees], device)
+        lessons = write_mean_targets(network, layout, teachers_AP, seen_NCHW, OUTPUTS[sees], device)
         for steps in config.distillation_steps:
             found = distil(lessons, start_SP, steps, choose_rate(steps), seed, scorer.sink)
             made = Provenance(

@@ -54,6 +54,7 @@ from mzsane.sampling.anchors import (
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.draw import WeightSampler
 from mzsane.sampling.guidance import open_guidance
+from mzsane.sampling.samplers import digest_sampler
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 from mzsane.sampling.target import Target
 from mzsane.steady import steady
@@ -82,6 +83,7 @@ def plan_samples(
         "network": target.network.recipe(),
         "images": pin_images(target.images).recipe(),
         **name_code(target.network, target.images),
+        **digest_sampler(config.sampler),
         "anchor_slices": list(anchor_slices),
         "seed": seed,
     }
@@ -116,7 +118,8 @@ def draw_samples(
     all_tables = {number: read_tokens(store.open(part.tokens)) for number, part in enumerate(slices)}
     tables = {number: all_tables[number] for number in anchor_slices}
     device = find_device(execution)
-    decoder = Decoder(trained, target.network, target.images, [table.layout for table in tables.values()], seed, device)
+    known = [table.layout for table in tables.values()]
+    decoder = Decoder(trained, target.network, target.images, known, seed, device)
     chosen = choose_anchors(config, trained, slices, tables, target.images, seed)
     started = time.monotonic()
     flat_AP, latents_ATL = load_anchors(chosen, tables, decoder)

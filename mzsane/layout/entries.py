@@ -16,7 +16,7 @@ STATISTICS = ("running_mean", "running_var")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class TensorEntry(BaseModel):
+class WeightTensor(BaseModel):
     """One tensor of weights.
 
     Attributes:
@@ -63,7 +63,7 @@ class TensorEntry(BaseModel):
 
 def list_entries(
     state: Mapping[str, Tensor], running_statistics: bool = False, buffers: Collection[str] = ()
-) -> list[TensorEntry]:
+) -> list[WeightTensor]:
     """Describe the weights of a state dict, in their order; what they are is told by name and shape.
 
     Raises:
@@ -79,7 +79,7 @@ def list_entries(
         bias = chosen.get(_partner(name, "bias"))
         transposed = _guess_transposed(tuple(value.shape), None if bias is None else tuple(bias.shape))
         entries.append(
-            TensorEntry(
+            WeightTensor(
                 name=name,
                 shape=tuple(value.shape),
                 kind=_guess_kind(name, value.ndim),
@@ -158,7 +158,7 @@ def _guess_kind(name: str, axes: int) -> str:
     return {0: "parameter", 1: "norm", 2: "linear"}.get(axes, "conv")
 
 
-def explain_entry(entry: TensorEntry, modules: Mapping[str, nn.Module]) -> TensorEntry:
+def describe_by_module(entry: WeightTensor, modules: Mapping[str, nn.Module]) -> WeightTensor:
     """Say what a tensor is by the module that holds it."""
     module = modules[entry.name.rpartition(".")[0]]
     transposed = 0

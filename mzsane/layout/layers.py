@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mzsane.layout.entries import STATISTICS, TensorEntry
+from mzsane.layout.entries import STATISTICS, WeightTensor
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Layer:
 
     Attributes:
         name: name of the module, or of the parameter that has none.
-        kind: what it is (see `TensorEntry`).
+        kind: what it is (see `WeightTensor`).
         entries: the tensors, in the order in which they follow one another in a row.
         first: number of its first token.
         rows: how many rows it has.
@@ -21,7 +21,7 @@ class Layer:
 
     name: str
     kind: str
-    entries: tuple[TensorEntry, ...]
+    entries: tuple[WeightTensor, ...]
     first: int
     rows: int
     parts: int
@@ -37,10 +37,10 @@ class Layer:
         return self.rows * self.parts
 
 
-def join_vectors(tensors: Sequence[TensorEntry]) -> dict[str, list[TensorEntry]]:
+def join_vectors(tensors: Sequence[WeightTensor]) -> dict[str, list[WeightTensor]]:
     """Return for each tensor that starts a layer the vectors that go with its rows: bias, running mean, variance."""
     entries = {entry.name: entry for entry in tensors}
-    joined: dict[str, list[TensorEntry]] = {}
+    joined: dict[str, list[WeightTensor]] = {}
     taken: set[str] = set()
     # Weights first, whatever the order of the names: a mean is a layer's start only where a norm has no scale.
     for ending in ("weight", STATISTICS[0], ""):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mzsane.errors import ConfigError
 from mzsane.layout.buffers import StoredBuffer, same_values
-from mzsane.layout.entries import STATISTICS, TensorEntry, explain_entry, is_statistic, is_weight, list_entries
+from mzsane.layout.entries import STATISTICS, WeightTensor, describe_by_module, is_statistic, is_weight, list_entries
 from mzsane.layout.layers import Layer, join_vectors
 
 Statistics = Literal["in", "out", "conditioned"]
@@ -50,7 +50,7 @@ class TokenLayout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
     token_dim: int
-    tensors: tuple[TensorEntry, ...]
+    tensors: tuple[WeightTensor, ...]
     running_statistics: Statistics = "conditioned"
     shared: tuple[StoredBuffer, ...] = ()
     lost: tuple[str, ...] = ()
@@ -103,7 +103,9 @@ class TokenLayout(BaseModel):
         }
         layout = cls.from_state_dict(state, token_dim, running_statistics, buffers)
         modules = dict(network.named_modules())
-        return layout.model_copy(update={"tensors": tuple(explain_entry(entry, modules) for entry in layout.tensors)})
+        return layout.model_copy(
+            update={"tensors": tuple(describe_by_module(entry, modules) for entry in layout.tensors)}
+        )
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave the index maps out of what goes to another process: they are many times the rest, and made anew."""

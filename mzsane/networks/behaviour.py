@@ -2,7 +2,7 @@
 
 Models run together: as one program, vectorised over models (`torch.func.vmap`), on a GPU, in a loop on a CPU.
 
-Suffixes: V versions of the same models, M models, P weights of a model, N images, S images in a step, C channels, H
+Suffixes: V views of the same models, M models, P weights of a model, N images, S images in a step, C channels, H
 height, R width, K classes.
 """
 
@@ -130,26 +130,26 @@ class NetworkBehaviour:
     def measure(
         self, original_MP: Tensor, reconstructed_VMP: Tensor, images_SCHR: Tensor, with_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum over models of their mean loss over versions, and its gradient, (V, M, P), zero if not wanted.
+        """Return the sum over models of their mean loss over views, and its gradient, (V, M, P), zero if not wanted.
 
         The gradient is taken here, chunk by chunk, so that the memory is that of one chunk of models. The original's
-        outputs are computed once, since its versions are one function.
+        outputs are computed once, since its views are one function.
         """
         chunk = self._fit_models(original_MP.device, len(images_SCHR))
-        total, versions = original_MP.new_zeros(()), len(reconstructed_VMP)
+        total, views = original_MP.new_zeros(()), len(reconstructed_VMP)
         gradient_VMP = torch.zeros_like(reconstructed_VMP)
         for first in range(0, len(original_MP), chunk):
             models = slice(first, first + chunk)
             with torch.no_grad():
                 original_MSK = self.run_models(original_MP[models], images_SCHR)
-            for version in range(versions):
-                flat_MP = reconstructed_VMP[version, models].detach().requires_grad_(with_gradient)
+            for view in range(views):
+                flat_MP = reconstructed_VMP[view, models].detach().requires_grad_(with_gradient)
                 with torch.set_grad_enabled(with_gradient):
                     loss_M = compare_outputs(original_MSK, self.run_models(flat_MP, images_SCHR), self.output)
-                    loss = loss_M.sum() / versions
+                    loss = loss_M.sum() / views
                 total += loss.detach()
                 if with_gradient:
-                    (gradient_VMP[version, models],) = torch.autograd.grad(loss, flat_MP)
+                    (gradient_VMP[view, models],) = torch.autograd.grad(loss, flat_MP)
         return total, gradient_VMP
 
 

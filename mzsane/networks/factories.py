@@ -4,7 +4,6 @@ Suffixes: N images, C channels, H height, W width, K classes.
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mzsane.errors import ConfigError
+from mzsane.plugins import load_address
 from mzsane.randomness import derive_seed, seed_globally
 
 _PROBE_IMAGES = 3
@@ -30,7 +30,7 @@ def call_factory(address: str, channels: int, classes: int, size: int, seed: int
     Raises:
         ConfigError: it cannot be imported, fails, or makes no module.
     """
-    factory = _find_factory(address)
+    factory = load_address(address, "architecture")
     with seed_globally(seed):  # constructors draw from the global generators
         try:
             network = factory(channels=channels, classes=classes)
@@ -63,24 +63,13 @@ def digest_factory(address: str, channels: int, classes: int, size: int) -> str:
     Raises:
         ConfigError: as `call_factory`.
     """
-    return _digest(_find_factory(address), address, channels, classes, size)
+    return _digest(load_address(address, "architecture"), address, channels, classes, size)
 
 
 def say_error(error: Exception) -> str:
     """Return one line about an error of others' code."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines[0] else type(error).__name__
-
-
-def _find_factory(address: str) -> Callable[..., Any]:
-    module_name, _, name = address.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever the module's code raises
-        raise ConfigError(f"architecture {address!r} cannot be imported: {error}") from None
-    if not callable(factory):
-        raise ConfigError(f"architecture {address!r} is a {type(factory).__name__}, which cannot be called")
-    return factory  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=64)

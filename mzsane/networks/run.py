@@ -27,7 +27,7 @@ from mzsane.networks.build import build_network, choose_memory_format, choose_ne
 from mzsane.networks.conditioning import CONDITIONING_IMAGES, condition_statistics, has_statistics
 from mzsane.networks.measures import join_predictions, measure_predictions
 from mzsane.networks.memory import count_fitting, count_kept_numbers
-from mzsane.networks.train_batched import BatchedModels, find_obstacle
+from mzsane.networks.train_batched import BatchedModels, explain_unbatchable
 from mzsane.networks.train_loop import MEASURE_SEED
 from mzsane.parallel import map_processes
 from mzsane.problems.images.dataset import ImageDataset, load_images
@@ -276,7 +276,7 @@ def _fit_models(config: NetworkConfig, images: ImageDataset, shown: int, device:
     """Return how many models of a network a GPU runs on so many images as one program; None where they cannot be."""
     network = build_network(config, images.channels, images.classes, images.size)
     tried_NCHW = images.splits["train"].images_NCHW[:_TRIED]
-    if config.is_factory and find_obstacle(network, tried_NCHW):
+    if config.is_factory and explain_unbatchable(network, tried_NCHW):
         return None
     return count_fitting(count_kept_numbers(network, tried_NCHW[:1].expand(min(shown, _BATCH), -1, -1, -1)), device)
 

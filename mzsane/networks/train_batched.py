@@ -75,7 +75,7 @@ class BatchedModels:
         return vectorised(self.parameters(), self.buffers, images)
 
 
-def find_obstacle(network: nn.Module, images_NCHW: Tensor) -> str | None:
+def explain_unbatchable(network: nn.Module, images_NCHW: Tensor) -> str | None:
     """Return why networks of an architecture cannot be trained as one program; None if they can.
 
     Args:

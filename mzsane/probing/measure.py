@@ -98,7 +98,7 @@ def list_properties(fitted: pl.DataFrame, scored: pl.DataFrame) -> list[Property
     return found
 
 
-def find_obstacle(asked: Property, fitted: Checkpoints, scored: Checkpoints) -> str | None:
+def explain_unprobeable(asked: Property, fitted: Checkpoints, scored: Checkpoints) -> str | None:
     """Return why a property cannot be probed, or None when it can."""
     known, out = _find_known(asked.fitted_E), _find_known(asked.scored_E)
     for what, models, least in (
@@ -119,7 +119,7 @@ def score_property(
     """Return for each kind of features what a linear probe makes of a property; none where a feature is not a number.
 
     Args:
-        asked: the property, which can be probed (`find_obstacle`).
+        asked: the property, which can be probed (`explain_unprobeable`).
         fitted: what the probe is fitted on.
         scored: what it is scored on, of other models.
         generator: draws the models of the resamples, which all features share.
@@ -209,15 +209,13 @@ def _predict_classes(
 ) -> np.ndarray:
     """Return the classes that a logistic regression says; its strength is chosen by leaving out whole models."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
 
     fitted_E = fitted_E.astype(str)
     fitted_EF, scored_EF = rescale_features(fitted_EF, scored_EF)
-    regressions = [LogisticRegression(C=strength, max_iter=300) for strength in _STRENGTHS]
+    regression = LogisticRegression(C=_STRENGTHS[0], max_iter=300)
     # A fold can hold all models of a class but one: the rest has nothing to tell apart.
     cuts = [cut for cut in cut_by_model(models_E) if len(np.unique(fitted_E[cut[0]])) > 1]
-    scores = [
-        np.mean([other.fit(fitted_EF[kept], fitted_E[kept]).score(fitted_EF[out], fitted_E[out]) for kept, out in cuts])
-        for other in (regressions if cuts else regressions[:1])
-    ]
-    best = regressions[int(np.argmax(scores))]
-    return np.asarray(best.fit(fitted_EF, fitted_E).predict(scored_EF))
+    if cuts:
+        regression = GridSearchCV(regression, {"C": _STRENGTHS}, cv=cuts)
+    return np.asarray(regression.fit(fitted_EF, fitted_E).predict(scored_EF))

@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.backbone.inference import load_backbone
 from mzsane.composition import TokenSlice
 from mzsane.config import ExecutionConfig
@@ -29,7 +29,7 @@ from mzsane.probing.measure import (
     Checkpoints,
     Measure,
     Property,
-    find_obstacle,
+    explain_unprobeable,
     list_properties,
     score_property,
 )
@@ -40,7 +40,7 @@ from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
 from mzsane.store.serialisation import to_parquet
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.subject import find_origin
+from mzsane.tokens.subject import find_subject
 from mzsane.windows.windows import check_positions
 
 VERSION = 1
@@ -120,7 +120,7 @@ def probe_backbone(
         sink.progress(len(zoos) + zoos.index(zoo) + 1, 2 * len(zoos), "zoos read and probed")
     rows += _probe_origin(zoos, seed)
     table = pl.DataFrame(rows, schema=PROBE_SCHEMA)
-    files = {"probes.parquet": to_parquet(table), "probes.png": draw_png(lambda: plot_probes(table))}
+    files = {"probes.parquet": to_parquet(table), "probes.png": plot_png(lambda: plot_probes(table))}
     counts = {"zoos": len(zoos), "scores": table["value"].count(), "left_out": table["features"].null_count()}
     return store.publish(work, files, counts)
 
@@ -152,7 +152,7 @@ def _read_zoos(
 
         train = own or set(table.index.filter(split="train")["model"])
         test = set(table.index.filter(split="test")["model"])
-        origin = find_origin(table.artifact)
+        origin = find_subject(table.artifact)
         fitted, scored = (
             _read_checkpoints(table, chosen, most, extract, (work.seed, "probes", ref.fingerprint, split))
             for chosen, most, split in ((train, _FITTED, "train"), (test, _SCORED, "test"))
@@ -216,7 +216,7 @@ def _probe_zoo(zoo: _Zoo, zoos: Sequence[_Zoo], seed: int) -> list[dict[str, Any
     }
     rows: list[dict[str, Any]] = []
     for asked in list_properties(fitted.index, scored.index):
-        if reason := find_obstacle(asked, fitted, scored):
+        if reason := explain_unprobeable(asked, fitted, scored):
             rows.append(_leave_out(zoo.label, zoo.fingerprint, zoo.inside, asked.name, reason))
             continue
         generator = make_generator(seed, "probes", zoo.fingerprint, asked.name)
@@ -250,7 +250,7 @@ def _probe_origin(zoos: Sequence[_Zoo], seed: int) -> list[dict[str, Any]]:
             "sees": "labels",
             "property": ZOO,
         }
-        if find_obstacle(asked, fitted, scored) is None:
+        if explain_unprobeable(asked, fitted, scored) is None:
             measures = score_property(asked, fitted, scored, make_generator(seed, "probes", layout, ZOO))
             rows += _list_rows(common, measures, fitted, scored)
     return rows

@@ -37,7 +37,11 @@ class Analysis:
 
 
 def analyse(
-    questions: Sequence[QuestionConfig], rows: pl.DataFrame, models: pl.DataFrame, convergence: pl.DataFrame
+    questions: Sequence[QuestionConfig],
+    rows: pl.DataFrame,
+    models: pl.DataFrame,
+    convergence: pl.DataFrame,
+    missing: Sequence[str] = (),
 ) -> Analysis:
     """Compute effects, duels and answers. Arms whose backbone has failed count in none of them but the duels.
 
@@ -46,6 +50,7 @@ def analyse(
         rows: One measurement a row (`ROW_SCHEMA`).
         models: A row a single model: `MODEL_LABELS` and the columns of a score.
         convergence: A row an arm (`CONVERGENCE_SCHEMA`).
+        missing: Arms that failed before they were scored.
 
     Raises:
         ConfigError: A column is missing.
@@ -55,6 +60,6 @@ def analyse(
     duels = match_duels(models)
     summary = summarise_duels(models, duels)
     leaders = find_leaders(models.filter(~pl.col("arm").is_in(failed)))
-    answers = answer_questions(questions, rows, models, convergence)
+    answers = answer_questions(questions, rows, models, convergence, missing)
     findings = find_findings(questions, answers, effects, duels, summary, leaders, rows)
     return Analysis(answers, findings, to_frame(effects), duels, summary, leaders)

@@ -9,7 +9,7 @@ import polars as pl
 from mzsane.config import QuestionConfig
 from mzsane.report.cells import join_names
 from mzsane.report.statistics.convergence import describe_convergence, describe_failed, list_failed
-from mzsane.report.statistics.duels import describe_difference, judge_difference
+from mzsane.report.statistics.duels import classify_difference, describe_difference
 from mzsane.report.statistics.effects import ADJUSTED, CHANGES, Effect, estimate_effects, name_place
 from mzsane.report.statistics.leaders import find_contrast, find_leaders
 
@@ -55,7 +55,11 @@ class Answer:
 
 
 def answer_questions(
-    questions: Sequence[QuestionConfig], rows: pl.DataFrame, models: pl.DataFrame, convergence: pl.DataFrame
+    questions: Sequence[QuestionConfig],
+    rows: pl.DataFrame,
+    models: pl.DataFrame,
+    convergence: pl.DataFrame,
+    missing: Sequence[str] = (),
 ) -> list[Answer]:
     """Answer the questions of an ablation, or, if there are none, which composition is best.
 
@@ -66,6 +70,7 @@ def answer_questions(
         rows: One measurement a row (`ROW_SCHEMA`).
         models: A row a single model (`models.parquet`).
         convergence: A row an arm (`CONVERGENCE_SCHEMA`).
+        missing: Arms that failed before they were scored.
 
     Returns:
         One answer a question; two, in and out of distribution, for a factor where the question leaves that open.
@@ -78,9 +83,19 @@ def answer_questions(
             answers += _answer_factor(question, rows, convergence, failed)
         else:
             answers.append(_answer_contrast(question, sound, convergence))
-    warning = describe_failed(convergence)
+    warning = describe_gaps(missing, convergence)
     answers = answers or [name_best(find_leaders(sound))]
     return [replace(answer, sentence=f"{warning} {answer.sentence}".strip()) for answer in answers]
+
+
+def describe_gaps(missing: Sequence[str], convergence: pl.DataFrame) -> str:
+    """Say which arms are missing and which backbones have failed, before all else; empty if none."""
+    sentences = [describe_failed(convergence)] if len(convergence) else []
+    if missing:
+        arms = f"{len(missing)} of {len(missing) + len(convergence)} arms {'is' if len(missing) == 1 else 'are'}"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        sentences.insert(0, f"{arms} missing ({', '.join(missing[:3])}{more}): all that follows is of the others.")
+    return " ".join(filter(None, sentences))
 
 
 def format_points(change: float) -> str:
@@ -195,7 +210,7 @@ def _answer_factor(
                 effect.estimate,
                 effect.low,
                 effect.high,
-                judge_difference(effect.low, effect.high),
+                classify_difference(effect.low, effect.high),
                 notes=tuple(notes),
             )
         )

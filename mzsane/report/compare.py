@@ -16,13 +16,13 @@ from typing import Any
 
 import polars as pl
 
-from mzsane.appearance import assign_looks
+from mzsane.appearance import assign_styles
 from mzsane.config import AblationConfig, ExecutionConfig
 from mzsane.device import find_device
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.report.analysis import analyse
 from mzsane.report.answers import Answer
-from mzsane.report.figures.pictures import draw_pictures
+from mzsane.report.figures.pictures import plot_pictures
 from mzsane.report.findings import Findings
 from mzsane.report.gather import (
     ArmParts,
@@ -47,15 +47,22 @@ from mzsane.store.serialisation import to_parquet
 VERSION = 8
 
 
-def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts]) -> Work:
-    """Name the work of comparing arms. Names are part of it, since they are in the table and the page."""
+def plan_comparison(config: AblationConfig, arms: Sequence[ArmParts], missing: Sequence[str] = ()) -> Work:
+    """Name the work of comparing arms. Names are part of it, since they are in the table and the page.
+
+    Args:
+        config: the ablation.
+        arms: those that are compared.
+        missing: the names of its other arms, which failed.
+    """
     inputs = {}
     for arm in arms:
         inputs[f"{arm.name}/backbone"] = arm.backbone
         inputs[f"{arm.name}/probes"] = arm.probes
         inputs |= {f"{arm.name}/scores/{target}": ref for target, ref in arm.scores.items()}
         inputs |= {f"{arm.name}/baselines/{target}": ref for target, ref in arm.baselines.items()}
-    return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json")}, inputs)
+    gaps = {"missing": list(missing)} if missing else {}
+    return Work("comparison", VERSION, {"ablation": config.model_dump(mode="json"), **gaps}, inputs)
 
 
 @steady
@@ -65,19 +72,21 @@ def compare(
     store: ArtifactStore,
     sink: MetricSink = NO_SINK,
     started: float | None = None,
+    missing: Sequence[str] = (),
     execution: ExecutionConfig | None = None,
 ) -> Artifact:
     """Gather all scores, compare them, draw the figures, and write the page.
 
     Args:
         config: the ablation.
-        arms: its arms, whose artifacts are all there.
+        arms: its arms whose artifacts are all there.
         store: where they are.
         sink: told of progress.
         started: when the ablation began, in seconds since the epoch, if that is known: the page says how long it took.
+        missing: the names of its other arms: the first sentence says that they are missing.
         execution: the device that backbones compute on.
     """
-    work = plan_comparison(config, arms)
+    work = plan_comparison(config, arms, missing)
     if found := store.find(work.ref):
         return found
     device = find_device(execution)
@@ -92,10 +101,10 @@ def compare(
     provenance = trace_provenance(config, arms, store)
     differences = find_differences({arm.name: [arm.backbone, *arm.scores.values()] for arm in arms}, store)
     sink.progress(1, 4, "parts: measurements gathered")
-    found_out = analyse(config.questions, rows, models, convergence)
+    found_out = analyse(config.questions, rows, models, convergence, missing)
     sink.progress(2, 4, "parts: effects and duels computed")
-    looks = assign_looks([composition.name for composition in config.compositions])
-    pictures = draw_pictures(rows, found_out.effects, shares, latents, curves, probes, looks)
+    looks = assign_styles([composition.name for composition in config.compositions])
+    pictures = plot_pictures(rows, found_out.effects, shares, latents, curves, probes, looks)
     sink.progress(3, 4, "parts: figures drawn")
     page = render_report(
         config.model_dump(mode="json"),
@@ -112,6 +121,7 @@ def compare(
         probes=probes,
         provenance=provenance,
         facts=replace(describe_run(started), differences=tuple(differences)),
+        missing=missing,
     )
     answers = [answer.to_json() for answer in found_out.answers]
     frames = {
@@ -138,7 +148,12 @@ def compare(
     return store.publish(
         work,
         files,
-        counts={"arms": len(arms), "measurements": len(rows), **({"differences": differences} if differences else {})},
+        counts={
+            "arms": len(arms),
+            "measurements": len(rows),
+            **({"missing": list(missing)} if missing else {}),
+            **({"differences": differences} if differences else {}),
+        },
     )
 
 

@@ -161,7 +161,7 @@ def choose_mapped(config: AblationConfig, arms: Sequence[ArmParts]) -> list[ArmP
 
 
 def gather_latents(
-    config: AblationConfig, arm: ArmParts, store: ArtifactStore, device: torch.device | str = "cpu"
+    config: AblationConfig, arm: ArmParts, store: ArtifactStore, device: torch.device = torch.device("cpu")
 ) -> pl.DataFrame:
     """Return the map of an arm's latents: held-out checkpoints of its composition's zoos and of the targets' zoos."""
     inputs = store.open(arm.backbone).manifest.inputs

@@ -42,7 +42,7 @@ def map_latents(
     trained_on: set[str],
     seed: int,
     store: ArtifactStore,
-    device: torch.device | str = "cpu",
+    device: torch.device = torch.device("cpu"),
 ) -> pl.DataFrame:
     """Encode held-out checkpoints and lay the latents out in a plane, by their first two principal components.
 

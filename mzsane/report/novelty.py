@@ -10,8 +10,8 @@ from mzsane.appearance import (
     COLORS,
     MUTED,
     SIZE,
-    Look,
-    assign_looks,
+    Style,
+    assign_styles,
     create_figure,
     create_message,
     list_handles,
@@ -38,7 +38,7 @@ _MARKERS = {
 }
 
 
-def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Style] | None = None) -> Figure:
     """Plot zero-shot accuracy over novelty: a panel a target, a colour a composition, a marker a method.
 
     With more compositions than colours, the colour says whether the target is in distribution.
@@ -56,7 +56,7 @@ def plot_novelty(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) ->
         return create_message("No novelty was measured.")
     targets = shown["target"].unique(maintain_order=True).to_list()
     compositions = [name for name in list_names(rows, "composition") if name in shown["composition"]]
-    looks = looks or assign_looks(compositions)
+    looks = looks or assign_styles(compositions)
     # A marker is a method here, so that only colours can tell compositions apart.
     many = len(compositions) > len(COLORS)
     colors = {(name, inside): looks[name].color for name in compositions for inside in PLACES}

@@ -1,14 +1,13 @@
 """When, where and by which code a report was made."""
 
 import platform
-import subprocess
 import time
-from pathlib import Path
 
 import torch
 
 from mzsane.parallel import count_cores
 from mzsane.report.page.page import Facts
+from mzsane.store.making import find_commit
 
 
 def describe_run(started: float | None = None) -> Facts:
@@ -23,19 +22,7 @@ def describe_run(started: float | None = None) -> Facts:
         machine += f", {torch.cuda.get_device_name()}"
     return Facts(
         date=time.strftime("%Y-%m-%d"),
-        commit=_find_commit(),
+        commit=find_commit(),
         machine=f"{machine}, torch {torch.__version__.partition('+')[0]}",
         minutes=None if started is None else (time.time() - started) / 60,
     )
-
-
-def _find_commit() -> str | None:
-    """Return the commit of the checkout that this code is in; None where it was installed without one."""
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None

@@ -20,7 +20,7 @@ _CELL = len("0.876 ±.021 •★ loss")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """What samples of a composition reach on a target.
 
     Attributes:
@@ -45,7 +45,7 @@ class Entry:
 
 def arrange_entries(
     rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFrame
-) -> dict[str, dict[str, Entry | None]]:
+) -> dict[str, dict[str, TableEntry | None]]:
     """Gather the zero-shot accuracies of samples, of those that saw least where they differ in that.
 
     Args:
@@ -68,19 +68,19 @@ def arrange_entries(
     told = leaders.filter(method="samples", finetune_epochs=0, verdict="win")
     winners = set(told.select("best", "target").rows())
 
-    def make_entry(place: tuple[str, str]) -> Entry | None:
+    def make_entry(place: tuple[str, str]) -> TableEntry | None:
         if place not in found:
             return None
         duel = strongest.get(place)
         verdict = "" if duel is None else "?" if duel["verdict"] == "untested" else duel["verdict"]
-        return Entry(found[place], place in winners, verdict, duel["opponent"] if duel else "")
+        return TableEntry(found[place], place in winners, verdict, duel["opponent"] if duel else "")
 
     targets = [name for name in list_names(rows, "target") if any(name == place[1] for place in found)]
     compositions = [name for name in list_names(rows, "composition") if any(name == place[0] for place in found)]
     return {name: {target: make_entry((name, target)) for target in targets} for name in compositions}
 
 
-def write_caption(entries: dict[str, dict[str, Entry | None]]) -> str:
+def write_caption(entries: dict[str, dict[str, TableEntry | None]]) -> str:
     """Return what the numbers, marks and verdicts mean."""
     known = [entry for line in entries.values() for entry in line.values() if entry]
     text = (
@@ -146,7 +146,7 @@ def comparison_table(rows: pl.DataFrame, duels: pl.DataFrame, leaders: pl.DataFr
     return table
 
 
-def _style(entry: Entry | None) -> Text:
+def _style(entry: TableEntry | None) -> Text:
     if entry is None:
         return Text(f"{MISSING:>5}")
     return Text(entry.text, style="bold" if entry.cell.in_distribution else "")

@@ -21,7 +21,7 @@ from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.tokens.subject import find_origin, read_activations
+from mzsane.tokens.subject import find_subject, read_activations
 from mzsane.tokens.transfer import fit_weights, map_tokens
 
 _METRIC = "val_accuracy"
@@ -130,7 +130,9 @@ def refine_anchors(decoder: Decoder, flat_AP: Tensor, latents_ATL: Tensor, seed:
     behaviour = NetworkBehaviour(
         decoder.network, decoder.layout, noise_NCHW, config.behaviour_images, config.behaviour_output
     )
-    return refine_latents(decoder.model, config, decoder.layout, flat_AP, latents_ATL, behaviour, seed=seed, sink=sink)
+    there = flat_AP.to(decoder.device), latents_ATL.to(decoder.device)
+    refined_ATL = refine_latents(decoder.model, config, decoder.layout, *there, behaviour, seed=seed, sink=sink)
+    return refined_ATL.to(latents_ATL.device)
 
 
 def load_held_out(
@@ -189,7 +191,7 @@ def _find_given(models: pl.DataFrame, slices: Sequence[TokenSlice], name: str) -
 
 def share_images(table: TokenTable, images: ImagesConfig) -> bool:
     """Tell whether a zoo may have been judged by images of the target: by any of its dataset, however it is split."""
-    origin = find_origin(table.artifact)
+    origin = find_subject(table.artifact)
     return origin is None or _name_dataset(origin.images) & _name_dataset(images) != set()
 
 

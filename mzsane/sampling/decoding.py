@@ -33,9 +33,10 @@ class Decoder:
         images: the target's images.
         known: layouts of models to start from; the target is laid out as one of them where its tensors are the same.
         seed: of new heads.
-        device: where the backbone computes; weights and latents stay where they are.
+        device: where the backbone computes; what goes in and comes out is where it was.
 
     Attributes:
+        device: where the backbone computes.
         layout: the target's layout.
         image_shape: channels, height and width of the target's images.
         mapped: whether models to start from are of another layout.
@@ -50,10 +51,10 @@ class Decoder:
         images: ImagesConfig,
         known: Sequence[TokenLayout],
         seed: int,
-        device: torch.device | str = "cpu",
+        device: torch.device = torch.device("cpu"),
     ) -> None:
         dataset = load_images(images)
-        self.seed = seed
+        self.seed, self.device = seed, device
         self.model, self.config = load_backbone(backbone, device)
         self.latent_dim = self.config.latent_dim
         self.architecture, self.classes = network, dataset.classes

@@ -12,7 +12,7 @@ from mzsane.metrics import MetricSink
 from mzsane.randomness import make_generator
 from mzsane.sampling.decoding import Decoder
 from mzsane.sampling.guidance import Guidance
-from mzsane.sampling.samplers import SAMPLERS
+from mzsane.sampling.samplers import find_sampler
 from mzsane.sampling.samplers.protocol import Anchors, Drawn
 
 
@@ -50,7 +50,7 @@ class WeightSampler:
             The latents with the first round's anchors that they go back to, and the weights, (S, P).
         """
         generator = make_generator(self.seed, "samples", *names)
-        drawn = SAMPLERS[self.config.sampler](anchors, bandwidth, count, generator)
+        drawn = find_sampler(self.config.sampler)(anchors, bandwidth, count, generator)
         drawn = replace(drawn, used_SA=(drawn.used_SA.float() @ origin_AA.float()) > 0)
         if self.guidance:
             deviation_TL = anchors.latents_ATL.std(dim=0, correction=0)

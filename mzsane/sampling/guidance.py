@@ -36,7 +36,7 @@ class Guidance:
 
     Attributes:
         network: runs models of the target's architecture.
-        images_NCHW: unlabelled images, of which each step sees some; what is moved is moved on their device.
+        images_NCHW: unlabelled images, of which each step sees some.
         lessons_ANK: what each teacher says of the classes of each image: what `network.output` names.
         steps: steps of Adam; its rate falls along half a cosine.
         batch_size: images in a step.
@@ -76,18 +76,19 @@ class Guidance:
             sink: told how far it is.
 
         Returns:
-            The moved numbers, of the shape of `start_SX`; where a sample's loss is not finite, its start.
+            The moved numbers, of the shape of `start_SX`; where a sample's loss is not finite, its start. They are
+            computed where the lessons are, and come back to where they were.
         """
+        home, device = start_SX.device, self.lessons_ANK.device
+        start_SX, deviation_X, teachers_SA = start_SX.to(device), deviation_X.to(device), teachers_SA.to(device)
         share_SA = teachers_SA | ~teachers_SA.any(dim=1, keepdim=True)
         share_SA = share_SA.float() / share_SA.sum(dim=1, keepdim=True)
-        device = self.images_NCHW.device
         moved = []
         for first in range(0, len(start_SX), _CHUNK):
             some = slice(first, first + _CHUNK)
-            there = start_SX[some].to(device), deviation_X.to(device), share_SA[some].to(device)
-            moved.append(self._move(*there, decode).to(start_SX.device))
+            moved.append(self._move(start_SX[some], deviation_X, share_SA[some], decode))
             sink.progress(min(first + _CHUNK, len(start_SX)), len(start_SX), "samples guided")
-        return torch.cat(moved)
+        return torch.cat(moved).to(home)
 
     def _move(
         self, start_SX: Tensor, deviation_X: Tensor, share_SA: Tensor, decode: Callable[[Tensor], Tensor]
@@ -95,8 +96,7 @@ class Guidance:
         generator = make_generator(self.seed, "guidance")
 
         def measure(moved_SX: Tensor) -> Tensor:
-            drawn = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
-            chosen = drawn.to(self.images_NCHW.device)
+            chosen = torch.randperm(len(self.images_NCHW), generator=generator)[: self.batch_size]
             goals_SNK = torch.einsum("sa,ank->snk", share_SA, self.lessons_ANK[:, chosen])
             logits_SNK = self.network.run_models(decode(moved_SX), self.images_NCHW[chosen])
             if self.network.output == "logits":
@@ -108,12 +108,9 @@ class Guidance:
 
 
 @torch.no_grad()
-def write_lessons(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
-    """Return what each teacher says of the classes of each image, (A, N, K), where the images are.
-
-    It is logits or probabilities: what `network.output` names.
-    """
-    logits_ANK = network.run_models(teachers_AP.to(images_NCHW.device), images_NCHW)
+def write_soft_targets(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
+    """Return what each teacher says of the classes of each image, (A, N, K): logits or probabilities."""
+    logits_ANK = network.run_models(teachers_AP, images_NCHW)
     return logits_ANK if network.output == "logits" else logits_ANK.softmax(dim=-1)
 
 
@@ -125,15 +122,15 @@ def open_guidance(
     teachers_AP: Tensor,
     seed: int,
     activations: Sequence[str | None] = (),
-    device: torch.device | str = "cpu",
+    device: torch.device = torch.device("cpu"),
 ) -> Guidance:
-    """Prepare guidance by models of the target's architecture on its unlabelled training images.
+    """Prepare guidance by models of the target's architecture on its unlabelled training images, on a device.
 
-    Teachers may have activations of their own; what is guided has the target's. All is computed on the device.
+    Teachers may have activations of their own; what is guided has the target's.
     """
     dataset = load_images(images)
     unlabelled_NCHW = dataset.splits["train"].images_NCHW[:_IMAGES].to(device)
-
+    teachers_AP = teachers_AP.to(device)
     own = [choose_network(network, activation) or network for activation in activations or (None,) * len(teachers_AP)]
     behaviours: dict[NetworkConfig, NetworkBehaviour] = {}
     lessons: dict[int, Tensor] = {}
@@ -142,7 +139,7 @@ def open_guidance(
         behaviours[one] = NetworkBehaviour(built, layout, unlabelled_NCHW, config.guidance_images, "probabilities")
         places = [place for place, other in enumerate(own) if other == one]
         if places:
-            found_ANK = write_lessons(behaviours[one], teachers_AP[places], unlabelled_NCHW)
+            found_ANK = write_soft_targets(behaviours[one], teachers_AP[places], unlabelled_NCHW)
             lessons |= dict(zip(places, found_ANK, strict=True))
     return Guidance(
         network=behaviours[network],

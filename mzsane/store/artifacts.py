@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mzsane.errors import CorruptArtifactError
 from mzsane.store.cache import Cache
+from mzsane.store.making import describe_making
 from mzsane.store.manifest import MANIFEST, REMEDY, SCHEMA_VERSION, Manifest, read_manifest
 from mzsane.store.manifest import FileEntry as FileEntry
 from mzsane.store.partial import FOLDER, Partial
@@ -241,6 +242,7 @@ class ArtifactStore:
             seed=work.seed,
             counts=dict(counts),
             libraries=_library_versions(),
+            made=describe_making(),
             files=entries,
         )
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()

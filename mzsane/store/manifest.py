@@ -21,6 +21,18 @@ class FileEntry(BaseModel):
     sha256: str
 
 
+class Making(BaseModel):
+    """How an artifact was made; the seconds are those of the run that ended it, without those before a kill."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str | None
+    ended: str
+    seconds: float | None
+    threads: int | None
+    commit: str | None
+    host: str
+
+
 class Manifest(BaseModel):
     """What a published artifact is and where it came from."""
 
@@ -34,6 +46,7 @@ class Manifest(BaseModel):
     seed: int
     counts: dict[str, Any]
     libraries: dict[str, str]
+    made: Making | None = None
     files: dict[str, FileEntry]
 
 

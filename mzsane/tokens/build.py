@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.config import AnyZooConfig, ExecutionConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError, CorruptArtifactError
 from mzsane.layout.agreement import choose_token_dim
@@ -28,7 +28,7 @@ from mzsane.symmetry.align.canonical import Matching, apply_matching
 from mzsane.symmetry.derive.trace import Symmetry
 from mzsane.tokens.alignment import Alignment, measure_barriers
 from mzsane.tokens.jobs import AlignmentJob, PartJob, ShardWeights, align_models, scan_shard, write_part
-from mzsane.tokens.picture import SHOWN_MODELS, draw_alignment
+from mzsane.tokens.picture import SHOWN_MODELS, plot_alignment
 from mzsane.tokens.population import BufferJob, Population, list_values
 from mzsane.tokens.splitting import find_empty, split_models
 from mzsane.tokens.store import name_part
@@ -232,7 +232,7 @@ class _Build:
         barriers = measure_barriers(self.population, self.layout, *ends, self.config.barrier_pairs, self.sink)
         return {
             "alignment.parquet": to_parquet(alignment.tell_objectives()),
-            "alignment.png": draw_png(lambda: draw_alignment(self.layout, raw_BP, aligned_BP)),
+            "alignment.png": plot_png(lambda: plot_alignment(self.layout, raw_BP, aligned_BP)),
             "barriers.parquet": to_parquet(barriers),
         }
 

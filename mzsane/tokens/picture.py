@@ -17,7 +17,7 @@ _SHOWN_LAYERS = 5
 _SHOWN_WEIGHTS = 240
 
 
-def draw_alignment(layout: TokenLayout, raw_BP: Tensor, aligned_BP: Tensor) -> bytes:
+def plot_alignment(layout: TokenLayout, raw_BP: Tensor, aligned_BP: Tensor) -> bytes:
     """Draw some models' tokens by layer, as they were and in canonical form, as a PNG.
 
     A line of a heat map is a model, the reference first, and a column one weight: what models share shows as vertical

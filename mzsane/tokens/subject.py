@@ -22,7 +22,7 @@ class Origin:
     images: AnyImagesConfig
 
 
-def find_origin(tokens: Artifact) -> Origin | None:
+def find_subject(tokens: Artifact) -> Origin | None:
     """Find what the models of a TOKENS artifact are; None if the zoo is not there or does not tell."""
     if "zoo" not in tokens.manifest.inputs:
         return None

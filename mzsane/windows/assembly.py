@@ -1,6 +1,6 @@
 """Assembling windows: pieces of models are cut from flat weights and put in their places.
 
-Suffixes: V versions of the same places, B windows or models, W tokens of a window, D token width, T tokens of a model,
+Suffixes: V views of the same places, B windows or models, W tokens of a window, D token width, T tokens of a model,
 P weights of a model, K pieces (a model or a part of one, in a window), X places of a batch.
 """
 
@@ -67,9 +67,9 @@ class WindowCutter:
         self._crooked_T = (~straight_T).nonzero().squeeze(1)
         self._room_BTD = torch.empty(0)
 
-    def cut_whole(self, flat_BP: Tensor, versions: int, generator: torch.Generator) -> Tensor:
-        """Return the tokens of whole models in some versions, (V, B * T, D); good until the next call."""
-        if versions == 1:
+    def cut_whole(self, flat_BP: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        """Return the tokens of whole models in some views, (V, B * T, D); good until the next call."""
+        if views == 1:
             layout = self.layout
             if len(self._room_BTD) < len(flat_BP) or self._room_BTD.dtype != flat_BP.dtype:
                 # Taken once: its padding is zero and stays so, and new memory costs more than the copies.
@@ -78,11 +78,11 @@ class WindowCutter:
             layout.write_tokens(flat_BP, tokens_BTD)
             return tokens_BTD.flatten(0, 1)[None]
         starts_B = torch.zeros(len(flat_BP), dtype=torch.int64)
-        views_BVTD = cut_views(self.layout, self.groups, flat_BP, starts_B, self.tokens, versions, generator)
+        views_BVTD = cut_views(self.layout, self.groups, flat_BP, starts_B, self.tokens, views, generator)
         return views_BVTD.transpose(0, 1).flatten(1, 2)
 
     def cut_part(self, flat_P: Tensor, start: int, generator: torch.Generator, out_VWD: Tensor) -> None:
-        """Write the window that begins at token `start` of a long model, in some versions, to where it belongs."""
+        """Write the window that begins at token `start` of a long model, in some views, to where it belongs."""
         layout = self.layout
         if len(out_VWD) > 1:
             starts_1 = torch.tensor([start])
@@ -136,7 +136,7 @@ class WindowAssembler:
 
     Args:
         cutters: one for each source, on `device`.
-        shape: versions V, windows B, tokens of a window W.
+        shape: views V, windows B, tokens of a window W.
         device: where the weights are and the batches shall be.
     """
 
@@ -167,11 +167,11 @@ class WindowAssembler:
                 time where models are longer than a window, so that none is copied whole.
             generator: for places and permutations.
         """
-        versions, batch, window = self._shape
+        views, batch, window = self._shape
         starts_K = _draw_starts(self._lengths[pieces.source_K], window, generator)
         tokens_K = self._lengths[pieces.source_K].clamp(max=window)
         first_K = pieces.window_K * window + pieces.offset_K
-        views_VXD = torch.empty(versions, batch * window, self._mask_XD.shape[1], device=self._device)
+        views_VXD = torch.empty(views, batch * window, self._mask_XD.shape[1], device=self._device)
         step = max(1, _CHUNK // (window * views_VXD.shape[2]))
         for some in torch.arange(batch).split(step):
             self._fill(views_VXD, int(some[0]), int(some[-1]) + 1, pieces, starts_K, first_K, fetch, generator)
@@ -182,7 +182,7 @@ class WindowAssembler:
         views_VXD[:, frame.padding_X] = 0
         source_X = torch.cat([pieces.source_K, torch.tensor([-1])])[frame.piece_X].to(self._device)
         return WindowBatch(
-            views_VXD.view(versions, batch, window, -1),
+            views_VXD.view(views, batch, window, -1),
             frame.mask_XD.view(batch, window, -1),
             frame.weights_X.view(batch, window),
             frame.positions_X3.view(batch, window, 3),
@@ -249,8 +249,8 @@ class WindowAssembler:
                 order_X = torch.zeros((end - begin) * window, dtype=torch.int64)
                 order_X[place_X] = torch.arange(len(place_X))
                 order_X = order_X.to(self._device)
-            for version, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
-                tokens = [part_VXD[version] for part_VXD in cut_VXD]
+            for view, out_XD in enumerate(views_VXD[:, begin * window : end * window]):
+                tokens = [part_VXD[view] for part_VXD in cut_VXD]
                 source_XD = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
                 if order_X is None:
                     out_XD.copy_(source_XD)

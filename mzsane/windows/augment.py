@@ -1,9 +1,9 @@
 """Augmentations of windows: noise, erasing, and mixing of samples that show the same places.
 
-All take and return tokens of any number of versions, leave the padding zero, draw from an explicit generator and write
+All take and return tokens of any number of views, leave the padding zero, draw from an explicit generator and write
 to nothing that they are given. A strength of 0 changes nothing.
 
-Suffixes: V versions (or no such axis), B windows, W tokens of a window, D token width, S samples (all versions of all
+Suffixes: V views (or no such axis), B windows, W tokens of a window, D token width, S samples (all views of all
 windows).
 """
 
@@ -69,7 +69,7 @@ def mix_up(
 ) -> Tensor:
     """Mix each window with another of the same places: (1 - s) of its own and s of the other's (arXiv 1710.09412).
 
-    The share s is drawn evenly from 0 to `strength`, for each window one, the same in all its versions. A window whose
+    The share s is drawn evenly from 0 to `strength`, for each window one, the same in all its views. A window whose
     places no other shows stays as it is.
 
     Raises:
@@ -86,7 +86,7 @@ def cut_mix(
 ) -> Tensor:
     """Replace a run of tokens of each window by another window's of the same places (arXiv 1905.04899).
 
-    The run is a share of the window at a random place, for each window one, the same in all its versions. A window
+    The run is a share of the window at a random place, for each window one, the same in all its views. A window
     whose places no other shows stays as it is.
 
     Raises:

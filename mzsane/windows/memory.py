@@ -99,7 +99,7 @@ class MixturePlan:
         return pieces_V.cumsum(0), source_K, self._offset_K[chosen_K], draw_K
 
 
-class TokenBank:
+class WindowsInMemory:
     """Training windows from flat weights that fit on a device.
 
     Within a source, checkpoints are drawn without replacement: in a fresh random order in each of its epochs.
@@ -109,7 +109,7 @@ class TokenBank:
         window: tokens of a window.
         batch_size: windows of a batch; one holds several small models.
         seed: seed of all that is drawn.
-        versions: versions of each window (see `WindowBatch`).
+        views: views of each window (see `WindowBatch`).
         device: where the weights are kept and the windows cut; where they are now if None.
         mixture: how the weights of the sources are meant (see `MixturePlan`).
 
@@ -123,11 +123,11 @@ class TokenBank:
         window: int,
         batch_size: int,
         seed: int,
-        versions: int = 2,
+        views: int = 2,
         device: torch.device | str | None = None,
         mixture: Mixture = "checkpoints",
     ) -> None:
-        check_sizes(window=window, batch_size=batch_size, versions=versions)
+        check_sizes(window=window, batch_size=batch_size, views=views)
         layouts, weights = [source.layout for source in sources], [source.weight for source in sources]
         counts = [len(source.flat_NP) for source in sources]
         check_composition(layouts, counts, weights)
@@ -144,7 +144,7 @@ class TokenBank:
         self._room = [flat_NP[:0] for flat_NP in self._flat]
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
         cutters = [WindowCutter(source.layout, source.groups, window, self._device) for source in sources]
-        self._assembler = WindowAssembler(cutters, (versions, batch_size, window), self._device)
+        self._assembler = WindowAssembler(cutters, (views, batch_size, window), self._device)
         self._order = lru_cache(maxsize=2 * len(sources))(self._draw_order)
 
     def draw(self, step: int) -> WindowBatch:

@@ -24,8 +24,8 @@ from mzsane.windows.windows import WindowBatch, check_composition
 _FEWEST_HELD = 2  # row groups of a source: one in use, one being read
 
 
-class TokenStream:
-    """Training windows from row groups, read ahead by a background thread; as `TokenBank`, step by step.
+class WindowStream:
+    """Training windows from row groups, read ahead by a background thread; as `WindowsInMemory`, step by step.
 
     Steps asked for one after another read every row group once an epoch; any other step is found as well, at the price
     of filling the buffer anew.
@@ -36,7 +36,7 @@ class TokenStream:
         batch_size: windows of a batch; one holds several small models.
         seed: seed of all that is drawn.
         buffer_bytes: bytes of weights to hold, the row group that is being read included.
-        versions: versions of each window (see `WindowBatch`).
+        views: views of each window (see `WindowBatch`).
         device: where the batches shall be.
         mixture: how the weights of the sources are meant (see `MixturePlan`).
 
@@ -52,11 +52,11 @@ class TokenStream:
         batch_size: int,
         seed: int,
         buffer_bytes: int,
-        versions: int = 2,
+        views: int = 2,
         device: torch.device | str = "cpu",
         mixture: Mixture = "checkpoints",
     ) -> None:
-        check_sizes(window=window, batch_size=batch_size, versions=versions)
+        check_sizes(window=window, batch_size=batch_size, views=views)
         check_sizes(**{f"reuse of slice {number}": source.reuse for number, source in enumerate(sources)})
         kept = [check_kept(source, number) for number, source in enumerate(sources)]
         counts = [sum(len(rows) for rows in groups) for groups in kept]
@@ -66,7 +66,7 @@ class TokenStream:
         self.batch_size, self._device = batch_size, device
         self.plan = MixturePlan(counts, [layout.length for layout in layouts], weights, window, seed, mixture)
         cutters = [WindowCutter(source.layout, source.groups, window) for source in sources]
-        self._assembler = WindowAssembler(cutters, (versions, batch_size, window))
+        self._assembler = WindowAssembler(cutters, (views, batch_size, window))
         held = _count_held(sources, kept, buffer_bytes)
         self._pool = ThreadPoolExecutor(1, "read-ahead")
         self._readers = [
@@ -88,7 +88,7 @@ class TokenStream:
         self._pool.shutdown(cancel_futures=True)
         self._readers.clear()
 
-    def __enter__(self) -> "TokenStream":
+    def __enter__(self) -> "WindowStream":
         return self
 
     def __exit__(

@@ -4,7 +4,7 @@ A model of at most half a window shares its window with others, whatever their a
 its own; a model of at most a window has one to itself, padded; of a longer one a window shows a random part. Nothing is
 attended to across segments, so a packed model is seen as if it were alone.
 
-Suffixes: V versions of the same places, B windows, W tokens of a window, D token width, T tokens of a model, P weights
+Suffixes: V views of the same places, B windows, W tokens of a window, D token width, T tokens of a model, P weights
 of a model, N checkpoints, X and Y features.
 """
 
@@ -43,7 +43,7 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows of the same places of the same models in several versions.
+    """Windows of the same places of the same models in several views.
 
     All but the views may be shared with other batches: they are read, not written to.
 

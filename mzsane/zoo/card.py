@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mzsane.appearance import COLORS, INK, MUTED, create_figure, draw_png, quote, style_axes
+from mzsane.appearance import COLORS, INK, MUTED, create_figure, plot_png, quote, style_axes
 from mzsane.config import NetworkConfig
 from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import ImageDataset
@@ -41,7 +41,7 @@ class _Shown:
     weights: dict[str, Tensor]
 
 
-def draw_card(parts: ZooParts, facts: Mapping[str, Any], images: ImageDataset | None) -> dict[str, bytes]:
+def plot_card(parts: ZooParts, facts: Mapping[str, Any], images: ImageDataset | None) -> dict[str, bytes]:
     """Draw the card of a zoo that is about to be published.
 
     Args:
@@ -56,15 +56,15 @@ def draw_card(parts: ZooParts, facts: Mapping[str, Any], images: ImageDataset | 
     shown = _choose_shown(parts)
     files: dict[str, bytes] = {}
     if len(history) and "test_accuracy" in history.columns and history["epoch"].n_unique() > 1:
-        files["card-epochs.png"] = draw_png(lambda: _plot_epochs(history))
+        files["card-epochs.png"] = plot_png(lambda: _plot_epochs(history))
     factors = [name for name in index.columns if name.startswith("factor_")]
     if factors and "test_accuracy" in index.columns:
-        files["card-factors.png"] = draw_png(lambda: _plot_factors(_take_last(index), factors))
+        files["card-factors.png"] = plot_png(lambda: _plot_factors(_take_last(index), factors))
     if shown:
-        files["card-weights.png"] = draw_png(lambda: _plot_weights(shown))
+        files["card-weights.png"] = plot_png(lambda: _plot_weights(shown))
     agreement = _measure_agreement(shown, images) if images is not None else None
     if agreement is not None:
-        files["card-agreement.png"] = draw_png(lambda: _plot_agreement(agreement))
+        files["card-agreement.png"] = plot_png(lambda: _plot_agreement(agreement))
     files["card.md"] = _write_text(parts, shown, facts, factors, agreement, list(files)).encode()
     return files
 

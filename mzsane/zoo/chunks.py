@@ -20,7 +20,7 @@ from mzsane.networks.build import build_network, choose_network
 from mzsane.networks.train_loop import measure_splits
 from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.formats.checkpoint import CheckpointReader
-from mzsane.zoo.formats.listing import Entry, has_diverged
+from mzsane.zoo.formats.listing import Candidate, has_diverged
 from mzsane.zoo.formats.sharded import join_shards, read_files
 from mzsane.zoo.formats.states import Choice, State
 from mzsane.zoo.pattern import Pattern, fit_pattern
@@ -44,7 +44,7 @@ class ReadChunk:
 
     source: Source
     config: ReadConfig
-    entries: tuple[Entry, ...]
+    entries: tuple[Candidate, ...]
     pattern: Pattern
     repeated: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class ReadChunk:
         text = repr((self.entries, self.pattern.signature, sorted(self.repeated.items())))
         return f"read-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def locate(self, entry: Entry) -> str:
+    def locate(self, entry: Candidate) -> str:
         """Return the address of a checkpoint's file."""
         return f"{self.source.address}/{entry.file}"
 
@@ -137,7 +137,7 @@ def make_reader(config: ReadConfig) -> CheckpointReader:
     return CheckpointReader(config.max_file_bytes, Choice(config.key, config.lists is not None))
 
 
-def list_networks(entry: Entry, states: Sequence[State], config: ReadConfig) -> list[Network]:
+def list_networks(entry: Candidate, states: Sequence[State], config: ReadConfig) -> list[Network]:
     """Name the networks of a file. A list of them are the epochs of a model, or models, as the config says."""
     if len(states) == 1:
         epoch = entry.epoch if entry.epoch is not None else states[0].epoch
@@ -153,15 +153,15 @@ def list_networks(entry: Entry, states: Sequence[State], config: ReadConfig) -> 
 
 
 def read_ahead(
-    source: Source, entries: Sequence[Entry], max_bytes: int
-) -> Iterator[tuple[Entry, Callable[[CheckpointReader], list[State]]]]:
+    source: Source, entries: Sequence[Candidate], max_bytes: int
+) -> Iterator[tuple[Candidate, Callable[[CheckpointReader], list[State]]]]:
     """Yield each checkpoint and how to get its networks, or the error of reading it; slow sources are read ahead."""
     if source.parallel_reads == 1:
         for entry in entries:
             yield entry, partial(_read_entry, entry, partial(read_files, source, entry, max_bytes))
         return
     with ThreadPoolExecutor(source.parallel_reads) as threads:
-        waiting: deque[tuple[Entry, Future[dict[str, bytes]]]] = deque()
+        waiting: deque[tuple[Candidate, Future[dict[str, bytes]]]] = deque()
         try:
             for entry in entries:
                 waiting.append((entry, threads.submit(read_files, source, entry, max_bytes)))
@@ -176,7 +176,7 @@ def read_ahead(
                 future.cancel()
 
 
-def _read_entry(entry: Entry, fetch: Callable[[], dict[str, bytes]], reader: CheckpointReader) -> list[State]:
+def _read_entry(entry: Candidate, fetch: Callable[[], dict[str, bytes]], reader: CheckpointReader) -> list[State]:
     files = fetch()
     if not entry.shards:
         return reader.read(files[entry.file])
@@ -209,7 +209,7 @@ def _filter_measured(config: ReadConfig, row: Mapping[str, Any]) -> str | None:
     return FILTERED + ", ".join(f"{part.metric} {row[part.metric]:.4g}" for part in config.where)
 
 
-def _reject(chunk: ReadChunk, entry: Entry, model: str, epoch: int | None, reason: str) -> dict[str, Any]:
+def _reject(chunk: ReadChunk, entry: Candidate, model: str, epoch: int | None, reason: str) -> dict[str, Any]:
     return {"model": model, "epoch": epoch, "source": chunk.locate(entry), "reason": reason}
 
 
@@ -227,7 +227,7 @@ def _complete(chunk: ReadChunk, recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, **network}
 
 
-def _describe(chunk: ReadChunk, entry: Entry, network: Network, recipe: str, sha256: str) -> dict[str, Any]:
+def _describe(chunk: ReadChunk, entry: Candidate, network: Network, recipe: str, sha256: str) -> dict[str, Any]:
     """Return a checkpoint's row of the index, without what is null."""
     found = chunk.pattern.found
     told = entry.recipe.get("activation")

@@ -1,10 +1,10 @@
 """One way to every zoo, wherever it comes from: trained here, read from others' checkpoints, or made sparse."""
 
-from mzsane.config import AnyZooConfig, ExecutionConfig, ReadConfig, TwinsConfig
+from mzsane.config import AnyZooConfig, ExecutionConfig, ReadConfig, SparseConfig
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
 from mzsane.zoo.read import plan_read, read_zoo
-from mzsane.zoo.sparse import plan_twins, sparsify_zoo
+from mzsane.zoo.sparse import plan_sparse, sparsify_zoo
 from mzsane.zoo.train import plan_zoo as plan_training
 from mzsane.zoo.train import train_zoo
 
@@ -13,7 +13,7 @@ def plan_zoo(config: AnyZooConfig) -> Work:
     """Name the work of making a zoo."""
     if isinstance(config, ReadConfig):
         return plan_read(config)
-    return plan_twins(config) if isinstance(config, TwinsConfig) else plan_training(config)
+    return plan_sparse(config) if isinstance(config, SparseConfig) else plan_training(config)
 
 
 def make_zoo(
@@ -27,7 +27,7 @@ def make_zoo(
     """
     if isinstance(config, ReadConfig):
         return read_zoo(config, store, execution, sink)
-    if isinstance(config, TwinsConfig):
+    if isinstance(config, SparseConfig):
         train_zoo(config.zoo, store, execution, sink)
         return sparsify_zoo(config, store, execution, sink)
     return train_zoo(config, store, execution, sink)

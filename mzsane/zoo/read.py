@@ -25,7 +25,7 @@ from mzsane.problems.images.dataset import load_images
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, FileEntry, Work
 from mzsane.store.serialisation import to_parquet
-from mzsane.zoo.card import draw_card
+from mzsane.zoo.card import plot_card
 from mzsane.zoo.chunks import (
     FILTERED,
     ReadChunk,
@@ -35,7 +35,7 @@ from mzsane.zoo.chunks import (
     read_chunk,
 )
 from mzsane.zoo.contents import CONTENT, check_content, find_content
-from mzsane.zoo.formats.listing import GAP, METRICS, Entry, Listing
+from mzsane.zoo.formats.listing import GAP, METRICS, Candidate, Listing
 from mzsane.zoo.pattern import Pattern, check_images, explain_other, make_pattern
 from mzsane.zoo.selection import check_measure, count_reasons, list_checkpoints, select_checkpoints
 from mzsane.zoo.shards import SHARD_BYTES, ZooParts, write_shards
@@ -151,7 +151,7 @@ def _read(
     files: dict[str, bytes | FileEntry] = {
         **parts.files(),
         **write_subject(config),
-        **draw_card(parts, facts, images),
+        **plot_card(parts, facts, images),
         "index.parquet": to_parquet(_shape(index, _INDEX_SCHEMA)),
         "history.parquet": to_parquet(pl.DataFrame(listing.history, schema=_HISTORY_SCHEMA, orient="row")),
         "rejected.parquet": to_parquet(rejected),
@@ -223,7 +223,7 @@ def _find_pattern(config: ReadConfig, source: Source, listing: Listing) -> Patte
     raise ConfigError(f"no checkpoint of {config.origin} can be used: {count_reasons(reasons)}")
 
 
-def _cut(config: ReadConfig, source: Source, entries: Sequence[Entry], pattern: Pattern) -> list[ReadChunk]:
+def _cut(config: ReadConfig, source: Source, entries: Sequence[Candidate], pattern: Pattern) -> list[ReadChunk]:
     # A chunk of half a shard is stored at once and needs no joining; but few of them would leave cores idle.
     full = min(_LARGE_CHUNK, SHARD_BYTES // 2 // pattern.bytes + 1)
     size = full if len(entries) >= _ENOUGH_CHUNKS * full else min(_SMALL_CHUNK, full)

@@ -11,7 +11,7 @@ from mzsane.config.reading import MetricFilter, ReadConfig
 from mzsane.config.zoo import Activation
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import ARCHIVES, Source
-from mzsane.zoo.formats.listing import Entry, Listing, is_litter
+from mzsane.zoo.formats.listing import Candidate, Listing, is_litter
 from mzsane.zoo.formats.loose_files import list_files
 from mzsane.zoo.formats.metadata import apply_metadata
 from mzsane.zoo.formats.ray_tune import KNOWN, is_ray_tune, list_ray_tune
@@ -110,7 +110,7 @@ def _describe_unread(names: Sequence[str], listing: Listing, metadata: str | Non
     return f"files that are not read: {told}" + (", and others" if len(kinds) > _KINDS else "")
 
 
-def _reject_missing(epochs: Sequence[int], entries: Sequence[Entry], kept: Listing) -> None:
+def _reject_missing(epochs: Sequence[int], entries: Sequence[Candidate], kept: Listing) -> None:
     found: dict[str, set[int | None]] = {}
     for entry in entries:
         found.setdefault(entry.model, set()).add(entry.epoch)
@@ -152,7 +152,7 @@ def _passes(part: MetricFilter, value: float) -> bool:
     return math.isfinite(value) and above and (part.maximum is None or value <= part.maximum)
 
 
-def _explain_none(config: ReadConfig, entries: Sequence[Entry]) -> str:
+def _explain_none(config: ReadConfig, entries: Sequence[Candidate]) -> str:
     epochs = sorted({entry.epoch for entry in entries if entry.epoch is not None})
     told = [f"epochs {epochs[0]} to {epochs[-1]}"] if epochs else ["no epochs in the paths"]
     for name in dict.fromkeys(part.metric for part in config.where):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mzsane.config import ExecutionConfig, NetworkConfig, RecipeConfig
-from mzsane.config.zoos import TwinsConfig
+from mzsane.config.zoos import SparseConfig
 from mzsane.errors import ConfigError
 from mzsane.metrics import NO_SINK, MetricSink
 from mzsane.networks.build import build_network
@@ -28,7 +28,7 @@ from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator, peek_seed, seed_globally
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
-from mzsane.zoo.card import draw_card
+from mzsane.zoo.card import plot_card
 from mzsane.zoo.shards import ShardContent, hash_weights, read_index, read_shard, write_shards
 from mzsane.zoo.subject import write_subject
 from mzsane.zoo.train import plan_models, plan_zoo
@@ -42,12 +42,12 @@ _INITIAL_LOG_VARIANCE = -10.0
 
 @dataclass(frozen=True)
 class _Chunk:
-    config: TwinsConfig
+    config: SparseConfig
     source: Artifact
     models: tuple[tuple[int, NetworkConfig, str, int], ...]  # number, network, shard and row of the weights
 
 
-def plan_twins(config: TwinsConfig) -> Work:
+def plan_sparse(config: SparseConfig) -> Work:
     """Name the work of sparsifying a zoo."""
     settings = config.model_dump(mode="json", exclude={"name", "zoo"})
     return Work("zoo", VERSION, {"twins": settings}, {"zoo": plan_zoo(config.zoo).ref}, seed=config.seed)
@@ -55,7 +55,7 @@ def plan_twins(config: TwinsConfig) -> Work:
 
 @steady
 def sparsify_zoo(
-    config: TwinsConfig,
+    config: SparseConfig,
     store: ArtifactStore,
     execution: ExecutionConfig | None = None,
     sink: MetricSink = NO_SINK,
@@ -66,11 +66,11 @@ def sparsify_zoo(
         ConfigError: the networks cannot be made sparse.
         WorkerError: a worker process was killed.
     """
-    work = plan_twins(config)
+    work = plan_sparse(config)
     if found := store.find(work.ref):
         return found
     images = load_images(config.zoo.images)
-    check_twins(config, images)
+    check_sparse(config, images)
     networks = {f"{plan.number:06d}": (plan.number, plan.network) for plan in plan_models(config.zoo)}
     source = store.open(work.inputs["zoo"])
     last = read_index(source).filter(pl.col("epoch") == config.zoo.epochs).sort("model")
@@ -83,13 +83,13 @@ def sparsify_zoo(
     execution = execution or ExecutionConfig()
     parts = write_shards(work, chunks, sizes, _sparsify_chunk, store, execution, sink, "models")
     facts = {"twins of": str(work.inputs["zoo"]), "method": config.method, "epochs after each step": config.epochs}
-    card = draw_card(parts, facts, load_images(config.zoo.images))
+    card = plot_card(parts, facts, load_images(config.zoo.images))
     return store.publish(
         work, {**parts.files(), **write_subject(config), **card}, parts.counts() | {"engine": "loop", "device": "cpu"}
     )
 
 
-def check_twins(config: TwinsConfig, images: ImageDataset) -> None:
+def check_sparse(config: SparseConfig, images: ImageDataset) -> None:
     """Check that networks can be made sparse, before any is trained.
 
     Raises:
@@ -169,7 +169,7 @@ def _sparsify_chunk(chunk: _Chunk) -> ShardContent:
 
 
 def prune_steps(
-    network: nn.Module, split: ImageSplit, config: TwinsConfig, generator: torch.Generator
+    network: nn.Module, split: ImageSplit, config: SparseConfig, generator: torch.Generator
 ) -> Iterator[nn.Module]:
     """Remove the smallest weights step by step; yield the network after the training that follows each step."""
     recipe = RecipeConfig(learning_rate=config.learning_rate, batch_size=config.batch_size)
@@ -239,7 +239,7 @@ class _NoisyLayer(nn.Module):
 
 
 def drop_epochs(
-    network: nn.Module, split: ImageSplit, config: TwinsConfig, generator: torch.Generator
+    network: nn.Module, split: ImageSplit, config: SparseConfig, generator: torch.Generator
 ) -> Iterator[nn.Module]:
     """Train with sparse variational dropout; yield after each epoch the network without its noisy weights.
 

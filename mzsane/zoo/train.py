@@ -30,7 +30,7 @@ from mzsane.problems.images.dataset import ImageDataset, ImageSplit, load_images
 from mzsane.randomness import make_generator
 from mzsane.steady import steady
 from mzsane.store.artifacts import Artifact, ArtifactStore, Work
-from mzsane.zoo.card import draw_card
+from mzsane.zoo.card import plot_card
 from mzsane.zoo.shards import ShardContent, hash_weights, write_shards
 from mzsane.zoo.subject import write_subject
 
@@ -136,7 +136,7 @@ def train_zoo(
         "models",
         names=[chunk.name for chunk in chunks],
     )
-    card = draw_card(parts, _describe_zoo(config), images)
+    card = plot_card(parts, _describe_zoo(config), images)
     # What is computed depends on these in its last bits, and with dropout in more.
     made_by: dict[str, int | float | str] = {"engine": "loop", "device": device}
     if device != "cpu":

@@ -24,7 +24,7 @@ from mzsane.networks.train_loop import fit_epochs
 from mzsane.problems.images.dataset import load_images
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.tokens.store import TokenTable, read_tokens
-from mzsane.windows.memory import TokenBank
+from mzsane.windows.memory import WindowsInMemory
 from mzsane.windows.windows import WindowBatch, WindowSource
 
 Plan = list[tuple[int, TokenLayout, Tensor]]  # the models of a window: source, layout, flat weights
@@ -200,7 +200,7 @@ def test_identical_weights_have_no_loss_and_no_gradient(tiny_table: TokenTable, 
 
 def draw_batch(tables: list[TokenTable], window: int, groups: bool = True, batch_size: int = 4) -> WindowBatch:
     sources = [WindowSource(table.load(), table.layout, table.groups if groups else ()) for table in tables]
-    return TokenBank(sources, window, batch_size, seed=0).draw(0)
+    return WindowsInMemory(sources, window, batch_size, seed=0).draw(0)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

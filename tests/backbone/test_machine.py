@@ -17,14 +17,14 @@ from mzsane.backbone import profile as clock_module
 from mzsane.backbone.attention import plan_attention
 from mzsane.backbone.autoencoder import build_autoencoder
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed
+from mzsane.backbone.loader import TrainingBatch
 from mzsane.backbone.machine import (
     choose_precision,
     count_flops,
     keep_freed_memory,
     measure_matrix_peak,
 )
-from mzsane.backbone.profile import Clock
+from mzsane.backbone.profile import SpeedMeter
 from mzsane.config import BackboneConfig
 
 CPU = torch.device("cpu")
@@ -148,14 +148,14 @@ class TestClock:
         monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
         return now
 
-    def make(self, count: int = 1) -> tuple[Clock, Any, Feed]:
+    def make(self, count: int = 1) -> tuple[SpeedMeter, Any, TrainingBatch]:
         config = BackboneConfig(window=4, d_model=16, heads=1, layers=1)
         feeder: Any = SimpleNamespace(waited=5.0)
-        clock = Clock(config, 7, torch.float32, feeder, Ranks(0, count))
+        clock = SpeedMeter(config, 7, torch.float32, feeder, Ranks(0, count))
         clock.peak = 2e6
         empty = torch.zeros(0)
-        fields = dict.fromkeys((field.name for field in dataclasses.fields(Feed)), empty)
-        return clock, feeder, Feed(**fields | {"weights": 600, "tokens": (50, 200)})  # type: ignore[arg-type]
+        fields = dict.fromkeys((field.name for field in dataclasses.fields(TrainingBatch)), empty)
+        return clock, feeder, TrainingBatch(**fields | {"weights": 600, "tokens": (50, 200)})  # type: ignore[arg-type]
 
     def test_rates_are_over_the_time_since_the_start(self, now: SimpleNamespace) -> None:
         clock, feeder, feed = self.make(count=2)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mzsane.backbone.autoencoder import Autoencoder, build_autoencoder
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed, Feeder, open_windows
 from mzsane.backbone.inference import load_backbone
+from mzsane.backbone.loader import BatchLoader, TrainingBatch, open_windows
 from mzsane.backbone.objective import Losses, Objective, freeze_unused
 from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
@@ -53,12 +53,12 @@ class Outputs:
         return given[1].sum() * 0 + self.total, self.count
 
 
-def make_feed() -> Feed:
+def make_feed() -> TrainingBatch:
     """Return one window in two versions, of which the second has all weights twice as large."""
     views, clean = (torch.tensor([rows, rows]) * torch.tensor([1.0, 2.0])[:, None, None] for rows in (INPUT, CLEAN))
     real = torch.tensor([True, True, False]).expand(2, 3)
     positions = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0]]).expand(2, 3, 3)
-    return Feed(
+    return TrainingBatch(
         input_BWD=views,
         clean_BWD=clean,
         mask_BWD=real[..., None].expand(2, 3, 2),
@@ -190,16 +190,16 @@ def chosen(tiny_tokens: Artifact, trained_store: ArtifactStore) -> list[ChosenSl
 
 
 @pytest.fixture(scope="module")
-def feed(chosen: list[ChosenSlice]) -> Feed:
+def feed(chosen: list[ChosenSlice]) -> TrainingBatch:
     config = BackboneConfig(window=130, d_model=16, batch_size=8, steps=2, noise=0.2)
-    feeder = Feeder(config, open_windows(config, chosen, 0, "checkpoints"), 0, Ranks())
+    feeder = BatchLoader(config, open_windows(config, chosen, 0, "checkpoints"), 0, Ranks())
     feed = feeder.take(0, 0)
     feeder.close()
     return feed
 
 
 @pytest.fixture(scope="module")
-def described(chosen: list[ChosenSlice], feed: Feed) -> tuple[Tensor, dict[str, float]]:
+def described(chosen: list[ChosenSlice], feed: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
     """Output of a model, which is wrong by more the later the token, and what is told of it."""
     objective = Objective(BackboneConfig(), [part.table.layout for part in chosen], None, 0, Ranks())
     wrong = torch.randn(feed.clean_BWD.shape, generator=torch.Generator().manual_seed(0))
@@ -213,7 +213,7 @@ class TestDescribed:
         assert list(described[1]) == ["loss", "loss_reconstruction", "r2", "r2/0", "r2/1", "r2_conv", "r2_linear"]
 
     def test_r2_by_slice_and_kind_is_that_of_its_weights(
-        self, described: tuple[Tensor, dict[str, float]], feed: Feed, chosen: list[ChosenSlice]
+        self, described: tuple[Tensor, dict[str, float]], feed: TrainingBatch, chosen: list[ChosenSlice]
     ) -> None:
         output, values = described
         layers = chosen[0].table.layout.layers
@@ -231,13 +231,13 @@ class TestDescribed:
         assert len(seen) == len(groups)
 
     def test_a_slice_that_is_not_in_the_batch_is_left_out(
-        self, chosen: list[ChosenSlice], described: tuple[Tensor, dict[str, float]], feed: Feed
+        self, chosen: list[ChosenSlice], described: tuple[Tensor, dict[str, float]], feed: TrainingBatch
     ) -> None:
         objective = Objective(BackboneConfig(), [part.table.layout for part in (*chosen, *chosen)], None, 0, Ranks())
         losses = Losses(torch.tensor(1.0), {"reconstruction": torch.tensor(0.5)}, described[0])
         assert "r2/2" not in objective.describe(losses, feed)
 
-    def test_the_loss_is_that_of_the_step(self, chosen: list[ChosenSlice], feed: Feed) -> None:
+    def test_the_loss_is_that_of_the_step(self, chosen: list[ChosenSlice], feed: TrainingBatch) -> None:
         config = BackboneConfig(window=130, d_model=16, gamma=0.3, latent_norm=0.1)
         model = build_autoencoder(config, 51, torch.Generator().manual_seed(0))
         objective = Objective(config, [part.table.layout for part in chosen], None, 0, Ranks())

@@ -16,8 +16,8 @@ from PIL import Image
 from mzsane.backbone import profile as clock
 from mzsane.backbone import training
 from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.feeding import open_windows
 from mzsane.backbone.inference import decode_models, encode_models, load_backbone
+from mzsane.backbone.loader import open_windows
 from mzsane.backbone.loss import explained_variance
 from mzsane.backbone.optimisation import learning_rate_at
 from mzsane.backbone.pretrain import plan_backbone, pretrain
@@ -28,8 +28,8 @@ from mzsane.randomness import make_generator
 from mzsane.store.artifacts import ArtifactStore
 from mzsane.store.serialisation import load_tensors, load_torch
 from mzsane.tokens import build
-from mzsane.windows.memory import TokenBank
-from mzsane.windows.stream import TokenStream
+from mzsane.windows.memory import WindowsInMemory
+from mzsane.windows.stream import WindowStream
 
 
 class Watcher:
@@ -60,7 +60,7 @@ def known_peak():
 @pytest.fixture
 def quick(monkeypatch):
     """Trainings without the pictures at their end, which take longer than a few steps."""
-    for name in ("draw_curves", "draw_scales"):
+    for name in ("plot_curves", "plot_scales"):
         monkeypatch.setattr(training, name, lambda *given: b"")
     monkeypatch.setattr(training.Validator, "draw", lambda self, model: b"")
 
@@ -160,9 +160,9 @@ class TestStreamed:
     def test_resumed_equals_uninterrupted(self, streamed, trained_store):
         config, slices, store = streamed
         chosen = choose_checkpoints(slices, 0, store)
-        assert isinstance(open_windows(config, chosen, 0, "checkpoints"), TokenStream)
+        assert isinstance(open_windows(config, chosen, 0, "checkpoints"), WindowStream)
         roomy = config.model_copy(update={"memory_gib": 1.0})
-        assert isinstance(open_windows(roomy, chosen, 0, "checkpoints"), TokenBank)
+        assert isinstance(open_windows(roomy, chosen, 0, "checkpoints"), WindowsInMemory)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, slices, 0, store, ExecutionConfig(checkpoint_steps=15), Watcher(40))
         resumed = pretrain(config, slices, 0, store)

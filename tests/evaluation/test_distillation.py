@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from mzsane.config import NetworkConfig
-from mzsane.evaluation.distillation import choose_rate, distil, write_mean_lessons
+from mzsane.evaluation.distillation import choose_rate, distil, write_mean_targets
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.problems.images.pseudo import draw_pseudo_images
 from mzsane.randomness import make_generator
-from mzsane.sampling.guidance import write_lessons
+from mzsane.sampling.guidance import write_soft_targets
 
 STUDENTS = 3
 
@@ -30,13 +30,13 @@ def make_parts():
 def make_lessons(output="probabilities"):
     """Return what the teachers say, and the students."""
     *parts, start_SP = make_parts()
-    return write_mean_lessons(*parts, output), start_SP
+    return write_mean_targets(*parts, output), start_SP
 
 
 def measure_distance(lessons, flat_SP):
     """Return the root mean square difference of the students' outputs and the lessons."""
     with torch.no_grad():
-        outputs_SNK = write_lessons(lessons.network, flat_SP, lessons.images_NCHW)
+        outputs_SNK = write_soft_targets(lessons.network, flat_SP, lessons.images_NCHW)
     return float((outputs_SNK - lessons.goals_NK).square().mean().sqrt())
 
 
@@ -51,11 +51,11 @@ def test_more_steps_bring_students_nearer_to_the_mean_of_their_teachers(output):
 def test_lessons_are_the_mean_of_the_teachers_and_probabilities_add_up():
     network, layout, teachers_AP, images_NCHW, _ = make_parts()
     both, first, second = (
-        write_mean_lessons(network, layout, teachers_AP[some], images_NCHW, "logits").goals_NK
+        write_mean_targets(network, layout, teachers_AP[some], images_NCHW, "logits").goals_NK
         for some in ([0, 1], [0], [1])
     )
     torch.testing.assert_close(both, (first + second) / 2)
-    said_NK = write_mean_lessons(network, layout, teachers_AP, images_NCHW, "probabilities").goals_NK
+    said_NK = write_mean_targets(network, layout, teachers_AP, images_NCHW, "probabilities").goals_NK
     torch.testing.assert_close(said_NK.sum(dim=1), torch.ones(600))
 
 

@@ -11,7 +11,7 @@ from mzsane.config import ExecutionConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.novelty.distance import open_known_models
 from mzsane.evaluation.selection import draw_samples
 from mzsane.networks.run import ModelSet, score_models
-from mzsane.sampling.guidance import open_guidance, write_lessons
+from mzsane.sampling.guidance import open_guidance, write_soft_targets
 from mzsane.sampling.populations import read_populations
 from mzsane.sampling.samplers import SAMPLERS, flow
 from mzsane.sampling.target import Target
@@ -231,6 +231,6 @@ def test_guided_samples_agree_more_with_their_anchors_and_say_that_they_saw_imag
     taught_ANK = judge.lessons_ANK[[names.index(name) for (name,) in guided_records["made_of"].to_list()]]
 
     def differ(flat_SP):
-        return float((write_lessons(judge.network, flat_SP, judge.images_NCHW) - taught_ANK).abs().mean())
+        return float((write_soft_targets(judge.network, flat_SP, judge.images_NCHW) - taught_ANK).abs().mean())
 
     assert differ(guided["samples"]) < differ(free["samples"])

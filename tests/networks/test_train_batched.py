@@ -8,7 +8,7 @@ import torch
 
 from mzsane.config import ExecutionConfig, FactorsConfig, GlyphsConfig, NetworkConfig, RecipeConfig, ZooConfig
 from mzsane.networks.build import build_network, initialise_network
-from mzsane.networks.train_batched import BatchedModels, find_obstacle, fit_epochs_batched, measure_batched
+from mzsane.networks.train_batched import BatchedModels, explain_unbatchable, fit_epochs_batched, measure_batched
 from mzsane.networks.train_loop import fit_epochs, measure
 from mzsane.problems.images.dataset import ImageSplit
 from mzsane.zoo import train
@@ -126,7 +126,7 @@ def test_state_of_any_kind_is_trained_alike_and_read_whole(factory):
     config = NetworkConfig(architecture=f"tests.factories:{factory}")
     split = make_split()
     networks = make_networks(config, count=2)
-    assert find_obstacle(copy.deepcopy(networks[0]), split.images_NCHW[:4]) is None
+    assert explain_unbatchable(copy.deepcopy(networks[0]), split.images_NCHW[:4]) is None
     models = BatchedModels.stack([copy.deepcopy(network) for network in networks], CPU)
     recipe = RecipeConfig(optimizer="sgd", batch_size=11)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
@@ -141,4 +141,4 @@ def test_state_of_any_kind_is_trained_alike_and_read_whole(factory):
 
 def test_what_cannot_be_one_program_is_known_before():
     network = build_network(NetworkConfig(architecture="tests.factories:spectral"), 1, 4)
-    assert "Batching rule not implemented" in find_obstacle(network, make_split().images_NCHW[:4])
+    assert "Batching rule not implemented" in explain_unbatchable(network, make_split().images_NCHW[:4])

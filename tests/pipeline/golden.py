@@ -94,6 +94,8 @@ CONFIG = {
         "learning_rates": [0.001],
         "batch_size": 64,
         "ensembles": [2],
+        "distillation_steps": [10, 30],
+        "distilled_models": 2,
     },
 }
 
@@ -103,7 +105,7 @@ def measure(folder: str) -> dict[str, dict[str, Any]]:
     store = ArtifactStore(folder)
     artifacts: dict[str, list[Artifact]] = {}
     for stage in plan_ablation(AblationConfig.model_validate(CONFIG)):
-        made = stage.run(store, ExecutionConfig(processes=1), NO_SINK)
+        made = stage.make(store, ExecutionConfig(processes=1), NO_SINK)
         artifacts.setdefault(stage.work.kind, []).append(made)
     describe = {
         "zoo": _describe_zoo,

@@ -52,14 +52,21 @@ MINI: dict[str, Any] = {
     },
     "targets": [{"name": "letters", "zoo": "letters"}],
     "sampling": {"anchors": 2, "bandwidth": 0.1, "samples": 4, "keep": 2},
-    "evaluation": {"finetune_epochs": [0, 1], "finetune_models": 1, "learning_rates": [0.001], "batch_size": 64},
+    "evaluation": {
+        "finetune_epochs": [0, 1],
+        "finetune_models": 1,
+        "learning_rates": [0.001],
+        "batch_size": 64,
+        "distillation_steps": [3],
+        "distilled_models": 2,
+    },
 }
 
 
 def run_library(config: AblationConfig, store: ArtifactStore, execution: ExecutionConfig = SERIAL) -> Artifact:
     """Run an ablation without any orchestrator; return its comparison."""
     for stage in plan_ablation(config):
-        comparison = stage.run(store, execution, NO_SINK)
+        comparison = stage.make(store, execution, NO_SINK)
     return comparison
 
 

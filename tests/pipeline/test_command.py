@@ -1,4 +1,4 @@
-"""The command `python -m flows.ablation`: what it refuses and how, what it plans, and two of them at once."""
+"""The command `mzsane ablate`: what it refuses and how, what it plans, and two of them at once."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from infra import processes
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation, plan_zoo_stage
-from mzsane.store.artifacts import ArtifactStore
+from mzsane.store.artifacts import ArtifactRef, ArtifactStore
 from tests.pipeline.harness import (
     MINI,
     REPOSITORY,
@@ -121,8 +121,8 @@ def test_finished_ablation_is_shown_again(command_session, reference_run):
 def test_changed_file_is_refused(mini, served_environment, tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     zoo, tokens = plan_ablation(AblationConfig.model_validate(MINI))[:2]
-    zoo.run(store, SERIAL, NO_SINK)
-    path = tokens.run(store, SERIAL, NO_SINK).path("weights-00000.parquet")
+    zoo.make(store, SERIAL, NO_SINK)
+    path = tokens.make(store, SERIAL, NO_SINK).path("weights-00000.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -233,6 +233,34 @@ def test_arms_that_fail_at_the_same_time_are_told_in_one_line(mini, served_envir
     settings = ["--set", "backbone.learning_rate=10", "--set", "seeds=[0, 1]"]
     output = run_command([str(mini), "--processes", "1", "--arms", "2", *settings], served_environment)
     output.assert_refused("2 of 2", "exploded", "backbone.learning_rate")
+
+
+def test_what_there_is_is_compared_when_an_arm_fails_and_only_that_arm_runs_again(mini, served_environment, tmp_path):
+    config = yaml.safe_load(mini.read_text())
+    wild = config["compositions"][0] | {"name": "wild", "backbone": config["backbone"] | {"learning_rate": 10}}
+    config["compositions"].append(wild)
+    path = tmp_path / "one-fails.yaml"
+    path.write_text(yaml.safe_dump(config))
+    output = run_command([str(path), "--processes", "1"], served_environment)
+    output.assert_refused("1 of 2", "wild-s0", "exploded", "1 of 2 arms) is compared in", "run again")
+    assert "1 of 2 arms is missing (wild-s0)" in " ".join(output.out.split())
+    store = ArtifactStore(served_environment["MZSANE_ROOT"])
+    (found,) = [
+        store.open(ArtifactRef(kind="comparison", fingerprint=name)) for name in store.files.list_names("comparison")
+    ]
+    assert pl.read_parquet(found.path("comparison.parquet"))["arm"].unique().to_list() == ["letters-s0"]
+    assert found.manifest.counts["missing"] == ["wild-s0"]
+    assert (
+        "1 of 2 arms is missing (wild-s0): all that follows is of the others." in found.path("report.html").read_text()
+    )
+    backbones = store.files.list_names("backbone")
+    mended = run_command([str(path), "--set", "compositions.wild.backbone.learning_rate=0.002"], served_environment)
+    assert mended.code == 0, mended.err
+    assert "missing" not in mended.out
+    assert len(store.files.list_names("backbone") - backbones) == 1
+    log = mended.out + mended.err
+    assert "backbone letters-s0: already there" in log
+    assert "backbone wild-s0: done" in log
 
 
 def test_images_of_targets_are_looked_at_before_any_work(mini, served_environment, tmp_path):

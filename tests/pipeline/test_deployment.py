@@ -81,7 +81,7 @@ def test_every_field_of_every_form_has_a_help_text(running_stack):
 def test_form_shows_the_whole_config(running_stack):
     with running_stack.open_prefect() as client:
         schema = client.read_deployment_by_name("ablation/zoo-composition").parameter_openapi_schema
-    assert set(schema["properties"]) == {"config", "preset", "execution"}
+    assert set(schema["properties"]) == {"config", "preset", "settings", "execution"}
     assert schema["properties"]["config"]["default"]["name"] == "demo"
     fields = schema["definitions"]["BackboneConfig"]["properties"]
     assert {"steps", "learning_rate", "gamma"} <= set(fields)

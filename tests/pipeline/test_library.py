@@ -53,7 +53,7 @@ from mzsane.plan import plan_ablation
 config = load_config(AblationConfig, Path(sys.argv[1]))
 store = ArtifactStore(sys.argv[2])
 for stage in plan_ablation(config):
-    stage.run(store, ExecutionConfig(processes=1, chunk_models=3, checkpoint_steps=7), NO_SINK)
+    stage.make(store, ExecutionConfig(processes=1, chunk_models=3, checkpoint_steps=7), NO_SINK)
 assert not {"prefect", "mlflow"} & {name.partition(".")[0] for name in sys.modules}
 """
 
@@ -301,14 +301,14 @@ def test_two_at_once_do_not_disturb_each_other(kind, tmp_path):
     execution = ExecutionConfig(processes=1, chunk_models=2, checkpoint_steps=10)
 
     def run(stage: Stage) -> None:
-        stage.run(store, execution, NO_SINK)
+        stage.make(store, execution, NO_SINK)
 
     for stage in plan_ablation(config):
         if stage.work.kind != kind:
             run(stage)
             continue
         sink = Meanwhile(lambda stage=stage: run(stage))
-        made = stage.run(store, execution, sink)
+        made = stage.make(store, execution, sink)
         assert sink.action is None
         assert made.ref == stage.work.ref
         for name in made.manifest.files:

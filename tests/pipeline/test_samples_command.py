@@ -1,4 +1,4 @@
-"""The command `python -m flows.samples`: what it writes, and what it refuses."""
+"""The command `mzsane samples`: what it writes, and what it refuses."""
 
 import json
 
@@ -6,12 +6,17 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from flows.samples import main
+from flows.commands.app import main as run_mzsane
 from mzsane.config import AblationConfig
 from mzsane.metrics import NO_SINK
 from mzsane.plan import plan_ablation
 from mzsane.store.artifacts import ArtifactStore
 from tests.pipeline.harness import MINI, SERIAL
+
+
+def main(arguments):
+    """Run the command `mzsane samples`."""
+    return run_mzsane(["samples", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def drawn(tmp_path_factory):
     store = ArtifactStore(str(folder / "store"))
     for stage in plan_ablation(AblationConfig.model_validate(MINI)):
         if stage.work.kind in ("zoo", "tokens", "backbone", "samples"):
-            stage.run(store, SERIAL, NO_SINK)
+            stage.make(store, SERIAL, NO_SINK)
     path = folder / "mini.yaml"
     path.write_text(yaml.safe_dump(MINI))
     return store.root, str(path)

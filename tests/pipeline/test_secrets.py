@@ -132,7 +132,7 @@ def check_written(written: Path) -> None:
     ],
 )
 def test_no_secret_is_said_of_a_source_that_is_refused(source, said, user, tmp_path, monkeypatch, capfd):
-    from flows.zoo import main
+    from flows.commands.app import main
 
     for name, value in user.items():
         monkeypatch.setenv(name, value)
@@ -141,12 +141,12 @@ def test_no_secret_is_said_of_a_source_that_is_refused(source, said, user, tmp_p
         for key in ("source", "metadata"):
             zoo = {"name": "z", "source": str(tmp_path), key: address}
             (tmp_path / "zoo.yaml").write_text(yaml.safe_dump(zoo))
-            code = main(["export", str(tmp_path / "zoo.yaml"), str(tmp_path / "out")])
+            code = main(["zoo", "export", str(tmp_path / "zoo.yaml"), str(tmp_path / "out")])
             out, err = capfd.readouterr()
             assert code in (1, 2)
             assert CANARY not in out + err
         if source.startswith("{address}"):
-            assert main(["download", address]) == 2
+            assert main(["zoo", "download", address]) == 2
             out, err = capfd.readouterr()
             assert said in err
             assert CANARY not in out + err

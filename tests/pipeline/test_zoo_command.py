@@ -1,12 +1,12 @@
-"""The command `python -m flows.zoo`: presets, what it refuses and how, export, download, and the list."""
+"""The command `mzsane zoo`: presets, what it refuses and how, export, download, and the list."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.commands.app import main as run_mzsane
 from flows.presets import list_presets, load_zoo_preset
-from flows.zoo import main
 from mzsane.config import DownloadConfig
 from mzsane.fetch.catalog import find_entry
 from mzsane.fetch.download import plan_download
@@ -14,6 +14,11 @@ from mzsane.store.artifacts import ArtifactStore
 from mzsane.zoo.make import make_zoo
 from tests.fetch.http_server import serve
 from tests.pipeline.harness import SERIAL
+
+
+def main(arguments):
+    """Run the command `mzsane zoo`."""
+    return run_mzsane(["zoo", *arguments])
 
 
 @pytest.fixture(autouse=True)

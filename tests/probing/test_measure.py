@@ -12,7 +12,7 @@ from mzsane.probing.measure import (
     Checkpoints,
     Property,
     draw_resamples,
-    find_obstacle,
+    explain_unprobeable,
     list_properties,
     score_property,
 )
@@ -44,7 +44,7 @@ def split():
 def score(split, values=None):
     (fitted_E, fitted), (scored_E, scored) = split
     asked = Property("truth", *(values or (fitted_E, scored_E)))
-    assert find_obstacle(asked, fitted, scored) is None
+    assert explain_unprobeable(asked, fitted, scored) is None
     return {
         name: {measure.metric: measure for measure in measures}
         for name, measures in score_property(asked, fitted, scored, make_generator(0)).items()
@@ -107,12 +107,12 @@ def test_features_that_are_not_numbers_have_no_score_and_harm_no_other(split, br
 def test_what_does_not_vary_or_is_hardly_known_has_a_reason(split):
     (fitted_E, fitted), (scored_E, scored) = split
     constant = Property("learning_rate", np.full(len(fitted_E), 0.1), scored_E)
-    assert find_obstacle(constant, fitted, scored) == "it is the same in all training checkpoints"
+    assert explain_unprobeable(constant, fitted, scored) == "it is the same in all training checkpoints"
     constant = Property("learning_rate", fitted_E, np.full(len(scored_E), 0.1))
-    assert find_obstacle(constant, fitted, scored) == "it is the same in all test checkpoints"
+    assert explain_unprobeable(constant, fitted, scored) == "it is the same in all test checkpoints"
     unknown = np.full(len(fitted_E), np.nan)
     unknown[: 2 * EPOCHS] = fitted_E[: 2 * EPOCHS]
-    reason = find_obstacle(Property("x", unknown, scored_E), fitted, scored)
+    reason = explain_unprobeable(Property("x", unknown, scored_E), fitted, scored)
     assert reason == "it is known of 2 training models, and a probe needs 3"
 
 

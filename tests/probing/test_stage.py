@@ -103,7 +103,7 @@ def test_a_backbone_of_nan_is_probed_all_the_same(probed, monkeypatch):
     store, backbone, slices, *_ = probed
     model, config = load_backbone(backbone)
     torch.nn.init.constant_(next(model.parameters()), float("nan"))
-    monkeypatch.setattr(probes, "load_backbone", lambda artifact: (model, config))
+    monkeypatch.setattr(probes, "load_backbone", lambda artifact, device: (model, config))
     rows = pl.read_parquet(probe_backbone(backbone.ref, slices, [], 2, store).path("probes.parquet"))
     own = rows.filter(property="test_accuracy")
     assert set(own.filter(pl.col("note").is_not_null())["features"]) == {

@@ -3,12 +3,12 @@
 import polars as pl
 import pytest
 
-from mzsane.appearance import assign_looks
+from mzsane.appearance import assign_styles
 from mzsane.config import AblationConfig, validate_config
 from mzsane.plan import ArmPlan, list_arms
 from mzsane.report.analysis import analyse
 from mzsane.report.cells import average_seeds
-from mzsane.report.figures.pictures import draw_pictures
+from mzsane.report.figures.pictures import plot_pictures
 from mzsane.report.findings import find_findings
 from mzsane.report.gather import name_measurement
 from mzsane.report.page.tables import list_effects
@@ -45,9 +45,9 @@ def test_page_tables_and_pictures_say_so(made):
     assert f"~: {UNKNOWN}" in markdown
     assert markdown.count("~") - 1 == rows["in_distribution"].null_count()
     assert UNKNOWN in str(comparison_table(made["rows"], made["duels"], leaders).caption)
-    looks = assign_looks(made["rows"]["composition"].unique(maintain_order=True).to_list())
+    looks = assign_styles(made["rows"]["composition"].unique(maintain_order=True).to_list())
     frames = {name: made[name] for name in ("effects", "shares", "latents", "curves", "probes")}
-    assert {"accuracy.png", "shares.png", "novelty.png"} <= set(draw_pictures(made["rows"], looks=looks, **frames))
+    assert {"accuracy.png", "shares.png", "novelty.png"} <= set(plot_pictures(made["rows"], looks=looks, **frames))
 
 
 def test_cells_keep_what_is_not_known(made):

@@ -3,7 +3,7 @@
 import polars as pl
 
 from mzsane.report.cells import check_rows
-from mzsane.report.figures.accuracy import draw_novelty
+from mzsane.report.figures.accuracy import chart_novelty
 from mzsane.report.novelty import plot_novelty
 from mzsane.report.statistics.pooling import pool_seeds
 
@@ -36,7 +36,7 @@ def test_each_method_stands_at_its_mean_novelty_and_accuracy(row):
 def test_without_novelty_there_is_no_figure(row):
     rows = pl.DataFrame([row("one", "t", "samples", 0.6)], schema_overrides={"novelty_mean": pl.Float64})
     assert plot_novelty(rows).texts[0].get_text() == "No novelty was measured."
-    assert draw_novelty(pool_seeds(check_rows(rows))) is None
+    assert chart_novelty(pool_seeds(check_rows(rows))) is None
 
 
 def test_with_more_compositions_than_colours_the_colour_is_the_distribution(row):

@@ -5,7 +5,7 @@ import pytest
 
 from mzsane.probing.picture import pick_shown, plot_probes
 from mzsane.probing.stage import PROBE_SCHEMA
-from mzsane.report.figures.latents import draw_probes
+from mzsane.report.figures.latents import chart_probes
 from mzsane.report.page.tables import list_probes
 
 
@@ -56,7 +56,7 @@ def test_the_shown_metric_is_r2_where_the_zoo_is_known_and_tau_elsewhere(probes)
 
 
 def test_page_has_a_panel_for_each_zoo_with_the_shown_metric(probes):
-    figure = draw_probes(probes)
+    figure = chart_probes(probes)
     data = {panel.title: panel.data for panel in figure.panels}
     assert list(data) == ["digits, in distribution", "letters, out of distribution", "mlp, out of distribution"]
     digits = data["digits, in distribution"]
@@ -67,7 +67,7 @@ def test_page_has_a_panel_for_each_zoo_with_the_shown_metric(probes):
 
 def test_several_backbones_are_averaged_and_have_no_interval_of_one(probes):
     worse = probes.with_columns(arm=pl.lit("b"), value=pl.col("value") - 0.4)
-    digits = draw_probes(pl.concat([probes, worse])).panels[0].data.filter(features="latents").row(0, named=True)
+    digits = chart_probes(pl.concat([probes, worse])).panels[0].data.filter(features="latents").row(0, named=True)
     assert (digits["value"], digits["low"], digits["backbones"]) == (pytest.approx(0.6), None, 2)
 
 
@@ -81,7 +81,7 @@ def test_table_has_every_score_and_the_reasons(probes):
 
 def test_nothing_probed_draws_nothing(probes):
     empty = probes.filter(pl.col("features").is_null())
-    assert draw_probes(empty) is None
+    assert chart_probes(empty) is None
     assert list_probes(empty)[0].rows == []
     assert len(plot_probes(empty).axes) == 0
 

@@ -8,7 +8,7 @@ from mzsane.layout.token_layout import TokenLayout
 from mzsane.networks.behaviour import NetworkBehaviour
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.randomness import make_generator
-from mzsane.sampling.guidance import Guidance, write_lessons
+from mzsane.sampling.guidance import Guidance, write_soft_targets
 
 SAMPLES = 3
 
@@ -25,7 +25,7 @@ def make_parts(steps=100, **changes):
     teachers_AP = 3 * torch.stack(teachers)
     behaviour = NetworkBehaviour(network, layout, images_NCHW, 20, "probabilities")
     settings = {"steps": steps, "batch_size": 20, "learning_rate": 0.1, "seed": 0} | changes
-    lessons_ANK = write_lessons(behaviour, teachers_AP, images_NCHW)
+    lessons_ANK = write_soft_targets(behaviour, teachers_AP, images_NCHW)
     return Guidance(behaviour, images_NCHW, lessons_ANK, **settings), teachers_AP
 
 
@@ -36,7 +36,7 @@ def shift(teachers_AP):
 
 
 def agree(guidance, flat_SP, teacher):
-    classes_SN = write_lessons(guidance.network, flat_SP, guidance.images_NCHW).argmax(dim=2)
+    classes_SN = write_soft_targets(guidance.network, flat_SP, guidance.images_NCHW).argmax(dim=2)
     return float((classes_SN == guidance.lessons_ANK[teacher].argmax(dim=1)).double().mean())
 
 

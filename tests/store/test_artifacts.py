@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import random
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import s3fs
 from mzsane.errors import ConfigError, CorruptArtifactError, MzsaneError, NewerArtifactError, StoreError
 from mzsane.fetch.sources import open_storage
 from mzsane.store.artifacts import Artifact, ArtifactRef, ArtifactStore, Work
+from mzsane.store.making import find_commit, record_making
 from mzsane.store.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -186,6 +189,17 @@ class TestPublish:
         assert manifest["files"]["a.bin"]["bytes"] == 3
         assert manifest["libraries"]["torch"].startswith("2.")
         assert artifact.address == f"{place.store.root}/tokens/{work.ref.fingerprint}"
+
+    def test_manifest_says_how_it_was_made(self, place):
+        before = datetime.now(UTC).replace(microsecond=0)
+        with record_making("digits"), record_making("a stage within", threads=3):
+            made = place.store.publish(WORK, {"a.bin": b"abc"}, {}).manifest.made
+        assert (made.name, made.threads, made.host) == ("digits", 3, platform.node())
+        assert before <= datetime.fromisoformat(made.ended) <= datetime.now(UTC)
+        assert 0 <= made.seconds < 600
+        assert made.commit == find_commit()
+        plain = place.store.publish(replace(WORK, seed=1, config={"other": 1}), {"a.bin": b"abc"}, {}).manifest.made
+        assert (plain.name, plain.seconds, plain.threads) == (None, None, None)
 
     def test_is_invisible_until_the_manifest_is_there(self, place):
         # Counts that are not JSON stop the publishing at the last moment: all data files are up, the manifest is not.

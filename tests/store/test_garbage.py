@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 
-from flows.store import main
+from flows.commands.app import main
 from mzsane.errors import ConfigError, NewerArtifactError
 from mzsane.store.artifacts import ArtifactStore, Work
 from mzsane.store.garbage import collect_garbage

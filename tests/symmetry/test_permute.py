@@ -142,7 +142,7 @@ def test_views_are_the_model_and_permuted_versions_of_it(large, together, case, 
     starts_B = torch.tensor(data.draw(st.lists(places, min_size=1, max_size=4)))
     window = data.draw(st.integers(1, layout.length + 2))
     flat_BP = torch.randn(len(starts_B), layout.weights, generator=make_generator(seed))
-    drawn = []  # for each model, the groups that were drawn and the permutations of each version
+    drawn = []  # for each model, the groups that were drawn and the permutations of each view
 
     def draw_all(chosen, batch, generator):
         permutations = draw_permutations(chosen, batch, generator)
@@ -160,11 +160,11 @@ def test_views_are_the_model_and_permuted_versions_of_it(large, together, case, 
     assert views_BVWD[:, 0].equal(cut(layout.tokenize(flat_BP), starts_B, window))
     order = [m for start in starts_B.unique().tolist() for m in (starts_B == start).nonzero().squeeze(1).tolist()]
     for model, (chosen, permutations) in zip(order, drawn, strict=True):
-        for version in (1, 2):
-            own = [permutation[version - 1 : version] for permutation in permutations]
+        for view in (1, 2):
+            own = [permutation[view - 1 : view] for permutation in permutations]
             permuted_1P = permute_weights(layout, chosen, own, flat_BP[model : model + 1])
             expected_1WD = cut(layout.tokenize(permuted_1P), starts_B[model : model + 1], window)
-            assert views_BVWD[model, version].equal(expected_1WD[0])
+            assert views_BVWD[model, view].equal(expected_1WD[0])
 
 
 def cut(tokens_BTD, starts_B, window):
@@ -179,10 +179,10 @@ def test_views_of_a_cnn_keep_its_function():
     flat_P = layout.flatten({name: value.detach() for name, value in network.named_parameters()})
     images = torch.randn(4, 1, 28, 28, generator=make_generator(1), dtype=torch.float64)
     views_BVWD = cut_views(layout, groups, flat_P[None], torch.tensor([0]), layout.length, 4, make_generator(2))
-    versions = layout.detokenize(views_BVWD[0])
-    assert len(versions.unique(dim=0)) == 4
+    views = layout.detokenize(views_BVWD[0])
+    assert len(views.unique(dim=0)) == 4
     with torch.no_grad():
-        for version_P in versions:
+        for version_P in views:
             outputs = functional_call(network, layout.unflatten(version_P), (images,))
             torch.testing.assert_close(outputs, network(images), atol=1e-10, rtol=0)
 
@@ -213,7 +213,7 @@ def test_bad_input_is_named_before_any_work():
         window_index(layout, groups, permutations, starts_B, 0)
     with pytest.raises(ConfigError, match="66 tokens"):
         cut_views(layout, groups, flat_BP, torch.tensor([0, 66]), 8, 2, make_generator())
-    with pytest.raises(ConfigError, match="0 versions"):
+    with pytest.raises(ConfigError, match="0 views"):
         cut_views(layout, groups, flat_BP, starts_B, 8, 0, make_generator())
     with pytest.raises(ConfigError, match="2 models"):
         cut_views(layout, groups, flat_BP, starts_B[:1], 8, 2, make_generator())

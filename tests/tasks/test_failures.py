@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from mzsane.errors import ConfigError, StoreError
+from tasks.command import report_errors
 from tasks.failures import explain_failure, print_without_secrets
 from tasks.logs import quiet_expected_errors
-from tasks.terminal import refuse_command, report_errors
+from tasks.terminal import refuse_command
 from tasks.tracking import Tracker, _make_client
 
 C = "CANARYxyz9"
@@ -67,7 +68,7 @@ def test_a_trace_holds_no_secret(capsys) -> None:
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    script = "import sys\nfrom tasks.terminal import report_errors\n"
+    script = "import sys\nfrom tasks.command import report_errors\n"
     script += "sys.exit(report_errors(lambda: [print('x' * 1000) for _ in range(10000)] and 0))"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mzsane.errors import ConfigError, MzsaneError, WorkerError
-from tasks.terminal import report_errors
+from tasks.command import report_errors
 
 WAITING = """
 import os, sys, time
@@ -19,7 +19,7 @@ from pathlib import Path
 import polars  # which changes how an interrupt is heard
 
 from mzsane.parallel import map_processes
-from tasks.terminal import report_errors
+from tasks.command import report_errors
 
 def wait(folder):
     (folder / str(os.getpid())).touch()

@@ -15,9 +15,9 @@ def generate(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_windows(versions=2, batch=6, window=8, width=5, kinds=2, seed=0):
+def make_windows(views=2, batch=6, window=8, width=5, kinds=2, seed=0):
     """Return tokens, mask and positions: window b shows the places of kind b % kinds, which has b % kinds paddings."""
-    tokens_VBWD = torch.randn(versions, batch, window, width, generator=generate(seed)) + 3
+    tokens_VBWD = torch.randn(views, batch, window, width, generator=generate(seed)) + 3
     kind_B = torch.arange(batch) % kinds
     mask_BWD = torch.ones(batch, window, width, dtype=torch.bool)
     for b, kind in enumerate(kind_B.tolist()):
@@ -79,7 +79,7 @@ def test_noise_has_the_deviation_asked_for():
     assert factor.std() == pytest.approx(0.1, rel=0.02)
     assert factor.mean() == pytest.approx(1, abs=0.02 * 0.1)
     first, second = (scale_noise(tokens, 0.1, generate()) / tokens)[:, mask]
-    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.02  # versions have noise of their own
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.02  # views have noise of their own
 
 
 def test_erasing_takes_rectangles_of_the_share_asked_for_each_sample_its_own():
@@ -152,7 +152,7 @@ def test_cut_mix_replaces_a_run_of_tokens():
 
 
 def test_windows_without_versions_are_augmented_too():
-    tokens, mask, positions = make_windows(versions=1)
+    tokens, mask, positions = make_windows(views=1)
     for operation in OPERATIONS.values():
         one = operation(tokens[0], mask, positions, 0.3, generate())
         assert torch.equal(one, operation(tokens, mask, positions, 0.3, generate())[0])

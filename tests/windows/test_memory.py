@@ -12,7 +12,7 @@ from torch import nn
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.symmetry.groups import GroupMember, PermutationGroup
-from mzsane.windows.memory import MixturePlan, TokenBank
+from mzsane.windows.memory import MixturePlan, WindowsInMemory
 from mzsane.windows.windows import WindowSource
 
 TOKEN_DIM = 5
@@ -54,7 +54,7 @@ sources = st.lists(st.tuples(st.sampled_from([SMALL, MIDDLE, LONG]), st.integers
 @QUICK
 @given(chosen=sources, window=st.integers(1, 40), seed=st.integers(0, 99))
 def test_a_pass_shows_every_checkpoint_once(chosen, window, seed):
-    bank = TokenBank([make_source(*source) for source in chosen], window, 1, seed, versions=1)
+    bank = WindowsInMemory([make_source(*source) for source in chosen], window, 1, seed, views=1)
     everyone = sorted((number, row) for number, (_, count) in enumerate(chosen) for row in range(count))
     orders = []
     for first in (0, bank.plan.windows):
@@ -67,8 +67,8 @@ def test_a_pass_shows_every_checkpoint_once(chosen, window, seed):
 @QUICK
 @given(chosen=sources, window=st.integers(1, 40), batch_size=st.integers(1, 7), step=st.integers(0, 30))
 def test_batches_cut_one_sequence_of_windows(chosen, window, batch_size, step):
-    single = TokenBank([make_source(*source) for source in chosen], window, 1, 3, versions=1)
-    bank = TokenBank([make_source(*source) for source in chosen], window, batch_size, 3, versions=1)
+    single = WindowsInMemory([make_source(*source) for source in chosen], window, 1, 3, views=1)
+    bank = WindowsInMemory([make_source(*source) for source in chosen], window, batch_size, 3, views=1)
     windows = draw_windows(single, step * batch_size, (step + 1) * batch_size)
     assert list_pieces(bank.draw(step)) == [piece for pieces in windows for piece in pieces]
 
@@ -76,7 +76,7 @@ def test_batches_cut_one_sequence_of_windows(chosen, window, batch_size, step):
 @QUICK
 @given(chosen=sources, window=st.integers(1, 40))
 def test_small_models_share_windows_and_others_do_not(chosen, window):
-    bank = TokenBank([make_source(*source) for source in chosen], window, 1, 0, versions=1)
+    bank = WindowsInMemory([make_source(*source) for source in chosen], window, 1, 0, views=1)
     lengths = [make_layout(widths).length for widths, _ in chosen]
     pairs = []
     for pieces in draw_windows(bank, 0, bank.plan.windows):
@@ -90,7 +90,7 @@ def test_small_models_share_windows_and_others_do_not(chosen, window):
 
 
 def test_models_of_different_zoos_meet_in_a_window():
-    bank = TokenBank([make_source(SMALL, 50), make_source(MIDDLE, 50)], 40, 4, 0, versions=1)
+    bank = WindowsInMemory([make_source(SMALL, 50), make_source(MIDDLE, 50)], 40, 4, 0, views=1)
     mixed = sum(
         len({source for source, _ in pieces}) > 1 for step in range(9) for pieces in [list_pieces(bank.draw(step))]
     )
@@ -118,7 +118,7 @@ def test_draws_follow_the_mixture(mixture, weights, shares):
         (widths, count, weight)
         for widths, count, weight in zip((SMALL, LONG, MIDDLE), (3, 9, 18), weights, strict=True)
     ]
-    bank = TokenBank([make_source(*source) for source in chosen], 12, 1, 0, versions=1, mixture=mixture)
+    bank = WindowsInMemory([make_source(*source) for source in chosen], 12, 1, 0, views=1, mixture=mixture)
     counts = count_draws(bank, 1)
     total = counts.total()
     for source, share in enumerate(shares):
@@ -129,7 +129,7 @@ def test_draws_follow_the_mixture(mixture, weights, shares):
 
 def test_draws_of_a_source_are_spread_over_a_pass():
     """Each tenth of a pass holds each source's share: windows are shuffled, not sorted by source."""
-    bank = TokenBank([make_source(LONG, 300), make_source(LONG, 700)], 12, 1, 0, versions=1)
+    bank = WindowsInMemory([make_source(LONG, 300), make_source(LONG, 700)], 12, 1, 0, views=1)
     sources = [pieces[0][0] for pieces in draw_windows(bank, 0, 1000)]
     parts = torch.tensor(sources).view(10, 100).sum(dim=1).float()
     assert ((parts - 70) ** 2 / 21).sum() < 25  # chi-square of 10, 99.5 %
@@ -138,7 +138,7 @@ def test_draws_of_a_source_are_spread_over_a_pass():
 def test_every_order_of_checkpoints_is_equally_likely():
     counts = Counter()
     for seed in range(600):
-        bank = TokenBank([make_source(LONG, 3)], 12, 3, seed, versions=1)
+        bank = WindowsInMemory([make_source(LONG, 3)], 12, 3, seed, views=1)
         counts[tuple(row for _, row in list_pieces(bank.draw(0)))] += 1
     assert len(counts) == 6
     assert sum((count - 100) ** 2 / 100 for count in counts.values()) < 16.7  # chi-square of 5, 99.5 %
@@ -158,7 +158,7 @@ def test_a_step_is_a_function_of_seed_and_step():
     mixed = [WindowSource(flat_NP, layout, make_hidden_groups(layout)), make_source(SMALL, 9, 2.0)]
 
     def make_bank(seed):
-        return TokenBank(mixed, 12, 4, seed, versions=3)
+        return WindowsInMemory(mixed, 12, 4, seed, views=3)
 
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -175,7 +175,7 @@ def test_a_step_is_a_function_of_seed_and_step():
 
 
 def test_sources_of_different_dtypes_share_a_batch():
-    bank = TokenBank([make_source(SMALL, 3, dtype=torch.bfloat16), make_source(SMALL, 3)], 20, 2, 0, versions=2)
+    bank = WindowsInMemory([make_source(SMALL, 3, dtype=torch.bfloat16), make_source(SMALL, 3)], 20, 2, 0, views=2)
     assert bank.draw(0).views_VBWD.dtype == torch.float32
     assert {source for source, _ in list_pieces(bank.draw(0))} == {0, 1}
 
@@ -186,7 +186,7 @@ def test_sources_of_different_dtypes_share_a_batch():
         ({"sources": []}, "composition is empty"),
         ({"window": 0}, "window must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"versions": 0}, "versions must be at least 1, not 0"),
+        ({"views": 0}, "views must be at least 1, not 0"),
         ({"sources": [make_source(SMALL, 0)]}, "slice 0 .* has no checkpoints"),
         (
             {"sources": [make_source(SMALL, 2), make_source(SMALL, 2, 1e-5)]},
@@ -201,7 +201,7 @@ def test_sources_of_different_dtypes_share_a_batch():
 def test_wrong_settings_are_refused(arguments, message):
     settings = {"sources": [make_source(SMALL, 2)], "window": 4, "batch_size": 2, "seed": 0, **arguments}
     with pytest.raises(ConfigError, match=message):
-        TokenBank(**settings)
+        WindowsInMemory(**settings)
 
 
 def test_a_plan_needs_no_weights():
@@ -213,12 +213,12 @@ def test_a_plan_needs_no_weights():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("versions", [1, 3])
-def test_a_gpu_draws_the_same_windows(versions):
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_gpu_draws_the_same_windows(views):
     layout = make_layout(LONG)
     flat_NP = torch.randn(7, layout.weights, generator=torch.Generator().manual_seed(0))
     mixed = [WindowSource(flat_NP, layout, make_hidden_groups(layout)), make_source(SMALL, 9), make_source(MIDDLE, 9)]
-    here, there = (TokenBank(mixed, 20, 8, 0, versions, device) for device in ("cpu", "cuda"))
+    here, there = (WindowsInMemory(mixed, 20, 8, 0, views, device) for device in ("cpu", "cuda"))
     for step in range(5):
         batch = there.draw(step)
         assert batch.views_VBWD.is_cuda

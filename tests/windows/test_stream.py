@@ -16,9 +16,9 @@ from torch import nn
 from mzsane.errors import ConfigError
 from mzsane.layout.token_layout import TokenLayout
 from mzsane.tokens.store import TokenTable, write_weights
-from mzsane.windows.memory import TokenBank
+from mzsane.windows.memory import WindowsInMemory
 from mzsane.windows.row_groups import StreamSource, stream_table
-from mzsane.windows.stream import TokenStream
+from mzsane.windows.stream import WindowStream
 from mzsane.windows.windows import WindowSource
 
 TOKEN_DIM = 5
@@ -73,7 +73,7 @@ def list_pieces(batch):
 
 
 def open_stream(sources, window=12, batch_size=1, seed=0, held=3, **settings):
-    return TokenStream(sources, window, batch_size, seed, hold(sources, held), **{"versions": 1, **settings})
+    return WindowStream(sources, window, batch_size, seed, hold(sources, held), **{"views": 1, **settings})
 
 
 counts = st.lists(st.integers(1, 6), min_size=1, max_size=6)
@@ -98,7 +98,7 @@ def test_the_mixture_is_that_of_the_bank(chosen, window, batch_size, step):
     same = [
         WindowSource(torch.zeros(sum(s.row_groups.counts), s.layout.weights), s.layout, (), s.weight) for s in sources
     ]
-    there = TokenBank(same, window, batch_size, 5, versions=1).draw(step)
+    there = WindowsInMemory(same, window, batch_size, 5, views=1).draw(step)
     with open_stream(sources, window, batch_size, seed=5) as stream:
         here = stream.draw(step)
     for name in ("mask_BWD", "weights_BW", "positions_BW3", "segments_BW", "source_BW"):
@@ -109,7 +109,7 @@ def test_the_mixture_is_that_of_the_bank(chosen, window, batch_size, step):
 def test_killed_at_any_step_it_goes_on_with_the_same_bits(window):
     def open_anew():
         sources = [make_source(SMALL, [5, 9, 2, 7]), make_source(LONG, [3] * 8, reuse=2)]
-        return open_stream(sources, window, batch_size=2, held=2, versions=2)
+        return open_stream(sources, window, batch_size=2, held=2, views=2)
 
     steps = 60  # several epochs of both
     with open_anew() as stream:
@@ -191,7 +191,7 @@ def test_rows_of_a_stored_table_are_streamed(dtype, tmp_path):
     table = TokenTable(index, layout, (), dtype, StoredParts(files))
     rows_N = torch.tensor([1, 2, 5, 7])
     source = stream_table(table, rows_N)
-    with TokenStream([source], layout.length, 4, 0, 10**6, versions=1) as stream:
+    with WindowStream([source], layout.length, 4, 0, 10**6, views=1) as stream:
         views_BWD = stream.draw(0).views_VBWD[0]
     expected = layout.tokenize(flat_NP[rows_N].float())
     assert sorted(views_BWD.tolist()) == sorted(expected.tolist())
@@ -223,5 +223,5 @@ def test_an_error_while_reading_ahead_is_raised_by_the_draw_that_needs_it():
 def test_wrong_settings_are_refused_before_anything_is_read(sources, arguments, message):
     settings = {"window": 4, "batch_size": 2, "seed": 0, "buffer_bytes": 10**6, **arguments}
     with pytest.raises(ConfigError, match=message):
-        TokenStream(sources, **settings)
+        WindowStream(sources, **settings)
     assert not any(source.row_groups.reads for source in sources)

@@ -53,10 +53,10 @@ def make_pieces(*pieces):
     return Pieces(*torch.tensor(pieces).T.contiguous())
 
 
-def cut(architectures, flats, pieces, batch, window, versions=1, seed=0):
+def cut(architectures, flats, pieces, batch, window, views=1, seed=0):
     """Assemble a batch; draw `k` of a source is its row `k`."""
     cutters = [WindowCutter(make_layout(widths), make_groups(widths), window) for widths in architectures]
-    shape = (versions, batch, window)
+    shape = (views, batch, window)
     assembler = WindowAssembler(cutters, shape)
     return assembler.assemble(pieces, lambda source, rows: flats[source][rows], generate(seed))
 
@@ -80,13 +80,13 @@ def draw_packing(draw):
 
 
 @QUICK
-@given(packing=draw_packing(), versions=st.integers(1, 3), seed=st.integers(0, 99))
-def test_unpacking_the_segments_gives_back_the_models(packing, versions, seed):
+@given(packing=draw_packing(), views=st.integers(1, 3), seed=st.integers(0, 99))
+def test_unpacking_the_segments_gives_back_the_models(packing, views, seed):
     architectures, window, pieces, batch = packing
     layouts = [make_layout(widths) for widths in architectures]
     flats = [number_weights(layout, len(pieces)) for layout in layouts]
-    result = cut(architectures, flats, make_pieces(*pieces), batch, window, versions, seed)
-    assert result.views_VBWD.shape == (versions, batch, window, TOKEN_DIM)
+    result = cut(architectures, flats, make_pieces(*pieces), batch, window, views, seed)
+    assert result.views_VBWD.shape == (views, batch, window, TOKEN_DIM)
     filled = torch.zeros(batch, window, dtype=torch.bool)
     for b, offset, segment, source, row in pieces:
         layout = layouts[source]
@@ -100,7 +100,7 @@ def test_unpacking_the_segments_gives_back_the_models(packing, versions, seed):
         assert torch.equal(result.positions_BW3[b, places], layout.positions_T3[shown])
         assert torch.equal(result.mask_BWD[b, places], layout.mask_TD[shown])
         assert torch.equal(result.views_VBWD[0, b, places], layout.tokenize(flats[source][row])[shown])
-        assert torch.equal(result.views_VBWD[:, b, places] > 0, layout.mask_TD[shown].expand(versions, -1, -1))
+        assert torch.equal(result.views_VBWD[:, b, places] > 0, layout.mask_TD[shown].expand(views, -1, -1))
         if layout.length <= window:
             for view_WD in result.views_VBWD[1:, b, places]:
                 assert torch.equal(layout.detokenize(view_WD).sort().values, flats[source][row])
@@ -120,7 +120,7 @@ def test_permuted_versions_keep_the_function_and_differ():
     flat_NP = torch.randn(2, layout.weights, generator=generate())
     length = layout.length
     pieces = make_pieces((0, 0, 1, 0, 0), (0, length, 2, 0, 1))
-    views_VWD = cut([widths], [flat_NP], pieces, 1, 2 * length, versions=4).views_VBWD[:, 0]
+    views_VWD = cut([widths], [flat_NP], pieces, 1, 2 * length, views=4).views_VBWD[:, 0]
     inputs = torch.randn(6, 3, generator=generate(1))
     network = make_network(widths)
     for row, part in enumerate((slice(length), slice(length, None))):
@@ -133,14 +133,14 @@ def test_permuted_versions_keep_the_function_and_differ():
             torch.testing.assert_close(output, expected)
 
 
-@pytest.mark.parametrize("versions", [1, 2])
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_stored_halves_are_delivered_as_float32(dtype, versions):
+def test_stored_halves_are_delivered_as_float32(dtype, views):
     widths = (3, 4, 2)
     layout = make_layout(widths)
     flat_NP = torch.randn(3, layout.weights, generator=generate()).to(dtype)
     for window in (layout.length, layout.length - 1):
-        result = cut([widths], [flat_NP], make_pieces((0, 0, 1, 0, 2)), 1, window, versions)
+        result = cut([widths], [flat_NP], make_pieces((0, 0, 1, 0, 2)), 1, window, views)
         start = int(result.positions_BW3[0, 0, 0])
         assert result.views_VBWD.dtype == torch.float32
         expected = layout.tokenize(flat_NP[2].float())[start : start + window]

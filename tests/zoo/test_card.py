@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 from matplotlib.image import imread
 
-from mzsane.appearance import draw_png
+from mzsane.appearance import plot_png
 from mzsane.config import ExecutionConfig, FactorsConfig, NetworkConfig, ZooConfig
 from mzsane.networks.build import build_network
 from mzsane.problems.images.dataset import load_images
@@ -74,9 +74,9 @@ def test_a_picture_that_cannot_be_drawn_says_so():
     def draw():
         raise ValueError("a name that\nmatplotlib $does not like")
 
-    picture = imread(io.BytesIO(draw_png(draw)))
+    picture = imread(io.BytesIO(plot_png(draw)))
     assert min(picture.shape[:2]) > 100
-    assert draw_png(lambda: b"drawn") == b"drawn"
+    assert plot_png(lambda: b"drawn") == b"drawn"
 
 
 def test_a_card_without_its_pictures_is_a_card(tiny_zoo_config, store, monkeypatch):

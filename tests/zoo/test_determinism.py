@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, TwinsConfig, ZooConfig
+from mzsane.config import ExecutionConfig, GlyphsConfig, NetworkConfig, RecipeConfig, SparseConfig, ZooConfig
 from mzsane.networks.build import start_network
 from mzsane.networks.train_batched import BatchedModels, fit_epochs_batched, measure_batched
 from mzsane.networks.train_loop import fit_epochs, measure
@@ -153,7 +153,7 @@ def test_a_resumed_zoo_equals_an_uninterrupted_one(store, tmp_path, monkeypatch)
 @pytest.mark.parametrize("kind", ["module", "functional_dropout"])
 def test_twins_are_the_same_again(kind, method, store, tmp_path):
     sparsity = {"sparsity": (0.5,)} if method == "magnitude" else {}
-    twins = TwinsConfig(name="t", zoo=make_zoo_config(kind), method=method, epochs=1, **sparsity)
+    twins = SparseConfig(name="t", zoo=make_zoo_config(kind), method=method, epochs=1, **sparsity)
     found = []
     for number, place in enumerate((store, ArtifactStore(str(tmp_path / "other")))):
         train.train_zoo(twins.zoo, place, ExecutionConfig(processes=1))

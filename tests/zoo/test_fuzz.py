@@ -30,6 +30,7 @@ from mzsane.config.reading import ReadConfig
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import open_source
 from mzsane.problems.images.dataset import load_images
+from mzsane.store.making import find_commit
 from mzsane.store.serialisation import load_torch
 from mzsane.zoo.formats.checkpoint import CheckpointReader
 from mzsane.zoo.read import read_zoo
@@ -135,6 +136,7 @@ class Bounds:
     def __init__(self):
         self.before, self.longest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
         self.lines = 0  # too many, in what was said
+        find_commit()  # git is asked once, by ourselves
         happened.clear()
 
     @contextmanager
@@ -189,7 +191,7 @@ def test_no_broken_file_does_harm(count, seeds, to_bytes):
                 assert all(bool(torch.isfinite(v).all()) for v in state.tensors.values() if v.is_floating_point())
     bounds.check(files=count, read=read, refused=len(reasons))
     assert read + len(reasons) == count
-    assert min(read, len(reasons)) > 20, "mutations that all do the same show nothing"
+    assert min(read, len(reasons)) > count / 30, "mutations that all do the same show nothing"
     assert all(reason and "\n" not in reason for reason in reasons)
 
 

@@ -19,7 +19,7 @@ from mzsane.config import (
     FilesConfig,
     NetworkConfig,
     ReadConfig,
-    TwinsConfig,
+    SparseConfig,
     ZooConfig,
     validate_config,
 )
@@ -155,7 +155,7 @@ def test_every_origin_becomes_tokens_with_symmetry(exported, store, tiny_zoo_con
     origins = [
         config,
         ReadConfig(name="read", source=str(folder), **one_network),
-        TwinsConfig(name="twins", zoo=config, sparsity=(0.5,), epochs=1),
+        SparseConfig(name="twins", zoo=config, sparsity=(0.5,), epochs=1),
     ]
     for origin in origins:
         make_zoo(origin, store, SERIAL)
@@ -172,7 +172,7 @@ def test_config_tells_the_origins_apart(tiny_zoo_config):
     trained = tiny_zoo_config.model_dump(mode="json")
     assert load(trained) == tiny_zoo_config
     assert isinstance(load({"name": "r", "source": "folder"}), ReadConfig)
-    assert isinstance(load({"name": "t", "zoo": trained}), TwinsConfig)
+    assert isinstance(load({"name": "t", "zoo": trained}), SparseConfig)
     with pytest.raises(ConfigError, match=r"^here: learning_rate: Input should be greater than 0, not -1$"):
         load({**trained, "learning_rate": -1})
     with pytest.raises(ConfigError, match=r"^here: format: Input should be .*not 'tar'$"):

@@ -9,7 +9,7 @@ import torch
 
 from mzsane.config import DigitsConfig, ExecutionConfig, NetworkConfig, ReadConfig
 from mzsane.errors import ConfigError
-from mzsane.zoo.formats.listing import Entry, Listing
+from mzsane.zoo.formats.listing import Candidate, Listing
 from mzsane.zoo.read import read_zoo
 from mzsane.zoo.selection import select_checkpoints
 from mzsane.zoo.shards import read_index
@@ -22,7 +22,7 @@ SERIAL = ExecutionConfig(processes=1)
 @pytest.mark.parametrize("metric", ["train_loss", "generalisation_gap"])
 def test_what_is_not_finite_is_in_no_range(value, limit, metric):
     config = ReadConfig.model_validate({"name": "z", "source": "x", "where": [{"metric": metric, **limit}]})
-    entries = [Entry("good", 1, "good.pt", {metric: 0.5}), Entry("bad", 1, "bad.pt", {metric: value})]
+    entries = [Candidate("good", 1, "good.pt", {metric: 0.5}), Candidate("bad", 1, "bad.pt", {metric: value})]
     assert [entry.model for entry in select_checkpoints(config, Listing(entries)).entries] == ["good"]
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from mzsane.config import ExecutionConfig
-from mzsane.config.zoos import TwinsConfig
+from mzsane.config.zoos import SparseConfig
 from mzsane.networks.build import build_network, initialise_network
 from mzsane.networks.train_loop import measure
 from mzsane.problems.images.dataset import load_images
 from mzsane.zoo.shards import load_weights
-from mzsane.zoo.sparse import drop_epochs, measure_sparsity, plan_twins, prune_steps, sparsify_zoo
+from mzsane.zoo.sparse import drop_epochs, measure_sparsity, plan_sparse, prune_steps, sparsify_zoo
 
 SERIAL = ExecutionConfig(processes=1)
 
@@ -35,7 +35,7 @@ class TestMagnitude:
     def test_removes_the_smallest_and_keeps_them_zero(self, trained, tiny_zoo_config, scope):
         network, images = trained
         before = list_weights(network)
-        config = TwinsConfig(name="t", zoo=tiny_zoo_config, scope=scope, sparsity=(0.3, 0.7), epochs=1)
+        config = SparseConfig(name="t", zoo=tiny_zoo_config, scope=scope, sparsity=(0.3, 0.7), epochs=1)
         zeros = []
         for share, sparse in zip(
             config.sparsity, prune_steps(network, images.splits["train"], config, torch.Generator()), strict=True
@@ -57,7 +57,7 @@ class TestMagnitude:
 
     def test_zoo_of_twins_has_the_trajectory(self, make_store, tiny_zoo, tiny_zoo_config):
         store = make_store()
-        config = TwinsConfig(name="twins", zoo=tiny_zoo_config, sparsity=(0.5, 0.9), epochs=1)
+        config = SparseConfig(name="twins", zoo=tiny_zoo_config, sparsity=(0.5, 0.9), epochs=1)
         zoo = sparsify_zoo(config, store, SERIAL)
         index, weights = load_weights(zoo)
         assert index.select("model", "epoch").rows() == [(f"{m:06d}", e) for m in range(6) for e in (1, 2)]
@@ -69,12 +69,12 @@ class TestMagnitude:
             assert measure_sparsity(network) == index["sparsity"][row]
             assert measure(network, images.splits["test"])[0] == pytest.approx(index["test_loss"][row], rel=1e-5)
         assert zoo.manifest.inputs == {"zoo": str(tiny_zoo.ref)}
-        assert sparsify_zoo(config, store).ref == zoo.ref == plan_twins(config).ref
+        assert sparsify_zoo(config, store).ref == zoo.ref == plan_sparse(config).ref
 
     @pytest.mark.parametrize("sparsity", [(), (0.5, 0.2), (0.0,), (0.5, 1.0)])
     def test_bad_trajectories_are_refused(self, tiny_zoo_config, sparsity):
         with pytest.raises(ValueError, match="sparsity"):
-            TwinsConfig(name="t", zoo=tiny_zoo_config, sparsity=sparsity)
+            SparseConfig(name="t", zoo=tiny_zoo_config, sparsity=sparsity)
 
 
 class TestVariational:
@@ -91,7 +91,7 @@ class TestVariational:
         from mzsane.config import DigitsConfig, ZooConfig
 
         zoo = ZooConfig(name="z", images=DigitsConfig(source="digits"))
-        config = TwinsConfig(
+        config = SparseConfig(
             name="t", zoo=zoo, method="variational", epochs=60, learning_rate=0.02, batch_size=60, threshold=1.0
         )
         for step, sparse in enumerate(drop_epochs(network, split, config, generator)):
@@ -104,7 +104,7 @@ class TestVariational:
         assert (weight[:, :2] != 0).any(dim=0).all()
 
     def test_zoo_has_plain_networks(self, make_store, tiny_zoo, tiny_zoo_config):
-        config = TwinsConfig(name="twins", zoo=tiny_zoo_config, method="variational", epochs=2)
+        config = SparseConfig(name="twins", zoo=tiny_zoo_config, method="variational", epochs=2)
         index, weights = load_weights(sparsify_zoo(config, make_store(), SERIAL))
         network = build_network(tiny_zoo_config.network, 1, 4)
         network.load_state_dict({name: value[-1] for name, value in weights.items()})

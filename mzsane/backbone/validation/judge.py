@@ -15,7 +15,7 @@ from mzsane.networks.build import build_network, choose_network
 from mzsane.networks.run import ModelSet, run_models
 from mzsane.problems.images.dataset import load_images
 from mzsane.tokens.store import TokenTable
-from mzsane.tokens.subject import find_origin
+from mzsane.tokens.subject import find_subject
 
 
 class Judge:
@@ -33,7 +33,7 @@ class Judge:
     """
 
     def __init__(self, table: TokenTable, split: str, images: int, device: torch.device | str = "cpu") -> None:
-        origin = find_origin(table.artifact)
+        origin = find_subject(table.artifact)
         if origin is None:
             raise ConfigError("the network and the images of its zoo are not known")
         dataset = load_images(origin.images)

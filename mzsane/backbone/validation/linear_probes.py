@@ -1,6 +1,6 @@
 """Probes: what the latents of checkpoints tell of their epoch, losses, accuracies and factors.
 
-Suffixes: B models, T tokens, L latent width, E checkpoints, F features, R dimensions that these span, S strengths.
+Suffixes: B models, T tokens, L latent width, E checkpoints, F features, R dimensions that these span.
 """
 
 import numpy as np
@@ -81,25 +81,13 @@ def predict_numbers(
         models_E: the model that each is a checkpoint of.
         scored_EF: features of the checkpoints that it is asked for.
     """
-    from sklearn.metrics import r2_score
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV
 
     known = np.isfinite(fitted_E)
-    fitted_E = fitted_E[known]
-    fitted_EF, scored_EF = rescale_features(fitted_EF[known], scored_EF)
-    scores = [
-        [r2_score(fitted_E[out], guess_E) for guess_E in _fit_ridges(fitted_EF[kept], fitted_E[kept], fitted_EF[out])]
-        for kept, out in cut_by_model(models_E[known])
-    ]
-    best: np.ndarray = _fit_ridges(fitted_EF, fitted_E, scored_EF)[np.mean(scores, axis=0).argmax()]
-    return best
-
-
-def _fit_ridges(fitted_EF: np.ndarray, fitted_E: np.ndarray, scored_EF: np.ndarray) -> np.ndarray:
-    """Return the predictions of a ridge regression of each strength, (S, E)."""
-    offset_F, mean = fitted_EF.mean(axis=0), fitted_E.mean()
-    left_ER, size_R, right_RF = np.linalg.svd(fitted_EF - offset_F, full_matrices=False)
-    shrunk_SR = size_R / (size_R**2 + _STRENGTHS[:, None]) * (left_ER.T @ (fitted_E - mean))
-    predicted: np.ndarray = shrunk_SR @ ((scored_EF - offset_F) @ right_RF.T).T + mean
+    rescaled_EF, scored_EF = rescale_features(fitted_EF[known], scored_EF)
+    search = GridSearchCV(Ridge(), {"alpha": _STRENGTHS}, scoring="r2", cv=cut_by_model(models_E[known]))
+    predicted: np.ndarray = search.fit(rescaled_EF, fitted_E[known]).predict(scored_EF)
     return predicted
 
 

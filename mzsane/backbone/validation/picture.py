@@ -62,7 +62,7 @@ def collect_scales(layout: TokenLayout, flat_BP: Tensor) -> TokenScales:
     return TokenScales(by_kind_X, float(flat_BP.std(dim=1, correction=0).median()))
 
 
-def draw_scales(chosen: Sequence[ChosenSlice], config: BackboneConfig) -> bytes:
+def plot_scales(chosen: Sequence[ChosenSlice], config: BackboneConfig) -> bytes:
     """Draw how much the tokens of each slice of a composition vary, with the floors of the loss, as a PNG."""
     scales = {}
     for number, part in enumerate(chosen):
@@ -70,10 +70,10 @@ def draw_scales(chosen: Sequence[ChosenSlice], config: BackboneConfig) -> bytes:
         models = max(1, min(_MEASURED_MODELS, _MEASURED_BYTES // (4 * layout.weights), len(part.rows_N)))
         spread = torch.linspace(0, len(part.rows_N) - 1, models).round().long()
         scales[f"slice {number}"] = collect_scales(layout, part.table.load(part.rows_N[spread]))
-    return draw_histograms(scales, config.deviation_floor, config.relative_floor)
+    return plot_histograms(scales, config.deviation_floor, config.relative_floor)
 
 
-def draw_histograms(scales: Mapping[str, TokenScales], floor: float, relative_floor: float) -> bytes:
+def plot_histograms(scales: Mapping[str, TokenScales], floor: float, relative_floor: float) -> bytes:
     """Draw histograms of the tokens' deviations, one panel a zoo, as a PNG.
 
     Args:
@@ -164,7 +164,7 @@ _PANELS = (
 )
 
 
-def draw_curves(curves: pl.DataFrame) -> bytes:
+def plot_curves(curves: pl.DataFrame) -> bytes:
     """Draw how one backbone was trained, as a PNG: losses, R2, validation, gradient norm, learning rate, speed.
 
     Of a metric with parts, as `val_r2_conv/0` or `loss_contrast`, the parts name the line. A metric that no panel is

@@ -7,36 +7,36 @@ import polars as pl
 
 from mzsane.report.figures.vega import (
     ACCURACY,
-    Entry,
     Figure,
+    LegendEntry,
     Panel,
     axis_x,
     axis_y,
+    chart_panel,
     color_by,
-    draw_panel,
     fill_by,
     shape_by,
     tell,
 )
 
 _KINDS = (
-    Entry("generated", "--c1", "circle"),
-    Entry("anchor and noise", "--c2", "cross"),
-    Entry("copies", "--c3", "square"),
-    Entry("new initialisations", "--c4", "diamond"),
-    Entry("from weights alone", "--c6", "triangle-down"),
-    Entry("trained models", "--ink", "triangle-up"),
+    LegendEntry("generated", "--c1", "circle"),
+    LegendEntry("anchor and noise", "--c2", "cross"),
+    LegendEntry("copies", "--c3", "square"),
+    LegendEntry("new initialisations", "--c4", "diamond"),
+    LegendEntry("from weights alone", "--c6", "triangle-down"),
+    LegendEntry("trained models", "--ink", "triangle-up"),
 )
 _SIGHTS = (
-    Entry("none", "--c1", "circle"),
-    Entry("statistics", "--c6", "square"),
-    Entry("images", "--c2", "diamond"),
-    Entry("labels", "--c4", "triangle-up"),
+    LegendEntry("none", "--c1", "circle"),
+    LegendEntry("statistics", "--c6", "square"),
+    LegendEntry("images", "--c2", "diamond"),
+    LegendEntry("labels", "--c4", "triangle-up"),
 )
 _MANY_MARKS = 300  # in a panel
 
 
-def draw_novelty(cells: pl.DataFrame) -> Figure | None:
+def chart_novelty(cells: pl.DataFrame) -> Figure | None:
     """Draw zero-shot accuracy over novelty: a panel a target, a mark a method and composition.
 
     Args:
@@ -68,7 +68,7 @@ def draw_novelty(cells: pl.DataFrame) -> Figure | None:
     )
 
 
-def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: float, height: int) -> Panel:
+def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[LegendEntry], edge: float, height: int) -> Panel:
     hovered = alt.selection_point(
         name="hovered", on="pointerover", clear="pointerout", fields=["composition"], nearest=False
     )
@@ -97,10 +97,10 @@ def _draw_novelty(title: str, data: pl.DataFrame, kinds: Sequence[Entry], edge: 
         )
         .add_params(hovered)
     )
-    return draw_panel(title, data, [line, points], height)
+    return chart_panel(title, data, [line, points], height)
 
 
-def draw_methods(cells: pl.DataFrame) -> Figure | None:
+def chart_methods(cells: pl.DataFrame) -> Figure | None:
     """Draw zero-shot accuracy by method: a panel a target, a mark a composition.
 
     Args:
@@ -145,7 +145,7 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
             )
             .add_params(hovered)
         )
-        panels.append(draw_panel(target, shown.filter(target=target).drop("target"), [bars, marks], 20 * len(order)))
+        panels.append(chart_panel(target, shown.filter(target=target).drop("target"), [bars, marks], 20 * len(order)))
     return Figure(
         "methods",
         "Zero-shot accuracy of every method",
@@ -158,7 +158,7 @@ def draw_methods(cells: pl.DataFrame) -> Figure | None:
     )
 
 
-def draw_cost(cells: pl.DataFrame) -> Figure | None:
+def chart_cost(cells: pl.DataFrame) -> Figure | None:
     """Draw zero-shot accuracy over the time to make a network: a panel a target, a colour for what was seen.
 
     Args:
@@ -211,7 +211,7 @@ def draw_cost(cells: pl.DataFrame) -> Figure | None:
             .encode(x=x, y=y, text=alt.Text(field="label", type="nominal"))
             for left in (True, False)
         ]
-        panels.append(draw_panel(target, means.filter(target=target).drop("target"), [lines, marks, *names], 260))
+        panels.append(chart_panel(target, means.filter(target=target).drop("target"), [lines, marks, *names], 260))
     return Figure(
         "cost",
         "Accuracy over what a network costs, by what was seen of the target",

@@ -5,12 +5,12 @@ import polars as pl
 
 from mzsane.report.figures.vega import (
     CATEGORIES,
-    Entry,
     Figure,
+    LegendEntry,
     axis_x,
     axis_y,
+    chart_panel,
     color_by,
-    draw_panel,
     method_entries,
     name_categories,
     shape_by,
@@ -23,7 +23,7 @@ _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
 _LEAST_R2 = -0.25  # the first steps can be far below zero; what matters is the way from 0 to 1
 
 
-def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
+def chart_convergence(convergence: pl.DataFrame) -> Figure | None:
     """Draw what reconstruction costs over how often each checkpoint was seen: a mark an arm.
 
     Args:
@@ -43,7 +43,7 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
         lost=100 * pl.col("reconstruction_loss_of_accuracy"),
         state=pl.when("failed").then(pl.lit("failed")).otherwise(pl.lit("trained")),
     )
-    entries = [Entry("trained", "--c1", "circle"), Entry("failed", "--c2", "triangle-down")]
+    entries = [LegendEntry("trained", "--c1", "circle"), LegendEntry("failed", "--c2", "triangle-down")]
     entries = [entry for entry in entries if entry.name in shown["state"]]
     panels = []
     for name, title, form in (
@@ -72,7 +72,7 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        panels.append(draw_panel(title, known, [marks], 240))
+        panels.append(chart_panel(title, known, [marks], 240))
     if not panels:
         return None
     return Figure(
@@ -86,7 +86,7 @@ def draw_convergence(convergence: pl.DataFrame) -> Figure | None:
     )
 
 
-def draw_curves(curves: pl.DataFrame) -> Figure | None:
+def chart_curves(curves: pl.DataFrame) -> Figure | None:
     """Draw how backbones were trained: a panel a metric, a line a composition (the mean of its seeds).
 
     Args:
@@ -139,12 +139,12 @@ def draw_curves(curves: pl.DataFrame) -> Figure | None:
             .encode(x=x, y=y, tooltip=tell("composition", ("step", "step", ",.0f"), ("value", metric, ".4~g")))
             .add_params(hovered)
         )
-        panels.append(draw_panel(metric, data, [lines, hints], 200))
+        panels.append(chart_panel(metric, data, [lines, hints], 200))
     note = "A line is a composition, the mean of its seeds; hover to bring one out and to read its name."
     return Figure("curves", "How the backbones were trained", note, panels, entries)
 
 
-def draw_shares(shares: pl.DataFrame) -> Figure | None:
+def chart_shares(shares: pl.DataFrame) -> Figure | None:
     """Draw the share of models that are novel and as accurate as the zoo: a panel a target and distribution.
 
     Args:
@@ -195,7 +195,7 @@ def draw_shares(shares: pl.DataFrame) -> Figure | None:
                 )
             )
             title = f"{target}, {PLACES[inside]}"
-            panels.append(draw_panel(title, here, [thin, thick, hints], 200))
+            panels.append(chart_panel(title, here, [thin, thick, hints], 200))
     return Figure(
         "shares",
         "Share of networks that are novel and as accurate as the zoo",

@@ -6,12 +6,12 @@ import polars as pl
 from mzsane.report.cells import SEES
 from mzsane.report.figures.vega import (
     ACCURACY,
-    Entry,
     Figure,
+    LegendEntry,
     axis_x,
     axis_y,
+    chart_panel,
     color_by,
-    draw_panel,
     fill_by,
     method_entries,
     shape_by,
@@ -21,7 +21,7 @@ from mzsane.report.statistics.effects import CHANGES
 from mzsane.report.words import name_epochs
 
 
-def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
+def chart_finetuning(cells: pl.DataFrame) -> Figure | None:
     """Draw accuracy over epochs of fine-tuning: a panel a target, a line a method, thin lines for compositions.
 
     Args:
@@ -72,7 +72,7 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        panels.append(draw_panel(target, data.filter(target=target).drop("target"), [thin, thick, marks], 240))
+        panels.append(chart_panel(target, data.filter(target=target).drop("target"), [thin, thick, marks], 240))
     return Figure(
         "finetuning",
         "Accuracy while fine-tuning",
@@ -83,7 +83,7 @@ def draw_finetuning(cells: pl.DataFrame) -> Figure | None:
     )
 
 
-def draw_effects(effects: pl.DataFrame) -> Figure | None:
+def chart_effects(effects: pl.DataFrame) -> Figure | None:
     """Draw total effects with their intervals, and beside them the adjusted ones: a panel for each stage.
 
     Args:
@@ -99,10 +99,10 @@ def draw_effects(effects: pl.DataFrame) -> Figure | None:
     )
     shown = shown.with_columns((100 * pl.col(name)).alias(name) for name in ("estimate", "low", "high"))
     entries = [
-        Entry("total, in distribution", "--c1", "circle"),
-        Entry("total, out of distribution", "--c2", "square"),
-        Entry("adjusted, in distribution", "--c1", "circle", hollow=True),
-        Entry("adjusted, out of distribution", "--c2", "square", hollow=True),
+        LegendEntry("total, in distribution", "--c1", "circle"),
+        LegendEntry("total, out of distribution", "--c2", "square"),
+        LegendEntry("adjusted, in distribution", "--c1", "circle", hollow=True),
+        LegendEntry("adjusted, out of distribution", "--c2", "square", hollow=True),
     ]
     entries = [entry for entry in entries if entry.name in shown["line"]]
     panels = []
@@ -147,7 +147,7 @@ def draw_effects(effects: pl.DataFrame) -> Figure | None:
                 ),
             )
         )
-        panels.append(draw_panel(name_epochs(epochs), data, [zero, bars, marks], 90 * len(changes)))
+        panels.append(chart_panel(name_epochs(epochs), data, [zero, bars, marks], 90 * len(changes)))
     return Figure(
         "effects",
         "Total and adjusted effects of size and diversity",

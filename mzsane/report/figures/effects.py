@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from mzsane.appearance import COLORS, INK, MUTED, SIZE, Look, create_figure, create_message, quote, style_axes
+from mzsane.appearance import COLORS, INK, MUTED, SIZE, Style, create_figure, create_message, quote, style_axes
 from mzsane.report.cells import SEES, Cell, average_seeds, format_accuracy, list_names
 from mzsane.report.statistics.effects import CHANGES
 from mzsane.report.table import MISSING
@@ -19,10 +19,10 @@ from mzsane.report.words import name_epochs
 
 _HEAT = "YlGnBu"
 _EFFECT_LOOKS = {
-    ("total", True): (Look(COLORS[0], "o", "-"), COLORS[0], "total, in distribution"),
-    ("total", False): (Look(COLORS[1], "s", "-"), COLORS[1], "total, out of distribution"),
-    ("adjusted", True): (Look(COLORS[0], "o", "--"), "white", "adjusted, in distribution"),
-    ("adjusted", False): (Look(COLORS[1], "s", "--"), "white", "adjusted, out of distribution"),
+    ("total", True): (Style(COLORS[0], "o", "-"), COLORS[0], "total, in distribution"),
+    ("total", False): (Style(COLORS[1], "s", "-"), COLORS[1], "total, out of distribution"),
+    ("adjusted", True): (Style(COLORS[0], "o", "--"), "white", "adjusted, in distribution"),
+    ("adjusted", False): (Style(COLORS[1], "s", "--"), "white", "adjusted, out of distribution"),
 }
 _DARK = 0.55  # accuracy from which text on the heat map is white
 

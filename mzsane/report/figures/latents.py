@@ -5,12 +5,22 @@ import polars as pl
 
 from mzsane.probing.features import FEATURES
 from mzsane.probing.picture import name_features, name_property, pick_shown
-from mzsane.report.figures.vega import CATEGORIES, Entry, Figure, axis_x, axis_y, color_by, draw_panel, shape_by, tell
+from mzsane.report.figures.vega import (
+    CATEGORIES,
+    Figure,
+    LegendEntry,
+    axis_x,
+    axis_y,
+    chart_panel,
+    color_by,
+    shape_by,
+    tell,
+)
 
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 
 
-def draw_probes(probes: pl.DataFrame) -> Figure | None:
+def chart_probes(probes: pl.DataFrame) -> Figure | None:
     """Draw what probes reach from latents, weights and statistics: a panel a zoo and distribution.
 
     Args:
@@ -39,7 +49,7 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
         ),
     )
     entries = [
-        Entry(name_features(name), f"--c{place + 1}", _SHAPES[place])
+        LegendEntry(name_features(name), f"--c{place + 1}", _SHAPES[place])
         for place, name in enumerate(FEATURES)
         if name in order
     ]
@@ -88,7 +98,7 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
             )
         )
         title = f"{zoo}, {'in' if inside else 'out of'} distribution"
-        panels.append(draw_panel(title, data.drop("zoo", "in_distribution"), [bars, marks], 24 + 52 * len(properties)))
+        panels.append(chart_panel(title, data.drop("zoo", "in_distribution"), [bars, marks], 24 + 52 * len(properties)))
     return Figure(
         "probes",
         "What latents tell of a model, beside its weights and their statistics",
@@ -99,7 +109,7 @@ def draw_probes(probes: pl.DataFrame) -> Figure | None:
     )
 
 
-def draw_latents(latents: pl.DataFrame) -> Figure | None:
+def chart_latents(latents: pl.DataFrame) -> Figure | None:
     """Draw maps of latents: two panels a backbone, coloured by zoo and by accuracy.
 
     Args:
@@ -109,7 +119,8 @@ def draw_latents(latents: pl.DataFrame) -> Figure | None:
         return None
     zoos = sorted(latents["zoo"].unique())
     entries = [
-        Entry(name, f"--c{place % CATEGORIES + 1}", _SHAPES[place % len(_SHAPES)]) for place, name in enumerate(zoos)
+        LegendEntry(name, f"--c{place % CATEGORIES + 1}", _SHAPES[place % len(_SHAPES)])
+        for place, name in enumerate(zoos)
     ]
     panels = []
     for (arm,), data in latents.group_by("arm", maintain_order=True):
@@ -122,7 +133,7 @@ def draw_latents(latents: pl.DataFrame) -> Figure | None:
             .mark_point(size=30, opacity=0.75)
             .encode(x=x, y=y, color=color_by("zoo", entries), shape=shape, tooltip=hint)
         )
-        panels.append(draw_panel(f"{arm}: by zoo", data.drop("arm", "composition"), [by_zoo], 260))
+        panels.append(chart_panel(f"{arm}: by zoo", data.drop("arm", "composition"), [by_zoo], 260))
         if data["accuracy"].drop_nulls().is_empty():
             continue
         scale = alt.Scale(scheme="viridis")
@@ -132,7 +143,7 @@ def draw_latents(latents: pl.DataFrame) -> Figure | None:
             .mark_point(size=30, filled=True, opacity=0.85)
             .encode(x=x, y=y, color=color, shape=shape, tooltip=hint)
         )
-        panels.append(draw_panel(f"{arm}: by accuracy", data.drop("arm", "composition"), [by_accuracy], 260))
+        panels.append(chart_panel(f"{arm}: by accuracy", data.drop("arm", "composition"), [by_accuracy], 260))
     return Figure(
         "latents",
         "Latents of models that the backbones were not trained on, in two dimensions",

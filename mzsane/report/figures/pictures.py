@@ -6,7 +6,7 @@ from functools import partial
 import polars as pl
 from matplotlib.figure import Figure
 
-from mzsane.appearance import Look, draw_png
+from mzsane.appearance import Style, plot_png
 from mzsane.probing.picture import pick_shown, plot_probes
 from mzsane.report.figures.effects import plot_effects, plot_heatmap
 from mzsane.report.figures.plots import plot_accuracy, plot_curves, plot_finetuning
@@ -15,14 +15,14 @@ from mzsane.report.latents import plot_latents
 from mzsane.report.novelty import plot_novelty
 
 
-def draw_pictures(
+def plot_pictures(
     rows: pl.DataFrame,
     effects: pl.DataFrame,
     shares: pl.DataFrame,
     latents: pl.DataFrame,
     curves: pl.DataFrame,
     probes: pl.DataFrame,
-    looks: Mapping[str, Look],
+    looks: Mapping[str, Style],
 ) -> dict[str, bytes]:
     """Draw those figures that have something to say.
 
@@ -58,4 +58,4 @@ def draw_pictures(
         figures["curves.png"] = partial(plot_curves, curves, looks)
     if not pick_shown(probes).is_empty():
         figures["probes.png"] = partial(plot_probes, probes)
-    return {name: draw_png(draw) for name, draw in figures.items()}
+    return {name: plot_png(draw) for name, draw in figures.items()}

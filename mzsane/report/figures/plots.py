@@ -15,8 +15,8 @@ from mzsane.appearance import (
     FAINT,
     MUTED,
     SIZE,
-    Look,
-    assign_looks,
+    Style,
+    assign_styles,
     create_figure,
     create_message,
     list_handles,
@@ -31,8 +31,8 @@ _EVEN_EPOCHS = 5  # more epochs of fine-tuning than this are drawn on a logarith
 _SHOWN_CURVES = r"^(loss.*|r2|val_(r2|accuracy)/.*)$"
 
 
-def draw_cells(
-    axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Look, line: str = "", alpha: float = 1.0
+def plot_cells(
+    axes: Axes, xs: Sequence[float], cells: Sequence[Cell], look: Style, line: str = "", alpha: float = 1.0
 ) -> None:
     """Draw cells as markers with error bars, hollow out of distribution, pale where that is not known."""
     ys = [math.nan if cell.accuracy is None else cell.accuracy for cell in cells]
@@ -63,7 +63,7 @@ def explain_fill(inside: Iterable[bool | None]) -> list[Line2D]:
     ]
 
 
-def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Style] | None = None) -> Figure:
     """Plot zero-shot accuracy: one panel a target, methods downwards, one marker for each composition.
 
     Args:
@@ -81,7 +81,7 @@ def plot_accuracy(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
     labels = cells["label"].unique(maintain_order=True).to_list()
     targets = cells["target"].unique(maintain_order=True).to_list()
     compositions = [name for name in list_names(rows, "composition") if name in cells["composition"]]
-    looks = looks or assign_looks(compositions)
+    looks = looks or assign_styles(compositions)
 
     figure = create_figure(
         max(7.0, 2.4 + 3.2 * len(targets)),
@@ -130,7 +130,7 @@ def arrange_series(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
     return {key: group for key, group in series.items() if len({cell.epochs for cell in group}) > 1}
 
 
-def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Style] | None = None) -> Figure:
     """Plot accuracy over epochs of fine-tuning: a row a method, a column a target, a line a composition.
 
     Training from scratch (`random_init`), averaged over compositions, is repeated in every panel.
@@ -150,7 +150,7 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
     cells = [cell for group in shown.values() for cell in group]
     targets = [name for name in list_names(rows, "target") if any(cell.target == name for cell in cells)]
     compositions = [name for name in list_names(rows, "composition") if any(cell.composition == name for cell in cells)]
-    looks = looks or assign_looks(compositions)
+    looks = looks or assign_styles(compositions)
     extra = [Line2D([], [], color=MUTED, linestyle="--", label="random_init")] if scratch else []
 
     figure = create_figure(
@@ -173,7 +173,7 @@ def plot_finetuning(rows: pl.DataFrame, looks: Mapping[str, Look] | None = None)
             axes.plot(mean.keys(), mean.values(), color=MUTED, linestyle="--", linewidth=1.6, zorder=1.5)
             for name in compositions:
                 line = [cell for cell in group if cell.target == target and cell.composition == name]
-                draw_cells(axes, [cell.epochs for cell in line], line, looks[name], looks[name].dash)
+                plot_cells(axes, [cell.epochs for cell in line], line, looks[name], looks[name].dash)
         row[0].set_ylabel("accuracy (0 to 1)", fontsize=SIZE)
     for axes in panels[-1]:
         axes.set_xlabel("fine-tuning (epochs)", fontsize=SIZE)
@@ -193,7 +193,7 @@ def average_accuracy(cells: Iterable[Cell]) -> dict[int, float]:
     return {epochs: sum(values) / len(values) for epochs, values in sorted(found.items())}
 
 
-def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -> Figure:
+def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Style] | None = None) -> Figure:
     """Plot how backbones were trained: panels for each part of the loss, R2, and each zoo's validation.
 
     Args:
@@ -208,7 +208,7 @@ def plot_curves(curves: pl.DataFrame, looks: Mapping[str, Look] | None = None) -
     if not metrics:
         return create_message("No training curve of a loss, of R2 or of accuracy.")
     compositions = curves["composition"].unique(maintain_order=True).to_list()
-    looks = looks or assign_looks(compositions)
+    looks = looks or assign_styles(compositions)
 
     across = min(3, len(metrics))
     down = math.ceil(len(metrics) / across)

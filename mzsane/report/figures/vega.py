@@ -33,7 +33,7 @@ _DIGITS = 5  # significant ones of a number in the page
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """An entry of a legend: a name, a colour of the page's style, and a shape of Vega's."""
 
     name: str
@@ -68,7 +68,7 @@ class Figure:
     title: str
     note: str
     panels: Sequence[Panel]
-    legend: Sequence[Entry] = field(default=())
+    legend: Sequence[LegendEntry] = field(default=())
     columns: int = 0
 
     @property
@@ -77,7 +77,7 @@ class Figure:
         return self.columns or (len(self.panels) if len(self.panels) <= 4 else 4 if len(self.panels) % 4 == 0 else 3)
 
 
-def draw_panel(title: str, data: pl.DataFrame, layers: Sequence[alt.Chart], height: int) -> Panel:
+def chart_panel(title: str, data: pl.DataFrame, layers: Sequence[alt.Chart], height: int) -> Panel:
     """Build a panel of layers that share its data.
 
     Args:
@@ -105,13 +105,13 @@ def tell(*columns: str | tuple[str, str] | tuple[str, str, str]) -> list[alt.Too
     return told
 
 
-def method_entries(methods: Iterable[str]) -> list[Entry]:
+def method_entries(methods: Iterable[str]) -> list[LegendEntry]:
     """Return entries for methods whose colours are the same in every figure; at most one a colour."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LegendEntry] = {}
     for method in sorted(methods, key=lambda name: list(_METHOD_COLORS).index(name) if name in _METHOD_COLORS else 99):
         color = _METHOD_COLORS.get(method)
         if color is not None:
-            entries.setdefault(color, Entry(method, color))
+            entries.setdefault(color, LegendEntry(method, color))
     return list(entries.values())
 
 
@@ -127,21 +127,21 @@ def axis_y(name: str, title: str | None, **scale: Any) -> alt.Y:
     return alt.Y(field=name, type="quantitative", title=title, scale=alt.Scale(**scale), axis=axis)
 
 
-def color_by(name: str, entries: Iterable[Entry]) -> alt.Color:
+def color_by(name: str, entries: Iterable[LegendEntry]) -> alt.Color:
     """Colour by a column of names; the legend is the page's."""
     entries = list(entries)
     scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.color for entry in entries])
     return alt.Color(field=name, type="nominal", scale=scale, legend=None)
 
 
-def fill_by(name: str, entries: Iterable[Entry]) -> alt.Fill:
+def fill_by(name: str, entries: Iterable[LegendEntry]) -> alt.Fill:
     """Fill by a column of names, in the colours of `color_by`."""
     entries = list(entries)
     scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.color for entry in entries])
     return alt.Fill(field=name, type="nominal", scale=scale, legend=None)
 
 
-def shape_by(name: str, entries: Iterable[Entry]) -> alt.Shape:
+def shape_by(name: str, entries: Iterable[LegendEntry]) -> alt.Shape:
     """Shape by a column of names; the legend is the page's."""
     entries = list(entries)
     scale = alt.Scale(domain=[entry.name for entry in entries], range=[entry.shape for entry in entries])
@@ -162,9 +162,9 @@ def _shorten(value: float | None) -> float | None:
     return float(f"{value:.{_DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
-def name_categories(names: Sequence[str]) -> list[Entry]:
+def name_categories(names: Sequence[str]) -> list[LegendEntry]:
     """Give each name a colour of the palette, if there are enough."""
-    return [Entry(name, f"--c{place % CATEGORIES + 1}") for place, name in enumerate(names)]
+    return [LegendEntry(name, f"--c{place % CATEGORIES + 1}") for place, name in enumerate(names)]
 
 
 def list_data(figures: Iterable[Figure]) -> Mapping[str, dict[str, Any]]:

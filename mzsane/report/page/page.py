@@ -20,16 +20,15 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup, escape
 
-from mzsane.report.answers import DEFAULT_QUESTION, Answer
+from mzsane.report.answers import DEFAULT_QUESTION, Answer, describe_gaps
 from mzsane.report.cells import check_rows
-from mzsane.report.figures.accuracy import draw_cost, draw_methods, draw_novelty
-from mzsane.report.figures.backbone import draw_convergence, draw_curves, draw_shares
-from mzsane.report.figures.change import draw_effects, draw_finetuning
+from mzsane.report.figures.accuracy import chart_cost, chart_methods, chart_novelty
+from mzsane.report.figures.backbone import chart_convergence, chart_curves, chart_shares
+from mzsane.report.figures.change import chart_effects, chart_finetuning
 from mzsane.report.figures.grids import AccuracyView, list_compositions, list_duels, list_views
-from mzsane.report.figures.latents import draw_latents, draw_probes
+from mzsane.report.figures.latents import chart_latents, chart_probes
 from mzsane.report.figures.vega import FONT_SIZE, list_data
 from mzsane.report.page.tables import list_convergence, list_effects, list_measurements, list_probes, list_provenance
-from mzsane.report.statistics.convergence import describe_failed
 from mzsane.report.statistics.pooling import pool_seeds
 from mzsane.report.words import METHOD_MEANINGS, SEES_MEANINGS, WORDS
 
@@ -78,6 +77,7 @@ def render_report(
     probes: pl.DataFrame = EMPTY,
     provenance: Sequence[Mapping[str, Any]] = (),
     facts: Facts = Facts(),
+    missing: Sequence[str] = (),
 ) -> str:
     """Render an ablation as one HTML page. Any frame may be empty; what has nothing to say is left out.
 
@@ -96,6 +96,7 @@ def render_report(
         probes: `probing.stage.PROBE_SCHEMA` of all arms.
         provenance: Where everything came from: arm, stage, name, fingerprint, address, reads.
         facts: When and where it was made.
+        missing: Arms that failed before they were scored.
 
     Returns:
         The page.
@@ -105,22 +106,22 @@ def render_report(
     """
     rows = check_rows(rows)
     question = answers[0].question if answers else DEFAULT_QUESTION
-    # A failed backbone stands before every answer; the page says it once, above them.
-    failure = "" if convergence.is_empty() else describe_failed(convergence)
+    # A missing arm or a failed backbone stands before every answer; the page says it once, above them.
+    failure = describe_gaps(missing, convergence)
     said = [replace(answer, sentence=answer.sentence.removeprefix(failure).strip()) for answer in answers]
     cells = pool_seeds(rows)
     views = list_views(cells, leaders)
     figures = {
-        "novelty": draw_novelty(cells),
-        "effects": draw_effects(effects),
-        "cost": draw_cost(cells),
-        "finetuning": draw_finetuning(cells),
-        "methods": draw_methods(cells),
-        "shares": draw_shares(shares),
-        "convergence": draw_convergence(convergence),
-        "curves": draw_curves(curves),
-        "probes": draw_probes(probes),
-        "latents": draw_latents(latents),
+        "novelty": chart_novelty(cells),
+        "effects": chart_effects(effects),
+        "cost": chart_cost(cells),
+        "finetuning": chart_finetuning(cells),
+        "methods": chart_methods(cells),
+        "shares": chart_shares(shares),
+        "convergence": chart_convergence(convergence),
+        "curves": chart_curves(curves),
+        "probes": chart_probes(probes),
+        "latents": chart_latents(latents),
     }
     measurements, constants = list_measurements(rows)
     environment = _open_environment()

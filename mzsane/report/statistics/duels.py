@@ -117,7 +117,7 @@ def compare_sides(one: Side, other: Side) -> tuple[Interval, str]:
     return compare_means(*sides), "anchors"
 
 
-def judge_difference(low: float | None, high: float | None) -> str:
+def classify_difference(low: float | None, high: float | None) -> str:
     """Return `win`, `tie`, `loss`, or `untested` where there is no interval."""
     if low is None or high is None:
         return "untested"
@@ -128,7 +128,7 @@ def describe_difference(found: Interval) -> dict[str, Any]:
     """Return a difference as columns: difference, low, high (null without an interval), units, verdict."""
     known = math.isfinite(found.half)
     low, high = (found.estimate - found.half, found.estimate + found.half) if known else (None, None)
-    verdict = judge_difference(low, high)
+    verdict = classify_difference(low, high)
     return {"difference": found.estimate, "low": low, "high": high, "units": found.units, "verdict": verdict}
 
 

@@ -39,7 +39,7 @@ class _Architecture:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class AxisPattern:
     """How a group permutes an axis; many tensors share one (all norms of a residual stream)."""
 
     group: int
@@ -88,7 +88,7 @@ class PermutationPlan:
 
     layout: TokenLayout
     tensors: tuple[PermutedTensor, ...]
-    patterns: tuple[Pattern, ...]
+    patterns: tuple[AxisPattern, ...]
     device: torch.device
 
     @cached_property
@@ -192,5 +192,5 @@ def _make_plan(architecture: _Architecture, device: torch.device) -> Permutation
             if ready not in members[name]:  # a tied tensor may be named twice
                 members[name].append(ready)
     tensors = tuple(PermutedTensor(layout.offsets[name], shape, tuple(members[name])) for name, shape in shapes.items())
-    used = tuple(Pattern(number, torch.tensor(indices, device=device), size) for number, indices, size in patterns)
+    used = tuple(AxisPattern(number, torch.tensor(indices, device=device), size) for number, indices, size in patterns)
     return PermutationPlan(layout, tensors, used, device)

@@ -3,7 +3,7 @@
 The weights behind the last permuted axis of a tensor (a convolution's kernel) are copied together. A window is cut from
 the rows that it shows; the others are never permuted.
 
-Suffixes: B models, V versions of a model, N models times versions, P weights of a model, W tokens of a window, D token
+Suffixes: B models, V views of a model, N models times views, P weights of a model, W tokens of a window, D token
 width, G units of a group, R selected rows, X weights of a row, L places of the permuted axes within a row, H weights
 around a window.
 """
@@ -94,10 +94,10 @@ def cut_views(
     flat_BP: Tensor,
     starts_B: Tensor,
     window: int,
-    versions: int,
+    views: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cut the same window from each model as it is and from freshly, randomly permuted versions of it.
+    """Cut the same window from each model as it is and from freshly, randomly permuted views of it.
 
     Only groups that permute weights in the window are drawn. Models whose windows start at the same token are cut
     together.
@@ -108,31 +108,31 @@ def cut_views(
         flat_BP: flat weights.
         starts_B: first token of each model's window.
         window: number of tokens.
-        versions: number of versions; the first is the model as it is.
+        views: number of views; the first is the model as it is.
         generator: where the permutations are drawn from.
 
     Returns:
         (B, V, W, D); zero in padding and past the last token.
 
     Raises:
-        ConfigError: the weights do not fit the layout, a window starts outside of it or is empty, or `versions` is
+        ConfigError: the weights do not fit the layout, a window starts outside of it or is empty, or `views` is
             below 1.
     """
     _check_weights(layout, flat_BP)
     _check_windows(layout, starts_B, window)
-    if versions < 1 or len(starts_B) != len(flat_BP):
-        raise ConfigError(f"{versions} versions of {len(starts_B)} windows of {len(flat_BP)} models cannot be cut")
+    if views < 1 or len(starts_B) != len(flat_BP):
+        raise ConfigError(f"{views} views of {len(starts_B)} windows of {len(flat_BP)} models cannot be cut")
     plan = make_plan(layout, groups, flat_BP.device)
     flat_BP = flat_BP.detach()
-    # Version by version in memory, as windows are used.
-    views_BVWD = flat_BP.new_empty(versions, len(flat_BP), window, layout.token_dim).transpose(0, 1)
+    # View by view in memory, as windows are used.
+    views_BVWD = flat_BP.new_empty(views, len(flat_BP), window, layout.token_dim).transpose(0, 1)
     for start in starts_B.unique().tolist():
         visible = plan.find_visible(start, start + window)
         touched = sorted({member.group for tensor, _, _ in visible for member in tensor.members})
-        shown = sum(tensor.size for tensor, _, _ in visible) * versions
+        shown = sum(tensor.size for tensor, _, _ in visible) * views
         same_start_B = (starts_B == start).nonzero().squeeze(1).to(flat_BP.device)
         for models_B in same_start_B.split(max(1, _CHUNK // shown)):
-            drawn = draw_permutations([groups[number] for number in touched], len(models_B) * (versions - 1), generator)
+            drawn = draw_permutations([groups[number] for number in touched], len(models_B) * (views - 1), generator)
             maps = plan.map_axes(
                 {number: new_NG.to(flat_BP.device) for number, new_NG in zip(touched, drawn, strict=True)}
             )
@@ -151,14 +151,14 @@ def _cut(
     plain: int,
     padding: int,
 ) -> None:
-    """Write one window of chosen models to their places; the first `plain` versions are not permuted."""
-    versions, window = out_BVWD.shape[1:3]
+    """Write one window of chosen models to their places; the first `plain` views are not permuted."""
+    views, window = out_BVWD.shape[1:3]
     places_WD = plan.places_TD[start : start + window]
     visible = plan.find_visible(start, start + window)
     base = min(tensor.offset + first * tensor.row_size for tensor, first, _ in visible)
     top = max(tensor.offset + last * tensor.row_size for tensor, _, last in visible)
     # The permuted rows lie where they are in the flat weights; one place more holds the value of the padding.
-    around_BVH = flat_BP.new_empty(versions, len(models_B), top - base + 1).transpose(0, 1)
+    around_BVH = flat_BP.new_empty(views, len(models_B), top - base + 1).transpose(0, 1)
     around_BVH[..., -1] = padding
     scratch = _make_scratch(plan, flat_BP)
     for tensor, first, last in visible:
@@ -166,7 +166,7 @@ def _cut(
         out_BVR = around_BVH[..., begin - base : end - base]
         if plain:
             out_BVR[:, :plain] = flat_BP[:, begin:end].index_select(0, models_B)[:, None]
-        if versions > plain:
+        if views > plain:
             _permute_rows(tensor, (first, last), maps, flat_BP, models_B, out_BVR[:, plain:], scratch)
     tokens = len(places_WD)
     places = (places_WD - base).clamp_(max=top - base).flatten()
@@ -180,7 +180,7 @@ def _cut(
         if everything and out_VBWD.is_contiguous():
             torch.index_select(around_NH, 1, places, out=out_VBWD.view(len(around_NH), -1))
         else:
-            out_VBWD[:, models_B, :tokens] = around_NH.index_select(1, places).view(versions, -1, *places_WD.shape)
+            out_VBWD[:, models_B, :tokens] = around_NH.index_select(1, places).view(views, -1, *places_WD.shape)
     out_BVWD[models_B, :, tokens:] = padding
 
 
@@ -193,14 +193,14 @@ def _permute_rows(
     out_BVR: Tensor,
     scratch: Tensor,
 ) -> None:
-    """Write a range of rows of a tensor, as permuted for each version of chosen models, to `out_BVR`."""
+    """Write a range of rows of a tensor, as permuted for each view of chosen models, to `out_BVR`."""
     if not tensor.members:
         begin, end = (tensor.offset + row * tensor.row_size for row in rows)
         out_BVR.copy_(flat_BP[:, begin:end].index_select(0, models_B)[:, None])
         return
     whole = slice(tensor.offset, tensor.offset + tensor.size)
-    count, versions = out_BVR.shape[:2]
-    if count == versions == 1 and tensor.plain:
+    count, views = out_BVR.shape[:2]
+    if count == views == 1 and tensor.plain:
         source_SX = flat_BP[int(models_B), whole].view(tensor.shape[0], -1)
         _permute_plainly(tensor, rows, maps, source_SX, out_BVR[0, 0].view(-1, tensor.row_size), scratch)
         return
@@ -210,7 +210,7 @@ def _permute_rows(
     unit = (-1, together) if together > 1 else (-1,)  # a last axis of one weight is several times slower than none
     if flat_BP.is_cuda or (tensor.size < _LARGE and len(rows_NR) > 1):
         first_N = torch.arange(0, count * tensor.shape[0], tensor.shape[0], device=rows_NR.device)
-        first_N = first_N.int().repeat_interleave(versions)
+        first_N = first_N.int().repeat_interleave(views)
         index_NRL = (rows_NR + first_N[:, None])[:, :, None] * columns + columns_NRL
         stacked = flat_BP[:, whole].index_select(0, models_B).view(unit)
         out_BVR.copy_(stacked.index_select(0, index_NRL.flatten()).view(out_BVR.shape))
@@ -220,9 +220,9 @@ def _permute_rows(
     cache_RX = scratch[: block * tensor.row_size].view(block, tensor.row_size)
     local_R1 = torch.arange(block, dtype=torch.int32)[:, None]
     for number, rows_R in enumerate(rows_NR):
-        model, version = divmod(number, versions)
+        model, view = divmod(number, views)
         source = flat_BP[models_B[model], whole].reshape(tensor.shape[0], -1)
-        out_RX = out_BVR[model, version].view(-1, tensor.row_size)
+        out_RX = out_BVR[model, view].view(-1, tensor.row_size)
         if columns == 1:
             torch.index_select(source, 0, rows_R, out=out_RX)
             continue

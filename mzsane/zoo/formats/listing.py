@@ -18,7 +18,7 @@ _KINDS = {"acc": "accuracy", "accuracy": "accuracy", "loss": "loss"}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Candidate:
     """A checkpoint file and what is known of it before it is read.
 
     Attributes:
@@ -57,7 +57,7 @@ class Listing:
         notes: what people should know about how the source was understood, a sentence each.
     """
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Candidate] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     without_metrics: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from mzsane.errors import ConfigError
-from mzsane.zoo.formats.listing import Entry, Listing, find_common_folder, is_litter, sort_key
+from mzsane.zoo.formats.listing import Candidate, Listing, find_common_folder, is_litter, sort_key
 from mzsane.zoo.formats.names import NameParts, find_doubtful, read_name
 
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors", ".npz", ".pth.tar", ".pt.tar")
@@ -33,7 +33,7 @@ def list_files(names: list[str], pattern: str | None) -> Listing:
     return Listing(entries=sort_entries(entries), notes=[doubt] if doubt else [])
 
 
-def sort_entries(entries: list[Entry]) -> list[Entry]:
+def sort_entries(entries: list[Candidate]) -> list[Candidate]:
     """Return checkpoints in the order of models, epochs and files."""
     unknown = -1
     return sorted(
@@ -46,7 +46,7 @@ def sort_entries(entries: list[Entry]) -> list[Entry]:
     )
 
 
-def _match(name: str, pattern: str) -> Entry | None:
+def _match(name: str, pattern: str) -> Candidate | None:
     match = re.search(pattern, name)
     if match is None:
         return None
@@ -58,16 +58,16 @@ def _match(name: str, pattern: str) -> Entry | None:
     if "model" not in groups and epoch is not None:
         start, end = match.span("epoch")
         model = _without_suffix(name[:start].rstrip("-_=. ") + name[end:]).strip("/") or "model"
-    return Entry(model, None if epoch is None else int(epoch), name)
+    return Candidate(model, None if epoch is None else int(epoch), name)
 
 
-def _guess(files: list[str]) -> list[Entry]:
+def _guess(files: list[str]) -> list[Candidate]:
     """Return checkpoints with what their paths tell; models are named below the folder that they all lie in."""
     told = {file: read_name(_without_suffix(file)) for file in files}
     common = find_common_folder(parts.model for parts in told.values())
     by_step = _find_stepwise(told.values())
     return [
-        Entry(
+        Candidate(
             parts.model.removeprefix(common),
             parts.step if parts.model in by_step else parts.epoch,
             file,

@@ -11,7 +11,7 @@ from typing import Any
 from mzsane.addresses import show_address
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source
-from mzsane.zoo.formats.listing import Entry, Listing, find_metric, find_split, is_metric, pick_metrics
+from mzsane.zoo.formats.listing import Candidate, Listing, find_metric, find_split, is_metric, pick_metrics
 from mzsane.zoo.formats.loose_files import sort_entries
 from mzsane.zoo.formats.tables import Row, Table, parse_number, read_table, to_text, type_columns
 
@@ -149,7 +149,7 @@ def _find_split(row: Mapping[str, Any], address: str) -> str | None:
 
 def _join_files(
     listing: Listing, rows: Sequence[_Told], source: Source, names: list[str], address: str
-) -> tuple[list[Entry], set[int]]:
+) -> tuple[list[Candidate], set[int]]:
     """Return the checkpoints with what is told of their files, and the numbers of the rows that are of one."""
     entries = {entry.file: entry for entry in listing.entries}
     known = {name: name for name in names}
@@ -164,12 +164,14 @@ def _join_files(
         file = next((known[form] for form in (path, _normalise(path), _normalise(below)) if form in known), None)
         if file is not None:
             used.add(row.number)
-            bare = Entry(str(PurePosixPath(file).with_suffix("")), None, file)
+            bare = Candidate(str(PurePosixPath(file).with_suffix("")), None, file)
             entries[file] = _join(entries.get(file, bare), row)
     return list(entries.values()), used
 
 
-def _join_models(listing: Listing, rows: Sequence[_Told], by_epoch: bool, address: str) -> tuple[list[Entry], set[int]]:
+def _join_models(
+    listing: Listing, rows: Sequence[_Told], by_epoch: bool, address: str
+) -> tuple[list[Candidate], set[int]]:
     """Return the checkpoints with what is told of their models, and the numbers of the rows that are of one."""
     told: dict[str, dict[int | None, _Told]] = defaultdict(dict)
     for each in rows:
@@ -192,7 +194,7 @@ def _join_models(listing: Listing, rows: Sequence[_Told], by_epoch: bool, addres
     return joined, used
 
 
-def _join(entry: Entry, row: _Told) -> Entry:
+def _join(entry: Candidate, row: _Told) -> Candidate:
     return replace(
         entry,
         model=entry.model if row.model is None else row.model,
@@ -210,7 +212,7 @@ def _normalise(path: str) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")) if path else ""
 
 
-def _check_splits(entries: Sequence[Entry], address: str) -> None:
+def _check_splits(entries: Sequence[Candidate], address: str) -> None:
     given: dict[str, str] = {}
     for entry in entries:
         if entry.split is not None and given.setdefault(entry.model, entry.split) != entry.split:

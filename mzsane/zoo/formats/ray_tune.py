@@ -15,7 +15,7 @@ from typing import Any
 
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source
-from mzsane.zoo.formats.listing import Entry, Listing, find_common_folder, is_litter, pick_metrics, sort_key
+from mzsane.zoo.formats.listing import Candidate, Listing, find_common_folder, is_litter, pick_metrics, sort_key
 
 _CHECKPOINT = re.compile(r"^(?P<folder>(?:.*/)?)checkpoint_(?P<epoch>\d{1,9})/(?P<file>[^/]+)$")
 _WEIGHTS = "checkpoints"
@@ -111,7 +111,7 @@ def _add_model(
     listing.history += [{"model": name, "epoch": epoch, **values} for epoch, values in metrics.items()]
     recipe = _translate(parameters or _find_config(results))
     listing.entries += [
-        Entry(name, epoch, file, metrics.get(epoch, {}), recipe) for epoch, file in sorted(files.checkpoints)
+        Candidate(name, epoch, file, metrics.get(epoch, {}), recipe) for epoch, file in sorted(files.checkpoints)
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from mzsane.errors import ConfigError
 from mzsane.fetch.sources import Source
 from mzsane.zoo.formats.checkpoint import CheckpointReader
-from mzsane.zoo.formats.listing import Entry, is_litter
+from mzsane.zoo.formats.listing import Candidate, is_litter
 from mzsane.zoo.formats.states import State
 
 _INDEX = re.compile(r"(?P<whole>.*\.(?:safetensors|bin|pt|pth))\.index\.json$", re.IGNORECASE)
@@ -34,7 +34,7 @@ class Shards:
     indexes: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
 
-    def complete(self, entry: Entry) -> Entry:
+    def complete(self, entry: Candidate) -> Candidate:
         """Return a checkpoint with the files that it lies in."""
         if entry.file not in self.indexes:
             return entry
@@ -77,7 +77,7 @@ def find_shards(names: list[str], source: Source) -> Shards:
     return found
 
 
-def read_files(source: Source, entry: Entry, max_bytes: int) -> dict[str, bytes]:
+def read_files(source: Source, entry: Candidate, max_bytes: int) -> dict[str, bytes]:
     """Return the bytes of a checkpoint's files by name.
 
     Raises:
@@ -92,7 +92,7 @@ def read_files(source: Source, entry: Entry, max_bytes: int) -> dict[str, bytes]
     return files
 
 
-def join_shards(reader: CheckpointReader, entry: Entry, files: Mapping[str, bytes]) -> list[State]:
+def join_shards(reader: CheckpointReader, entry: Candidate, files: Mapping[str, bytes]) -> list[State]:
     """Return the network that lies in several files.
 
     Raises:

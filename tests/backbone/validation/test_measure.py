@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from mzsane.backbone.autoencoder import build_autoencoder
-from mzsane.backbone.validation.measure import Validator, judge
+from mzsane.backbone.validation import judge
+from mzsane.backbone.validation.measure import Validator
 from mzsane.composition import ChosenSlice
 from mzsane.config import GlyphsConfig, NetworkConfig, ZooConfig
 from mzsane.errors import ConfigError

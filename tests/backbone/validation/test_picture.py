@@ -12,8 +12,8 @@ from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
 
 from mzsane.appearance import to_png
-from mzsane.backbone.validation.measure import picture
-from mzsane.backbone.validation.picture import TokenScales, collect_scales, draw_curves, draw_histograms, draw_scales
+from mzsane.backbone.validation import picture
+from mzsane.backbone.validation.picture import TokenScales, collect_scales, plot_curves, plot_histograms, plot_scales
 from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.layout.token_layout import TokenLayout
@@ -83,7 +83,7 @@ def test_histograms_show_all_tokens_and_the_floors(figures: list[Figure]) -> Non
         "digits": TokenScales({"conv": conv, "linear": torch.full((4,), 0.3)}, 0.25),
         "price of $ and $": TokenScales({"linear": torch.tensor([1.5])}, 1.0),
     }
-    assert draw_histograms(scales, 1e-3, 0.1).startswith(PNG)
+    assert plot_histograms(scales, 1e-3, 0.1).startswith(PNG)
     digits, letters = figures[0].axes
     for axes, zoo in ((digits, scales["digits"]), (letters, scales["price of $ and $"])):
         bars = [bar for container in axes.containers for bar in container]
@@ -110,7 +110,7 @@ def test_histograms_show_all_tokens_and_the_floors(figures: list[Figure]) -> Non
 
 
 def test_histograms_of_models_without_variance() -> None:
-    assert draw_histograms({"zeros": TokenScales({"conv": torch.zeros(3)}, 0.0)}, 1e-4, 0.1).startswith(PNG)
+    assert plot_histograms({"zeros": TokenScales({"conv": torch.zeros(3)}, 0.0)}, 1e-4, 0.1).startswith(PNG)
 
 
 def test_the_scales_of_a_composition_have_a_panel_a_slice(figures: list[Figure], tiny_table: TokenTable) -> None:
@@ -118,7 +118,7 @@ def test_the_scales_of_a_composition_have_a_panel_a_slice(figures: list[Figure],
         ChosenSlice(tiny_table, tiny_table.pick_rows("train"), 1.0),
         ChosenSlice(tiny_table, tiny_table.pick_rows("val"), 0.5),
     ]
-    assert draw_scales(chosen, BackboneConfig(deviation_floor=0.01)).startswith(PNG)
+    assert plot_scales(chosen, BackboneConfig(deviation_floor=0.01)).startswith(PNG)
     assert [axes.get_title(loc="left") for axes in figures[0].axes] == ["slice 0", "slice 1"]
     assert "floor, added: 0.01" in [text.get_text() for text in figures[0].legends[0].get_texts()]
 
@@ -130,7 +130,7 @@ def test_curves_are_together_by_what_they_measure(figures: list[Figure]) -> None
         *("learning_rate", "waiting_share", "val_r2/glyphs", "memory_gib", "odd/name+"),
     ]
     curves = make_curves((step, name, step / 10 + place) for step in (2, 1) for place, name in enumerate(names))
-    assert draw_curves(curves).startswith(PNG)
+    assert plot_curves(curves).startswith(PNG)
     panels = list_lines(figures[0])
     assert {title: list(lines) for title, lines in panels.items()} == {
         "Loss and its terms, unweighted": ["all", "contrast", "latent norm"],
@@ -160,12 +160,12 @@ def test_curves_are_together_by_what_they_measure(figures: list[Figure]) -> None
 
 def test_curves_with_gaps_and_none_at_all(figures: list[Figure]) -> None:
     rows = [(1, "loss", 2.0), (2, "loss", math.nan), (3, "loss", 1.0), (3, "val_accuracy/0", math.inf)]
-    assert draw_curves(make_curves(rows)).startswith(PNG)
+    assert plot_curves(make_curves(rows)).startswith(PNG)
     assert list_lines(figures[0]) == {"Loss and its terms, unweighted": {"all": [2.0, 1.0]}}
-    assert draw_curves(make_curves([(0, "learning_rate", 0.0), (1, "loss", -1.0)])).startswith(PNG)
-    assert draw_curves(make_curves([])).startswith(PNG)
+    assert plot_curves(make_curves([(0, "learning_rate", 0.0), (1, "loss", -1.0)])).startswith(PNG)
+    assert plot_curves(make_curves([])).startswith(PNG)
 
 
 def test_the_way_to_a_good_r2_can_be_seen(figures: list[Figure]) -> None:
-    draw_curves(make_curves([(1, "r2", -1e6), (2, "r2", 0.5), (1, "r2_conv", 0.9), (2, "r2_conv", 0.95)]))
+    plot_curves(make_curves([(1, "r2", -1e6), (2, "r2", 0.5), (1, "r2_conv", 0.9), (2, "r2_conv", 0.95)]))
     assert [axes.get_ylim() for axes in figures[0].axes] == [(-0.25, 1.03), (-0.05, 1.03)]

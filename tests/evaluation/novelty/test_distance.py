@@ -8,8 +8,8 @@ from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
 from mzsane.config import EvaluationConfig, ExecutionConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.errors import ConfigError
+from mzsane.evaluation.novelty import distance as novelty
 from mzsane.evaluation.novelty.distance import KnownModels, open_known_models
-from mzsane.evaluation.novelty.distance import distance as novelty
 from mzsane.evaluation.score import score_samples
 from mzsane.evaluation.selection import draw_samples
 from mzsane.layout.token_layout import TokenLayout

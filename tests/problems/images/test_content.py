@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mzsane.config import ExecutionConfig, FilesConfig, ReadConfig, TokensConfig, TwinsConfig, ZooConfig
+from mzsane.config import ExecutionConfig, FilesConfig, ReadConfig, SparseConfig, TokensConfig, ZooConfig
 from mzsane.errors import ConfigError
 from mzsane.plan import plan_tokens_stage, plan_zoo_stage
 from mzsane.problems.images.content import pin_images
@@ -59,7 +59,7 @@ def test_the_same_config_in_another_folder_is_another_zoo(tmp_path, monkeypatch)
             "train": plan_zoo(make_zoo()),
             "stage": plan_zoo_stage(make_zoo()).work,
             "read": plan_zoo_stage(ReadConfig(name="r", source="/checkpoints", images=NPZ)).work,
-            "twins": plan_zoo_stage(TwinsConfig(name="t", zoo=make_zoo())).work,
+            "twins": plan_zoo_stage(SparseConfig(name="t", zoo=make_zoo())).work,
         }
         refs.append({kind: work.ref for kind, work in kinds.items()})
     assert refs[0] == refs[2]

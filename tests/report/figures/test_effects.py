@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mzsane.report.figures.change import draw_effects
+from mzsane.report.figures.change import chart_effects
 from mzsane.report.figures.effects import plot_effects, plot_heatmap
 from mzsane.report.statistics.effects import EFFECT_SCHEMA
 
@@ -42,13 +42,13 @@ def test_without_a_factor_the_figure_says_so():
 
 
 def test_page_has_the_total_first_and_the_adjusted_labelled(effects):
-    figure = draw_effects(effects)
+    figure = chart_effects(effects)
     assert [panel.title for panel in figure.panels] == ["zero-shot", "3 epochs"]
     data = figure.panels[0].data
     assert data["line"].to_list() == ["total, in distribution", "adjusted, in distribution"]
     assert data["estimate"].to_list() == [2.0, 2.0]
     assert [entry.hollow for entry in figure.legend] == [False, True]
-    assert draw_effects(effects.with_columns(estimate=None)) is None
+    assert chart_effects(effects.with_columns(estimate=None)) is None
 
 
 def test_heatmap_has_the_mean_over_seeds_of_zero_shot_samples(rows):

@@ -5,7 +5,7 @@ import math
 import polars as pl
 from matplotlib.colors import to_hex
 
-from mzsane.appearance import assign_looks, to_png, to_svg
+from mzsane.appearance import assign_styles, to_png, to_svg
 from mzsane.report.figures.plots import plot_accuracy, plot_curves, plot_finetuning
 
 
@@ -36,7 +36,7 @@ def test_accuracy_has_a_panel_a_target_and_a_line_a_method(rows):
 
 def test_accuracy_draws_the_mean_over_seeds_in_the_composition_s_colour(rows):
     figure = plot_accuracy(rows)
-    looks = assign_looks(["digits", "letters", "both"])
+    looks = assign_styles(["digits", "letters", "both"])
     samples = {color: (x, face) for x, y, color, face in list_markers(figure.axes[0]) if round(y) == 2}
     inside, outside = samples[looks["digits"].color.lower()], samples[looks["letters"].color.lower()]
     assert math.isclose(inside[0], 0.805)
@@ -93,13 +93,13 @@ def test_curves_have_a_panel_a_metric_and_skip_what_is_not_finite(curves):
 
 
 def test_curves_and_accuracy_agree_on_colours(rows, curves):
-    looks = assign_looks(rows["composition"])
+    looks = assign_styles(rows["composition"])
     colors = {line.get_color() for line in plot_curves(curves, looks).axes[0].lines}
     assert colors == {looks["digits"].color, looks["both"].color}
 
 
 def test_compositions_differ_in_look_beyond_the_number_of_colours():
-    looks = assign_looks(f"composition {i}" for i in range(25))
+    looks = assign_styles(f"composition {i}" for i in range(25))
     assert len(set(looks.values())) == 25
 
 

@@ -4,7 +4,8 @@ A batch is a function of the seed, the step and the part of the step alone, what
 processes share it: each makes the whole part and takes its windows of it. Small parts are made several at a time, in
 blocks of a fixed length: a batch is many small operations, each of which holds up those of the training.
 
-Suffixes: V versions, B windows (rows of both views in a `Feed`), W tokens of a window, D token width, L latent width.
+Suffixes: V views, B windows (rows of both views in a `TrainingBatch`), W tokens of a window, D token width, L latent
+width.
 """
 
 import math
@@ -22,9 +23,9 @@ from mzsane.composition import ChosenSlice
 from mzsane.config import BackboneConfig
 from mzsane.randomness import make_generator
 from mzsane.windows.augment import add_noise, cut_mix, erase, mix_up, scale_noise
-from mzsane.windows.memory import Mixture, TokenBank
+from mzsane.windows.memory import Mixture, WindowsInMemory
 from mzsane.windows.row_groups import stream_table
-from mzsane.windows.stream import TokenStream
+from mzsane.windows.stream import WindowStream
 from mzsane.windows.windows import WindowBatch, WindowSource
 
 _BLOCK = 2**20  # numbers of both views that are made at once, if a part has fewer
@@ -32,8 +33,8 @@ _MOST_REUSED = 16  # windows of a long model that is streamed, before it is read
 
 
 @dataclass(frozen=True)
-class Feed:
-    """What a process computes on in a part of a step: its windows in two versions, one after the other.
+class TrainingBatch:
+    """What a process computes on in a part of a step: its windows in two views, one after the other.
 
     Attributes:
         input_BWD: the views, with noise and gaps.
@@ -68,7 +69,7 @@ def open_windows(
     seed: int,
     mixture: Mixture,
     device: torch.device | str = "cpu",
-) -> TokenBank | TokenStream:
+) -> WindowsInMemory | WindowStream:
     """Return the source of training windows: in memory, the device's, when the composition fits, else streamed.
 
     A batch of it is a block: the windows of one part of a step or of some.
@@ -80,7 +81,7 @@ def open_windows(
             WindowSource(part.table.load(part.rows_N), part.table.layout, part.table.groups, part.weight)
             for part in chosen
         ]
-        return TokenBank(sources, config.window, batch, seed, device=device, mixture=mixture)
+        return WindowsInMemory(sources, config.window, batch, seed, device=device, mixture=mixture)
     streams = [
         stream_table(
             part.table,
@@ -90,10 +91,19 @@ def open_windows(
         )
         for part in chosen
     ]
-    return TokenStream(streams, config.window, batch, seed, held, mixture=mixture)
+    return WindowStream(streams, config.window, batch, seed, held, mixture=mixture)
 
 
-class Feeder:
+@dataclass(frozen=True)
+class _Host:
+    """What of a block the host has to know: models, numbers of weights and positions."""
+
+    segments_BW: Tensor
+    weights_B: list[int]
+    positions_BW3: Tensor
+
+
+class BatchLoader:
     """Makes the parts of the steps in turn, a block ahead of the training, in a thread.
 
     Args:
@@ -106,13 +116,15 @@ class Feeder:
         waited: seconds that the training has waited for data so far.
     """
 
-    def __init__(self, config: BackboneConfig, windows: TokenBank | TokenStream, seed: int, ranks: Ranks) -> None:
+    def __init__(
+        self, config: BackboneConfig, windows: WindowsInMemory | WindowStream, seed: int, ranks: Ranks
+    ) -> None:
         self.config, self.windows, self.seed, self.ranks = config, windows, seed, ranks
         self.share = ranks.share(config.part_windows)
         self.waited = 0.0
         self._length = windows.batch_size // config.part_windows
-        self._block: tuple[int, list[Feed]] | None = None
-        self._next: tuple[int, Future[list[Feed]]] | None = None
+        self._block: tuple[int, list[TrainingBatch]] | None = None
+        self._next: tuple[int, Future[list[TrainingBatch]]] | None = None
         # One thread of its own: the training's matrix products need the others. What a thread sets is also what threads
         # that come later start with, so the old number is set again.
         threads = torch.get_num_threads()
@@ -120,7 +132,7 @@ class Feeder:
         self._thread.submit(_take_one_thread).result()
         torch.set_num_threads(threads)
 
-    def take(self, step: int, part: int) -> Feed:
+    def take(self, step: int, part: int) -> TrainingBatch:
         """Return a part of a step; with the first of its block, begin to make the block after it."""
         block, place = divmod(step * self.config.accumulation + part, self._length)
         if self._block is None or self._block[0] != block:
@@ -136,18 +148,20 @@ class Feeder:
     def close(self) -> None:
         """Stop the thread, and the processes that read a stream."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        if isinstance(self.windows, TokenStream):
+        if isinstance(self.windows, WindowStream):
             self.windows.close()
 
     @torch.no_grad()
-    def _make(self, number: int) -> list[Feed]:
+    def _make(self, number: int) -> list[TrainingBatch]:
         batch = self.windows.draw(number).to(self.ranks.device)
         generator = make_generator(self.seed, "backbone", "block", number)
         clean_VBWD, views_VBWD = augment(batch, self.config, generator)
         noise_VBWL = self._draw_latent_noise(batch, generator)
-        windows, frame = self.config.part_windows, _read_frame(batch)
+        windows = self.config.part_windows
+        # Read from the device once a block: what is asked of each part is small, and asking makes a GPU wait.
+        host = _Host(batch.segments_BW.cpu(), batch.weights_BW.sum(dim=1).tolist(), batch.positions_BW3.cpu())
         return [
-            self._cut(slice(first, first + windows), batch, frame, clean_VBWD, views_VBWD, noise_VBWL)
+            self._cut(slice(first, first + windows), batch, host, clean_VBWD, views_VBWD, noise_VBWL)
             for first in range(0, self.windows.batch_size, windows)
         ]
 
@@ -155,30 +169,29 @@ class Feeder:
         self,
         part: slice,
         batch: WindowBatch,
-        frame: tuple[Tensor, Tensor, Tensor],
+        host: "_Host",
         clean_VBWD: Tensor,
         views_VBWD: Tensor,
         noise_VBWL: Tensor | None,
-    ) -> Feed:
-        """Return what this process computes on of a part of a block, whose frame is on the CPU."""
+    ) -> TrainingBatch:
+        """Return what this process computes on of a part of a block."""
         own = slice(part.start + self.share.start, part.start + self.share.stop)
-        segments_BW, weights_BW, positions_BW3 = frame
-        segments = _double(segments_BW[own])
-        plan = plan_attention(segments, self.ranks.device)
+        segments = _double(host.segments_BW[own])
+        plan = plan_attention(segments, batch.segments_BW.device)
         longest = (plan.shape if plan else segments.shape)[1]
         # Queries in the padding of a row are computed in vain, and are not counted.
         real = int((segments > 0).sum())
-        return Feed(
+        return TrainingBatch(
             views_VBWD[:, own].flatten(0, 1),
             clean_VBWD[:, own].flatten(0, 1),
             _double(batch.mask_BWD[own]),
             _double(batch.weights_BW[own]),
-            _double_positions(batch.positions_BW3[own], positions_BW3[own]),
-            segments.to(self.ranks.device),
+            _double_positions(batch.positions_BW3[own], host.positions_BW3[own]),
+            _double(batch.segments_BW[own]),
             _double(batch.source_BW[own]),
             plan,
             None if noise_VBWL is None else noise_VBWL[:, own].flatten(0, 1),
-            2 * int(weights_BW[part].sum()),
+            2 * sum(host.weights_B[part]),
             (real, real * longest),
         )
 
@@ -201,21 +214,12 @@ def _double(of_views: Tensor) -> Tensor:
     return torch.cat([of_views, of_views])  # `repeat` takes ten times as long for a mask
 
 
-def _read_frame(batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return segments, weights and positions of a batch on the CPU; from a GPU all are read at once."""
-    if batch.segments_BW.device.type == "cpu":
-        return batch.segments_BW, batch.weights_BW, batch.positions_BW3
-    joined_BW5 = torch.cat([batch.segments_BW[..., None], batch.weights_BW[..., None], batch.positions_BW3], dim=2)
-    segments_BW1, weights_BW1, positions_BW3 = joined_BW5.cpu().split([1, 1, 3], dim=2)
-    return segments_BW1.squeeze(2), weights_BW1.squeeze(2), positions_BW3
-
-
 def _double_positions(positions_BW3: Tensor, known_BW3: Tensor) -> Tensor:
     """Return the positions of both views, expanded if all windows have the same, so that they are embedded once.
 
     Args:
-        positions_BW3: the positions.
-        known_BW3: the same on the CPU.
+        positions_BW3: where the batch is.
+        known_BW3: the same on the host.
     """
     if torch.equal(known_BW3, known_BW3[:1].expand_as(known_BW3)):
         return positions_BW3[:1].expand(2 * len(positions_BW3), -1, -1)
@@ -223,7 +227,7 @@ def _double_positions(positions_BW3: Tensor, known_BW3: Tensor) -> Tensor:
 
 
 def augment(batch: WindowBatch, config: BackboneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return clean versions of windows, mixed if so set, and the views of them with noise and gaps: (V, B, W, D)."""
+    """Return clean views of windows, mixed if so set, and the views of them with noise and gaps: (V, B, W, D)."""
     clean_VBWD = batch.views_VBWD
     if config.mix_up:
         clean_VBWD = mix_up(clean_VBWD, batch.mask_BWD, batch.positions_BW3, config.mix_up, generator)

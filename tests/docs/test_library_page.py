@@ -1,4 +1,4 @@
-"""What README shows can be run as it stands."""
+"""What the page of the library shows can be run as it stands."""
 
 import os
 import re
@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def read_snippet() -> str:
-    text = (REPOSITORY / "README.md").read_text().partition("## As a library")[2]
+    text = (REPOSITORY / "docs" / "library.md").read_text()
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
     return found.group(1)

@@ -1,6 +1,6 @@
 """The batches of pre-training: a function of the step alone, shared evenly, made while the training computes.
 
-Suffixes: as in `mzsane.backbone.feeding`.
+Suffixes: as in `mzsane.backbone.loader`.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import mzsane.backbone.feeding
+import mzsane.backbone.loader
 from mzsane.backbone.attention import AttentionPlan
 from mzsane.backbone.distributed.ranks import Ranks
-from mzsane.backbone.feeding import Feed, Feeder, augment, open_windows
+from mzsane.backbone.loader import BatchLoader, TrainingBatch, augment, open_windows
 from mzsane.composition import ChosenSlice, TokenSlice, choose_checkpoints
 from mzsane.config import BackboneConfig, SliceConfig
 from mzsane.randomness import make_generator
 from mzsane.store.artifacts import Artifact, ArtifactStore
-from mzsane.windows.memory import TokenBank
+from mzsane.windows.memory import WindowsInMemory
 from mzsane.windows.windows import WindowBatch
 
 PART = 2 * 4 * 130 * 51  # numbers of a part of both views
@@ -43,7 +43,7 @@ def config() -> BackboneConfig:
 def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many parts are made at once: one if the test does not ask for more."""
     count: int = getattr(request, "param", 1)
-    monkeypatch.setattr(mzsane.backbone.feeding, "_BLOCK", count * PART)
+    monkeypatch.setattr(mzsane.backbone.loader, "_BLOCK", count * PART)
     return count
 
 
@@ -77,9 +77,9 @@ def open_feeder(config: BackboneConfig, chosen: list[ChosenSlice]) -> Iterator[A
 
     def make(
         ranks: Ranks | None = None, seed: int = 0, config: BackboneConfig = config, wrap: Any = None, **given: Any
-    ) -> Feeder:
+    ) -> BatchLoader:
         windows = open_windows(config, chosen, seed, "checkpoints")
-        feeder = Feeder(config, wrap(windows, **given) if wrap else windows, seed, ranks or Ranks())
+        feeder = BatchLoader(config, wrap(windows, **given) if wrap else windows, seed, ranks or Ranks())
         opened.append(feeder)
         return feeder
 
@@ -88,7 +88,7 @@ def open_feeder(config: BackboneConfig, chosen: list[ChosenSlice]) -> Iterator[A
         feeder.close()
 
 
-def list_tensors(feed: Feed) -> dict[str, Tensor]:
+def list_tensors(feed: TrainingBatch) -> dict[str, Tensor]:
     """Return all that a feed holds."""
     values = {field.name: getattr(feed, field.name) for field in dataclasses.fields(feed)}
     plan: AttentionPlan | None = values.pop("plan")
@@ -97,7 +97,7 @@ def list_tensors(feed: Feed) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in values.items() if value is not None}
 
 
-def are_equal(one: Feed, other: Feed) -> bool:
+def are_equal(one: TrainingBatch, other: TrainingBatch) -> bool:
     ours, theirs = list_tensors(one), list_tensors(other)
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -242,7 +242,7 @@ class TestContents:
     def test_a_composition_that_just_fits_is_held(self, chosen: list[ChosenSlice], config: BackboneConfig) -> None:
         weights = sum(4 * part.table.layout.weights * len(part.rows_N) for part in chosen)
         fitting = config.model_copy(update={"memory_gib": weights / 2**30})
-        assert isinstance(open_windows(fitting, chosen, 0, "checkpoints"), TokenBank)
+        assert isinstance(open_windows(fitting, chosen, 0, "checkpoints"), WindowsInMemory)
 
     @pytest.mark.parametrize("parts", [1, 2], indirect=True)
     def test_latent_noise_has_its_deviation_and_differs_by_part(self, open_feeder: Any, config: BackboneConfig) -> None:
@@ -306,9 +306,9 @@ class TestAhead:
             feeder = open_feeder()
             make = feeder._make
 
-            def note_threads(number: int) -> list[Feed]:
+            def note_threads(number: int) -> list[TrainingBatch]:
                 seen.append(torch.get_num_threads())
-                made: list[Feed] = make(number)
+                made: list[TrainingBatch] = make(number)
                 return made
 
             feeder._make = note_threads
