@@ -4,6 +4,7 @@ Within `PretendedGpu()` the device `cuda` can be used. What lies on it is known 
 of both devices raises, as CUDA would, and each read by the host (`item`, `tolist`, `bool`, `cpu`) is counted.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ class PretendedGpu:
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
-        self._stack = ExitStack()
+        self._stack, self._call = ExitStack(), threading.local()
 
     def __enter__(self) -> "PretendedGpu":
         for name, value in _ANSWERS.items():
@@ -100,6 +101,21 @@ class PretendedGpu:
     ) -> None:
         self._stack.close()
 
+    @contextmanager
+    def note_call(self, there: bool) -> Iterator[None]:
+        """Note in a block whether the call that is done in it has tensors on the device.
+
+        What its C++ code makes beside them (in `vmap` the weights of norms that have none) is made there too.
+        """
+        before, self._call.there = self._is_called_there(), there
+        try:
+            yield
+        finally:
+            self._call.there = before
+
+    def _is_called_there(self) -> bool:
+        return getattr(self._call, "there", False)
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor lies on the device."""
         return tensor.untyped_storage()._cdata in self._there
@@ -140,7 +156,9 @@ class _Calls(TorchFunctionMode):
         if _is_cuda(named.get("device")):
             named["device"] = torch.device("cpu")
             return tree_map(self._put, function(*arguments, **named))
-        return function(*arguments, **named)
+        leaves = tree_leaves((arguments, named))
+        with self.gpu.note_call(any(isinstance(leaf, torch.Tensor) and self._holds(leaf) for leaf in leaves)):
+            return function(*arguments, **named)
 
     def _move(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         tensor, *rest = arguments
@@ -219,6 +237,8 @@ class _Operations(TorchDispatchMode):
             if name in _HOST:
                 self.gpu.reads[_HOST[name]] += 1
         result = operation(*arguments, **named)
+        if not tensors and self.gpu._is_called_there():
+            return tree_map(lambda value: self.gpu.put(value) if isinstance(value, torch.Tensor) else value, result)
         if there and name not in ("aten::_local_scalar_dense", "aten::equal"):
             written_on_host = name == "aten::copy_" and not self.gpu.holds(arguments[0])
             if not written_on_host:

@@ -1,7 +1,9 @@
 """The code for GPUs, run on a pretended one: no tensors of both devices meet, and a step of training reads nothing."""
 
+import copy
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -10,15 +12,25 @@ import torch
 from mzsane.backbone import machine
 from mzsane.backbone.pretrain import pretrain
 from mzsane.composition import TokenSlice
-from mzsane.config import BackboneConfig, ExecutionConfig, SamplingConfig, SliceConfig
+from mzsane.config import AblationConfig, BackboneConfig, ExecutionConfig, NetworkConfig, SamplingConfig, SliceConfig
 from mzsane.evaluation.selection import draw_samples
-from mzsane.networks.run import ModelSet, score_models
+from mzsane.layout.running import read_weights
+from mzsane.layout.token_layout import TokenLayout
+from mzsane.metrics import NO_SINK
+from mzsane.networks.build import build_network, initialise_network
+from mzsane.networks.disagreement import classify_models
+from mzsane.networks.run import ModelSet, run_models, score_models
+from mzsane.plan import plan_ablation
 from mzsane.probing.stage import probe_backbone
+from mzsane.problems.images.dataset import load_images
+from mzsane.report.latents import map_latents
 from mzsane.sampling.populations import read_populations
 from mzsane.sampling.target import Target
+from mzsane.store.artifacts import ArtifactStore
 from mzsane.store.serialisation import load_tensors
 from mzsane.zoo.shards import load_weights
 from mzsane.zoo.train import train_zoo
+from tests.pipeline.golden import CONFIG
 from tests.pretended_gpu import MixedDevicesError, PretendedGpu
 
 GPU = ExecutionConfig(processes=1, device="cuda", compile=False)
@@ -123,6 +135,55 @@ def test_samples_are_drawn_refined_and_guided_there(tiny_tokens, tiny_zoo_config
         torch.testing.assert_close(there[name], value, rtol=1e-2, atol=1e-3)
     assert told.columns == expected.columns
     assert len(told) == len(expected)
+
+
+def test_every_stage_runs_there(tmp_path, monkeypatch):
+    """Fine-tuning, distillation, baselines, novelty and the map of latents too, with all that looks at images."""
+    monkeypatch.setitem(machine._PEAK_SIZE, "cuda", 64)
+    config = copy.deepcopy(CONFIG)
+    config["zoos"], config["targets"] = config["zoos"][:1], config["targets"][:1]
+    config["compositions"] = [{"name": "letters", "slices": [{"zoo": "letters", "models": 4}]}]
+    config["backbone"] |= {"steps": 4, "behaviour": 0.3, "validations": 1}
+    config["sampling"] |= {"guidance_steps": 2, "refine_anchors": True}
+    config["evaluation"] |= {"distillation_steps": [2], "learning_rates": [0.001, 0.003]}
+    ablation = AblationConfig.model_validate(config)
+    store, stages = ArtifactStore(str(tmp_path / "store")), plan_ablation(ablation)
+    made = {}
+    with PretendedGpu():
+        for stage in stages[:-1]:  # the last one draws the report
+            made[stage.work.kind] = stage.run(store, GPU, NO_SINK)
+        latents = [
+            map_latents(made["backbone"], {"letters": made["tokens"].ref}, set(), 0, store, torch.device(name))
+            for name in ("cuda", "cpu")
+        ]
+    assert {made[kind].manifest.counts["device"] for kind in ("zoo", "backbone", "baselines", "scores")} == {"cuda"}
+    there, here = (places.select("x", "y").to_torch() for places in latents)
+    torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
+    scores = pl.concat(pl.read_parquet(made[kind].path("scores.parquet")) for kind in ("baselines", "scores"))
+    assert {"samples", "distilled_init", "random_init", "flat_noise", "zoo"} <= set(scores["method"])
+    assert scores["accuracy"].is_between(0, 1).all()
+    assert scores["error_overlap"].count() > 0  # models were compared by their errors
+
+
+@pytest.mark.parametrize("statistics", ["in", "conditioned"])
+@pytest.mark.parametrize("memory", [2**33, 1], ids=["together", "one by one"])
+def test_models_say_the_same_there_whatever_there_is_room_for(tiny_zoo_config, statistics, memory, monkeypatch):
+    images = load_images(tiny_zoo_config.images)
+    network = NetworkConfig(architecture="resnet18", width=4)
+    built = [build_network(network, images.channels, images.classes, images.size) for _ in range(3)]
+    for seed, one in enumerate(built):
+        initialise_network(one, "kaiming_uniform", torch.Generator().manual_seed(seed))
+    layout = TokenLayout.from_network(built[0], 51, statistics)
+    flat_NP = torch.stack([read_weights(layout, one) for one in built])
+    models = ModelSet(network, tiny_zoo_config.images, layout, flat_NP, ("relu", "gelu", "relu"))
+    shown_NCHW = images.splits["val"].images_NCHW
+    with PretendedGpu():
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+        there = run_models(models, images, shown_NCHW, torch.device("cuda")).cpu()
+        judged = classify_models(models, GPU)
+    torch.testing.assert_close(there, run_models(models, images, shown_NCHW, torch.device("cpu")), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(there[0], there[1])
+    assert torch.equal(judged, classify_models(models, CPU))
 
 
 def test_models_are_scored_as_one_program(tiny_table, tiny_zoo_config):

@@ -110,7 +110,7 @@ class Guidance:
 @torch.no_grad()
 def write_soft_targets(network: NetworkBehaviour, teachers_AP: Tensor, images_NCHW: Tensor) -> Tensor:
     """Return what each teacher says of the classes of each image, (A, N, K): logits or probabilities."""
-    logits_ANK = network.run_models(teachers_AP, images_NCHW)
+    logits_ANK = network.run_models(teachers_AP.to(images_NCHW.device), images_NCHW)
     return logits_ANK if network.output == "logits" else logits_ANK.softmax(dim=-1)
 
 
