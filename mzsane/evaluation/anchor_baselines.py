@@ -101,7 +101,7 @@ class AnchorBaselines:
 
     def _add_noise(self) -> list[Scored]:
         layout, anchors_AP, nearest_S, distance_S = self.scorer.layout, self.anchors_AP, self.nearest_S, self.distance_S
-        images = load_images(self.scorer.target.images)
+        images, device = load_images(self.scorer.target.images), find_device(self.scorer.execution)
         network = build_network(self.scorer.target.network, images.channels, images.classes, images.size)
         unlabelled_NCHW = images.splits["train"].images_NCHW[:_CURVATURE_IMAGES]
         shape = (images.channels, images.size, images.size)
@@ -123,7 +123,7 @@ class AnchorBaselines:
         looks = [(noise_NCHW, "none"), (unlabelled_NCHW, "images")]
         # What has seen images anyway need not do with noise in their place.
         for seen_NCHW, sees in looks[SEES.index(self.made.sees or "none") >= SEES.index("images") :]:
-            flatten = partial(flatten_noise, network, layout, anchors_AP, nearest_S, distance_S, seen_NCHW)
+            flatten = partial(flatten_noise, network, layout, anchors_AP, nearest_S, distance_S, seen_NCHW.to(device))
             looked_at = count_images(layout.weights, images.classes, len(seen_NCHW))
             passes = math.ceil(looked_at * len(anchors_AP) / self.count)
             scored.append(self._add_noisy("flat_noise", flatten, least=sees, passes=passes, tuned=0))

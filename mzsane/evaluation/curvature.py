@@ -56,7 +56,8 @@ def flatten_noise(
         anchors_AP: flat weights of the anchors.
         chosen_S: for each sample, the anchor that it starts from.
         distances_S: for each sample, its Euclidean distance to that anchor, in weight units.
-        images_NCHW: unlabelled images, or images of noise; of more than are needed some are drawn for each anchor.
+        images_NCHW: unlabelled images, or images of noise, on the device that networks run on; of more than are needed
+            some are drawn for each anchor.
         generator: source of the noise and of the draw of images.
 
     Returns:
@@ -65,9 +66,10 @@ def flatten_noise(
     noise_SP = torch.randn(len(chosen_S), layout.weights, generator=generator)
     for anchor in chosen_S.unique().tolist():
         own_S = chosen_S == anchor
-        run = _open_network(network, layout, anchors_AP[anchor], images_NCHW)
-        steep_RP = _find_steep(run, anchors_AP[anchor], images_NCHW, generator)
-        basis_PR, _ = torch.linalg.qr(steep_RP.T)
+        anchor_P = anchors_AP[anchor].to(images_NCHW.device)
+        run = _open_network(network, layout, anchor_P, images_NCHW)
+        steep_RP = _find_steep(run, anchor_P, images_NCHW, generator)
+        basis_PR = torch.linalg.qr(steep_RP.T)[0].to(noise_SP.device)
         for _ in range(2):  # the first time leaves the rounding errors of what it takes away
             noise_SP[own_S] -= noise_SP[own_S] @ basis_PR @ basis_PR.T
     flat_SP: Tensor = anchors_AP[chosen_S] + noise_SP * (distances_S / noise_SP.norm(dim=1))[:, None]
@@ -89,9 +91,11 @@ def _open_network(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the logits, (N, K), as a function of flat weights near an anchor and of images."""
     if layout.running_statistics == "in":
-        return NetworkBehaviour(network, layout, images_NCHW, 1, "logits").run_model
-    network = copy_network(network, images_NCHW[:1]).eval()
+        behaviour = NetworkBehaviour(network, layout, images_NCHW, 1, "logits")
+        return behaviour.move(images_NCHW.device).run_model
+    network = copy_network(network, images_NCHW[:1].cpu()).eval()
     share_buffers(layout, network)
+    network.to(images_NCHW.device)
     if layout.running_statistics == "conditioned":
         load_weights(layout, network, anchor_P)
         condition_statistics(network, images_NCHW)
@@ -125,6 +129,6 @@ def _find_steep(
     rows = []
     for some_NCHW in images_NCHW.tensor_split(min(directions, count)):
         logits_NK, pull = vjp(lambda flat_P, some_NCHW=some_NCHW: run(flat_P, some_NCHW), flat_P)[:2]
-        combination_NK = torch.randn(logits_NK.shape, generator=generator)
+        combination_NK = torch.randn(logits_NK.shape, generator=generator).to(logits_NK.device)
         rows.append(pull(combination_NK - combination_NK.mean(dim=1, keepdim=True))[0])
     return torch.stack(rows)

@@ -44,7 +44,7 @@ class NetworkBehaviour:
         self, network: nn.Module, layout: TokenLayout, images_NCHR: Tensor, images: int, output: Output
     ) -> None:
         self.layout, self.output = layout, output
-        self._network = copy_network(network, images_NCHR[:1]).eval()  # dropout is off
+        self._network = copy_network(network, images_NCHR[:1].cpu()).eval()  # dropout is off
         share_buffers(layout, self._network)
         if layout.running_statistics != "in":
             _forget_statistics(self._network)
@@ -71,9 +71,14 @@ class NetworkBehaviour:
         chosen = torch.randperm(len(self._images_NCHR), generator=generator)[: self._images]
         return self._images_NCHR[chosen.to(device)]
 
+    def move(self, device: torch.device) -> "NetworkBehaviour":
+        """Move the networks' buffers to a device, in place; return this."""
+        self._network.to(device)
+        return self
+
     def run_models(self, flat_MP: Tensor, images_SCHR: Tensor) -> Tensor:
         """Return the logits of all models on the same images, (M, S, K)."""
-        self._network.to(flat_MP.device)  # its buffers; costs nothing once they are there
+        self.move(flat_MP.device)  # costs nothing once they are there
         run = self.run_one_by_one if flat_MP.device.type == "cpu" else self.run_vectorised
         return run(flat_MP, images_SCHR)
 

@@ -14,7 +14,10 @@ _BYTES = 4  # of a number
 
 
 def count_kept_numbers(network: nn.Module, images_SCHW: Tensor) -> int:
-    """Return how many numbers a model keeps for the backward pass, weights included; nothing is computed."""
+    """Return how many numbers a model, which is on the CPU, keeps for the backward pass, weights included.
+
+    Nothing is computed.
+    """
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -23,7 +26,7 @@ def count_kept_numbers(network: nn.Module, images_SCHW: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        copy_network(network, images_SCHW[:1]).to("meta")(images_SCHW.to("meta"))
+        copy_network(network, images_SCHW[:1].cpu()).to("meta")(images_SCHW.to("meta"))
     return max(1, kept)
 
 
